@@ -1,0 +1,9 @@
+"""Guide families, one per file, imported as `pyro_vi.guides`."""
+
+if __name__ != "pyro_vi.guides":  # else every class would exist twice
+    raise ImportError("import pyro_vi.guides, not guides")
+
+TABLE: dict[str, str] = {
+    "diag_normal": "pyro_vi.guides.diag_normal:DiagNormal",
+    "exact": "pyro_vi.guides.exact:Exact",
+}

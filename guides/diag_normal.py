@@ -1,0 +1,153 @@
+"""The diagonal normal guide: amortized by an encoder for local sites, free parameters for global ones."""
+
+import math
+from contextlib import ExitStack
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import biject_to, constraints
+
+from pyro_vi.data import Batch
+from pyro_vi.errors import InputError
+from pyro_vi.networks import mlp_body
+from pyro_vi.pairs import Plate, Site, data_plate, prototype
+
+
+class DiagNormal(nn.Module):
+    """Diagonal normal guide: q(z | x) = Π_d N(z_d; μ_d(x), σ_d(x)²), with μ and log σ from an encoder (arXiv:1312.6114).
+
+    A global site has free μ and log σ. A site with a constrained support is the bijection to it of such a normal, as in
+    Kucukelbir et al. (2017, arXiv:1603.00788).
+
+    Args:
+        model: the generative program; its latent sites, supports and shapes are read from a prototype run.
+        batch: an example batch; the encoder reads the first tensor of it, one row a datum.
+        hidden: widths of the encoder's hidden layers.
+        activation: as in `pyro_vi.networks.mlp_body`.
+        init_scale: where the standard deviations start, on the unconstrained scale.
+
+    Raises:
+        InputError: a latent site is discrete, or the model has none.
+
+    Example:
+        >>> from pyro_vi.data import load
+        >>> from pyro_vi.models.vae import VAE
+        >>> digits = load("digits")
+        >>> guide = DiagNormal(VAE(digits.spec, latent_dim=2), digits.example(4))
+        >>> guide(*digits.example(4))["z"].shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        *,
+        hidden: tuple[int, ...] = (64,),
+        activation: str = "tanh",
+        init_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not init_scale > 0:
+            raise InputError(f"init_scale is a standard deviation and must be positive, not {init_scale!r}")
+        layout = prototype(model, batch)
+        if not layout.latents:
+            raise InputError("the model has no latent site, so there is nothing for a guide to do")
+        for site in layout.latents.values():
+            if site.support.is_discrete:
+                raise InputError(
+                    f"guide 'diag_normal' has a density for continuous values, but site '{site.name}' is discrete "
+                    f"({site.distribution}); sum it out in the model, or write a guide with a discrete distribution"
+                )
+        self.sites, self.plates = layout.latents, layout.plates
+        data = layout.data_plate(len(batch[0]))
+        self.data = data.name if data else None
+        self.body = mlp_body(_features(batch).shape[1], hidden, activation)
+        self.loc, self.log_scale = nn.ParameterDict(), nn.ParameterDict()
+        self.heads = nn.ModuleDict()
+        for name, site in self.sites.items():
+            shape = self._shape(site)
+            if self.data in site.plates:
+                # One head gives loc and log scale; it starts near the prior's width, so that no draw is far out.
+                head = nn.Linear(self.body.width, 2 * math.prod(shape))
+                with torch.no_grad():
+                    head.bias[math.prod(shape) :] = math.log(init_scale)
+                self.heads[_key(name)] = head
+            else:
+                self.loc[_key(name)] = nn.Parameter(torch.zeros(shape))
+                self.log_scale[_key(name)] = nn.Parameter(torch.full(shape, math.log(init_scale)))
+        if not self.heads:
+            self.body = None
+        self.to(site.dtype)
+
+    def forward(self, *args: Tensor) -> dict[str, Tensor]:
+        """Draw every latent site for the batch; gives back the draws by site."""
+        plates = {
+            name: data_plate(plate.size, args[0], name, plate.dim)
+            if name == self.data
+            else pyro.plate(name, plate.size or self._length(plate), dim=plate.dim)
+            for name, plate in self.plates.items()
+        }
+        parameters = self.parameters_of(*args)
+        draws = {}
+        for name, site in self.sites.items():
+            base = dist.Normal(*parameters[name]).to_event(self._event_dim(site))
+            with ExitStack() as stack:
+                for plate in site.plates:
+                    stack.enter_context(plates[plate])
+                draws[name] = pyro.sample(name, base if _real(site) else _transformed(base, site))
+        return draws
+
+    def parameters_of(self, *args: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """loc and scale of every site, on the unconstrained scale: a local site's have a row for each datum."""
+        features = self.body(_features(args)) if self.body is not None else None
+        result = {}
+        for name, site in self.sites.items():
+            if self.data in site.plates:
+                # Rows come first from the encoder; they belong where the data plate is.
+                dim = self.plates[self.data].dim + len(site.batch_shape)
+                values = self.heads[_key(name)](features).unflatten(-1, (2, *self._shape(site)))
+                loc, log_scale = (v.movedim(0, dim) for v in values.unbind(1))
+            else:
+                loc, log_scale = self.loc[_key(name)], self.log_scale[_key(name)]
+            result[name] = loc, log_scale.exp()
+        return result
+
+    def _shape(self, site: Site) -> tuple[int, ...]:
+        """Unconstrained shape of the site, without the dimension of the data plate."""
+        event = tuple(biject_to(site.support).inverse_shape(torch.Size(site.event_shape)))
+        batch = list(site.batch_shape)
+        if self.data in site.plates:
+            del batch[self.plates[self.data].dim]
+        return (*batch, *event)
+
+    def _event_dim(self, site: Site) -> int:
+        return len(biject_to(site.support).inverse_shape(torch.Size(site.event_shape)))
+
+    def _length(self, plate: Plate) -> int:
+        return next(site.batch_shape[plate.dim] for site in self.sites.values() if plate.name in site.plates)
+
+
+def _features(args: Batch) -> Tensor:
+    """All columns of a batch that have one row a datum, side by side: shape ``(B, features)``."""
+    length = len(args[0])
+    rows = [a.reshape(length, -1) for a in args if isinstance(a, Tensor) and a.dim() and len(a) == length]
+    return torch.cat(rows, -1) if len(rows) > 1 else rows[0]
+
+
+def _real(site: Site) -> bool:
+    support: Any = site.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return isinstance(support, type(constraints.real))  # by type: a copied guide has copies of its constraints
+
+
+def _transformed(base: Any, site: Site) -> Any:
+    return dist.TransformedDistribution(base, [biject_to(site.support)])
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "__")  # a module's name may hold no dot

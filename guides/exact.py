@@ -1,0 +1,53 @@
+"""The exact posterior as a guide, for a model that has it in closed form."""
+
+from typing import Any
+
+import pyro
+from torch import Tensor, nn
+
+from pyro_vi.data import Batch
+from pyro_vi.errors import InputError
+from pyro_vi.pairs import data_plate, prototype, title
+
+
+class Exact(nn.Module):
+    """Exact posterior: q(z | x) = p(z | x), taken from the model's ``posterior(x)``.
+
+    It has no parameters of its own and follows the model's, with gradients: the ELBO of every draw is then log p(x), and
+    so is its gradient.
+
+    Args:
+        model: a module with ``posterior(x)``, which gives a distribution for each latent site.
+        batch: an example batch.
+
+    Raises:
+        InputError: the model has no closed-form posterior, or not for all its latent sites.
+
+    Example:
+        >>> from pyro_vi.data import DataSpec
+        >>> from pyro_vi.models.linear_gaussian import LinearGaussian
+        >>> import torch
+        >>> model = LinearGaussian(DataSpec("x", 4, (3,), "real", torch.float32, "made up"), latent_dim=2)
+        >>> Exact(model, (torch.zeros(4, 3),))(torch.zeros(4, 3))["z"].shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(self, model: nn.Module, batch: Batch) -> None:
+        super().__init__()
+        if not callable(getattr(model, "posterior", None)):
+            raise InputError(
+                f"guide 'exact' needs a model with a closed form, a method posterior(x); {title(model)} has none: "
+                "use guide 'diag_normal', or model 'linear_gaussian'"
+            )
+        layout = prototype(model, batch)
+        self.model = model
+        self.plate = layout.data_plate(len(batch[0]))
+        missing = set(layout.latents) - set(model.posterior(*batch))  # type: ignore[operator]
+        if missing:
+            raise InputError(f"the model's posterior(x) lacks its latent sites {', '.join(sorted(missing))}")
+
+    def forward(self, *args: Tensor) -> dict[str, Any]:
+        """Draw every latent site from the posterior of the batch."""
+        posterior = self.model.posterior(*args)  # type: ignore[operator]
+        with data_plate(self.plate.size if self.plate else None, args[0], self.plate.name if self.plate else "data"):
+            return {name: pyro.sample(name, distribution) for name, distribution in posterior.items()}

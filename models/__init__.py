@@ -1,0 +1,9 @@
+"""Generative programs, one per file, imported as `pyro_vi.models`."""
+
+if __name__ != "pyro_vi.models":  # else every class would exist twice
+    raise ImportError("import pyro_vi.models, not models")
+
+TABLE: dict[str, str] = {
+    "vae": "pyro_vi.models.vae:VAE",
+    "linear_gaussian": "pyro_vi.models.linear_gaussian:LinearGaussian",
+}

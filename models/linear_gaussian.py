@@ -1,0 +1,124 @@
+"""The linear-Gaussian model, in which the evidence and the posterior are known in closed form."""
+
+import math
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_vi.data import DataSpec
+from pyro_vi.errors import InputError
+from pyro_vi.pairs import data_plate
+
+
+class LinearGaussian(nn.Module):
+    """Linear-Gaussian model: z ~ N(0, I), x | z ~ N(A z + b, Σ) with diagonal Σ; p(x) = N(b, A Aᵀ + Σ).
+
+    With one shared noise variance its maximum likelihood is probabilistic PCA (Tipping and Bishop 1999), with a free
+    diagonal it is factor analysis. The posterior is N(P⁻¹ Aᵀ Σ⁻¹ (x − b), P⁻¹) with precision P = I + Aᵀ Σ⁻¹ A.
+
+    Args:
+        data: the data set's description; its event shape is ``(D,)`` or ``()``.
+        latent_dim: dimension of z.
+        noise: ``"shared"``: Σ = σ² I; ``"diagonal"``: one variance a feature.
+        weight: A, of shape ``(D, latent_dim)``; drawn from N(0, 1 / latent_dim) if not given.
+        bias: b, of shape ``(D,)``; 0 if not given.
+        scale: standard deviations of the noise: a number, or ``(D,)``.
+        learn: whether A, b and Σ are parameters; if not they are fixed.
+
+    Raises:
+        InputError: the data are not real-valued vectors, or a given array does not fit.
+
+    Example:
+        >>> from pyro_vi.data import DataSpec
+        >>> spec = DataSpec("pair", 1, (1,), "real", torch.float32, "made up")
+        >>> model = LinearGaussian(spec, latent_dim=1, weight=[[1.0]])
+        >>> model.log_evidence(torch.tensor([[1.3]]))  # log N(1.3; 0, 2)
+        tensor([-1.6880], grad_fn=<...>)
+    """
+
+    def __init__(
+        self,
+        data: DataSpec,
+        *,
+        latent_dim: int = 8,
+        noise: str = "shared",
+        weight: Sequence[Sequence[float]] | Tensor | None = None,
+        bias: Sequence[float] | Tensor | None = None,
+        scale: float | Sequence[float] | Tensor = 1.0,
+        learn: bool = True,
+    ) -> None:
+        super().__init__()
+        if len(data.event_shape) > 1:
+            raise InputError(
+                f"linear_gaussian takes vectors, but a datum of '{data.name}' has shape {data.event_shape}"
+            )
+        if data.support == "boolean":
+            raise InputError(
+                f"linear_gaussian has a density for real values, but '{data.name}' is binary; "
+                "use real-valued data, such as 'digits(standardize=True)'"
+            )
+        if noise not in ("shared", "diagonal"):
+            raise InputError(f"noise must be 'shared' or 'diagonal', not {noise!r}")
+        if not (isinstance(latent_dim, int) and latent_dim > 0):
+            raise InputError(f"latent_dim must be a whole number of at least 1, not {latent_dim!r}")
+        self.data, self.latent_dim = data, latent_dim
+        features = math.prod(data.event_shape)
+        given = torch.randn(features, latent_dim) / math.sqrt(latent_dim) if weight is None else weight
+        deviations = torch.as_tensor(scale, dtype=data.dtype)
+        if noise == "diagonal" and deviations.dim() == 0:
+            deviations = deviations.expand(features).clone()
+        if not bool((deviations > 0).all()):
+            raise InputError("scale holds standard deviations and must be positive")
+        values = {
+            "weight": (given, (features, latent_dim)),
+            "bias": (torch.zeros(features) if bias is None else bias, (features,)),
+            "log_scale": (deviations.log(), (features,) if deviations.dim() else ()),
+        }
+        for name, (value, shape) in values.items():
+            tensor = torch.as_tensor(value, dtype=data.dtype)
+            if tuple(tensor.shape) != shape:
+                raise InputError(f"linear_gaussian's {name} must have shape {shape}, not {tuple(tensor.shape)}")
+            tensor = tensor.detach().clone()
+            if learn:
+                self.register_parameter(name, nn.Parameter(tensor))
+            else:
+                self.register_buffer(name, tensor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Draw z and score the batch ``x`` of shape ``(B, D)``; gives back ``x``."""
+        with data_plate(self.data.num_data, x):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(self.latent_dim), 1.0).to_event(1))
+            value: Tensor = pyro.sample("x", self.observation(z), obs=x)
+        return value
+
+    def observation(self, z: Tensor) -> dist.Distribution:
+        """The distribution of x given z of shape ``(..., latent_dim)``."""
+        mean = z @ self.weight.mT + self.bias
+        scale = self.log_scale.exp()
+        if not self.data.event_shape:
+            return dist.Normal(mean.squeeze(-1), scale.squeeze(-1) if scale.dim() else scale)
+        return dist.Normal(mean, scale).to_event(1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """E[x | z] = A z + b, for z of shape ``(..., latent_dim)``."""
+        mean: Tensor = self.observation(z).mean
+        return mean
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """log p(x) = log N(x; b, A Aᵀ + Σ) of each row, in nats: shape ``(B,)``."""
+        variance = (2 * self.log_scale).exp().expand(self.bias.shape)
+        marginal = dist.LowRankMultivariateNormal(self.bias, self.weight, variance)
+        value: Tensor = marginal.log_prob(x.reshape(len(x), -1))
+        return value
+
+    def posterior(self, x: Tensor) -> dict[str, dist.Distribution]:
+        """p(z | x) of each row, by site: a multivariate normal of batch shape ``(B,)``."""
+        weighted = self.weight.mT * (-2 * self.log_scale).exp()  # Aᵀ Σ⁻¹
+        precision = torch.eye(self.latent_dim, dtype=x.dtype, device=x.device) + weighted @ self.weight
+        covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
+        mean = (x.reshape(len(x), -1) - self.bias) @ (covariance @ weighted).mT
+        scale_tril = torch.linalg.cholesky(covariance)
+        return {"z": dist.MultivariateNormal(mean, scale_tril=scale_tril)}

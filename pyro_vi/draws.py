@@ -1,0 +1,154 @@
+"""Many draws of a pair on a batch: at once where the programs allow it, one by one elsewhere, the memory bounded.
+
+* `vectorizes` tries a pair in an outer plate of particles and compares it with single runs on the same values.
+* `stream` yields the `Terms` of many draws, a chunk at a time; `evaluate` averages them per datum.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_vi.data import Batch
+from pyro_vi.pairs import Pair, Prototype, isolated, prototype
+from pyro_vi.terms import KL, Terms, data_plate, from_traces
+
+MEMORY = 2**22
+"""Numbers that a tensor of one chunk may hold: draws × rows × numbers in a datum."""
+
+
+def vectorizes(pair: Pair, args: Batch, layout: Prototype | None = None) -> bool:
+    """Whether the pair can make many draws in one run: their terms must equal those of single runs on the same values.
+
+    A program that is not written for a further batch dimension on the left may fail in it, or give wrong numbers without
+    a word; both are found here, on two draws.
+    """
+    layout = layout or prototype(pair.model, args)
+    guide = prototype(pair.guide, args)
+    plate, nesting = data_plate(layout, args), max(layout.max_plate_nesting, guide.max_plate_nesting)
+    with torch.no_grad(), isolated(seed=0, validation=False):
+        try:
+            traces = pair.draw(args, 2, nesting)
+            together = from_traces(*traces, plate, len(args[0]), kl="sampled").elbo
+        except (RuntimeError, ValueError, IndexError, AssertionError, TypeError):
+            return False
+        drawn = {n: s["value"] for n, s in traces[1].nodes.items() if s["type"] == "sample"}
+        apart = []
+        for k in range(2):
+            values = {}
+            for name, value in drawn.items():
+                site = guide.sites[name]
+                if value.shape[0] != 2 or value[k].numel() != site.numel:
+                    return False
+                values[name] = value[k].reshape(site.batch_shape + site.event_shape)
+            single = Pair(pair.model, _Fixed(pair.guide, values))
+            apart.append(from_traces(*single.draw(args), plate, len(args[0]), kl="sampled").elbo)
+    expected = torch.stack(apart)
+    tolerance = 1e-4 if expected.dtype == torch.float32 else 1e-9
+    return together.shape == expected.shape and torch.allclose(together, expected, rtol=tolerance, atol=tolerance)
+
+
+class _Fixed(torch.nn.Module):
+    """A program whose sites take given values, still as draws and not as observations."""
+
+    def __init__(self, program: torch.nn.Module, values: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.program, self.values = program, values
+
+    def forward(self, *args: Tensor) -> object:
+        with _Give(self.values):
+            return self.program(*args)
+
+
+class _Give(Messenger):
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+def stream(
+    pair: Pair, args: Batch, draws: int, *, kl: KL = "analytic", vectorized: bool | None = None
+) -> Iterator[Terms]:
+    """Terms of ``draws`` draws without gradients, in chunks: the tensors of each have the draws as first dimension.
+
+    Uses the generators as they are; call it within `pyro_vi.pairs.isolated`.
+    """
+    layout, guide = prototype(pair.model, args), prototype(pair.guide, args)
+    plate, nesting = data_plate(layout, args), max(layout.max_plate_nesting, guide.max_plate_nesting)
+    if vectorized is None:
+        vectorized = vectorizes(pair, args, layout)
+    widest = max([a.numel() for a in args] + [s.numel for s in (*layout.sites.values(), *guide.sites.values())])
+    chunk = max(1, MEMORY // max(1, widest)) if vectorized else 1
+    with torch.no_grad():
+        for start in range(0, draws, chunk):
+            particles = min(chunk, draws - start) if vectorized else None
+            traces = pair.draw(args, particles, nesting)
+            yield from_traces(*traces, plate, len(args[0]), kl=kl)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The ELBO of each datum and its two parts, averaged over draws, in nats: tensors of shape ``(n,)``."""
+
+    reconstruction: Tensor
+    kl: Tensor
+
+    @property
+    def elbo(self) -> Tensor:
+        return self.reconstruction - self.kl
+
+    @property
+    def se(self) -> float:
+        """Standard error of the mean ELBO over data."""
+        return standard_error(self.elbo)
+
+
+def standard_error(values: Tensor) -> float:
+    """Standard error of the mean of independent values."""
+    return float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("nan")
+
+
+def evaluate(
+    pair: Pair, args: Batch, *, draws: int = 100, kl: KL = "analytic", seed: int = 0, rows: int = 1000
+) -> Evaluation:
+    """E_q[log p(x | z)] and KL(q ‖ p) per datum, averaged over draws from the guide, in evaluation mode.
+
+    Args:
+        pair: model and guide.
+        args: the data, ``n`` rows; taken ``rows`` at a time.
+        draws: draws for each datum.
+        kl: closed forms where they exist, or the draws' log q − log p.
+        seed: of the draws, the same for every pair that is to be compared.
+        rows: how many data at a time.
+    """
+    parts = []
+    with evaluating(pair), isolated(seed, validation=False):
+        vectorized = vectorizes(pair, tuple(a[:rows] for a in args))
+        for start in range(0, len(args[0]), rows):
+            batch = tuple(a[start : start + rows] for a in args)
+            totals: list[Tensor] = [torch.zeros(()), torch.zeros(())]
+            for terms in stream(pair, batch, draws, kl=kl, vectorized=vectorized):
+                for i, part in enumerate((terms.reconstruction, terms.kl)):
+                    totals[i] = totals[i] + part.reshape(-1, terms.rows).sum(0)
+            parts.append([total / draws for total in totals])
+    return Evaluation(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+@contextmanager
+def evaluating(pair: torch.nn.Module) -> Iterator[None]:
+    """Within the block the pair is in evaluation mode (dropout, batch norm); afterwards each module is as it was."""
+    modes = {module: module.training for module in pair.modules()}
+    pair.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

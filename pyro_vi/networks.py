@@ -1,0 +1,56 @@
+"""The networks that models and guides share."""
+
+from itertools import pairwise
+
+from torch import nn
+
+from pyro_vi.errors import InputError
+from pyro_vi.specs import unknown
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "softplus": nn.Softplus,
+}
+
+
+class Body(nn.Sequential):
+    """Hidden layers, each followed by its activation; ``width`` is that of the last one."""
+
+    def __init__(self, layers: list[nn.Module], width: int) -> None:
+        super().__init__(*layers)
+        self.width = width
+
+
+def mlp_body(inputs: int, hidden: tuple[int, ...] | int, activation: str = "tanh") -> Body:
+    """The hidden layers of a multilayer perceptron, for one or more heads to stand on.
+
+    Raises:
+        InputError: an unknown activation, or a width that is no positive whole number.
+
+    Example:
+        >>> mlp_body(2, (16, 8)).width
+        8
+    """
+    widths = (inputs, *((hidden,) if isinstance(hidden, int) else hidden))
+    if not all(isinstance(width, int) and width > 0 for width in widths):
+        raise InputError(f"hidden must hold positive whole numbers, as in hidden=(64, 64), not {hidden!r}")
+    if activation not in ACTIVATIONS:
+        raise unknown("activation", activation, ACTIVATIONS)
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
+    return Body(layers, widths[-1])
+
+
+def mlp(inputs: int, hidden: tuple[int, ...] | int, outputs: int, activation: str = "tanh") -> nn.Sequential:
+    """A multilayer perceptron of widths ``inputs, *hidden, outputs``, with no activation after the last layer.
+
+    Example:
+        >>> mlp(2, (16,), 3)[0]
+        Linear(in_features=2, out_features=16, bias=True)
+    """
+    body = mlp_body(inputs, hidden, activation)
+    return nn.Sequential(*body, nn.Linear(body.width, outputs))

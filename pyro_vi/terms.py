@@ -1,0 +1,239 @@
+"""The terms of one ELBO draw: log p, log q and, where it exists, the analytic KL, per site and per datum.
+
+Every other module reads the ELBO through this one decomposition. For local latents z_n, global latents w, data x_n:
+
+    ELBO = Σ_n [ log p(x_n | z_n, w) − KL_n ] − KL_w,   KL = log q − log p of the draw, or in closed form.
+
+* `KLSource` says where a site's KL comes from, and why it is not analytic where that was wanted.
+* `SiteTerms` are one site's summands; `Terms` are those of all sites, and their sums.
+* `terms` makes one draw; `from_traces` decomposes traces that are there already.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+import pyro_vi.kl  # noqa: F401  (registers closed forms that torch lacks)
+from pyro_vi.data import Batch
+from pyro_vi.pairs import PARTICLES, Plate, Prototype, describe, isolated, prototype
+
+KL = Literal["analytic", "sampled"]
+
+
+@dataclass(frozen=True)
+class KLSource:
+    """Where a latent site's KL comes from: ``"analytic"`` or ``"sampled"``, and the reason if analytic was not to be had."""
+
+    kind: KL
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.reason})" if self.reason else self.kind
+
+
+@dataclass(frozen=True)
+class SiteTerms:
+    """One site's summands of one draw, in nats.
+
+    A local site's tensors have the shape ``(..., B)`` of the batch, without the factor N / B of a subsampled data plate;
+    a global site's have the shape ``(...)``, where ``...`` is empty, or the number of particles.
+
+    ``log_p`` is None for an auxiliary site, ``log_q`` for an observed one; ``kl`` is the closed form, or None.
+    """
+
+    name: str
+    local: bool
+    log_p: Tensor | None
+    log_q: Tensor | None
+    kl: Tensor | None
+    source: KLSource | None
+
+    @property
+    def latent(self) -> bool:
+        return self.log_q is not None
+
+    @property
+    def divergence(self) -> Tensor:
+        """The site's KL term: its closed form if it is there, else log q − log p of the draw."""
+        if self.kl is not None:
+            return self.kl
+        if self.log_q is None:
+            raise ValueError(f"site '{self.name}' is observed and has no KL")
+        return self.log_q if self.log_p is None else self.log_q - self.log_p
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms of one ELBO draw.
+
+    Attributes:
+        sites: the summands by site, in the order of the model.
+        num_data: full size N of the data plate, else the batch's length: what *per datum* divides by.
+        rows: number of data in this batch, B; 1 if the model has no data plate.
+    """
+
+    sites: Mapping[str, SiteTerms]
+    num_data: int
+    rows: int
+
+    @property
+    def sources(self) -> dict[str, KLSource]:
+        return {name: site.source for name, site in self.sites.items() if site.source is not None}
+
+    def _sum(self, parts: Mapping[str, Tensor]) -> Tensor:
+        # A global site belongs to all N data alike.
+        total: Tensor | None = None
+        for name, value in parts.items():
+            share = value if self.sites[name].local else value.unsqueeze(-1) / self.num_data
+            total = share if total is None else total + share
+        if total is None:
+            return torch.zeros(self.rows)
+        return total.expand(*total.shape[:-1], self.rows)
+
+    @cached_property
+    def reconstruction(self) -> Tensor:
+        """log p(x_n | z) of the draw, per datum: shape ``(..., B)``."""
+        return self._sum({n: s.log_p for n, s in self.sites.items() if not s.latent and s.log_p is not None})
+
+    @cached_property
+    def kl(self) -> Tensor:
+        """The KL of all latent sites, per datum: shape ``(..., B)``."""
+        return self._sum({n: s.divergence for n, s in self.sites.items() if s.latent})
+
+    @property
+    def elbo(self) -> Tensor:
+        """reconstruction − KL, per datum: shape ``(..., B)``, in nats."""
+        return self.reconstruction - self.kl
+
+    @property
+    def log_weight(self) -> Tensor:
+        """log p(x_n, z) − log q(z) of the draw, per datum, with no closed form in it: shape ``(..., B)``."""
+        sampled = {
+            n: s.log_q if s.log_p is None else s.log_q - s.log_p for n, s in self.sites.items() if s.log_q is not None
+        }
+        return self.reconstruction - self._sum(sampled)
+
+    @property
+    def loss(self) -> Tensor:
+        """−ELBO of the full data, as Pyro's estimators report it: −N times the mean over the batch. Shape ``(...)``."""
+        return -self.num_data * self.elbo.mean(-1)
+
+
+def terms(model: Any, guide: Any, batch: Batch | Tensor, *, kl: KL = "analytic", seed: int | None = None) -> Terms:
+    """Terms of one draw z ~ q(z | x): log p, log q and KL(q ‖ p) per site and per datum.
+
+    Their sum is the loss of Pyro's `Trace_ELBO` (``kl="sampled"``) or `TraceMeanField_ELBO` (``kl="analytic"``) under the
+    same seed: see `Terms.loss`.
+
+    Args:
+        model: generative program, a module or a function.
+        guide: variational program, called with the same batch.
+        batch: a tensor, or a tuple of what the programs are called with.
+        kl: ``"analytic"`` uses a closed form wherever one is registered, ``"sampled"`` nowhere.
+        seed: of the draw; by default the generators run on as they are.
+
+    Raises:
+        InputError: a program fails on the batch.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> draw = terms(model, guide, torch.tensor([0.3, 1.3]), seed=0)
+        >>> draw.sites["z"].kl, draw.sources["z"].kind
+        (tensor([0.1078, 0.3078]), 'analytic')
+    """
+    from pyro_vi.programs import pair_of  # terms are used below programs too
+
+    args = batch if isinstance(batch, tuple) else (batch,)
+    pair = pair_of(model, guide, args)
+    layout = prototype(pair.model, args)
+    with isolated(seed):
+        traces = pair.draw(args)
+    return from_traces(*traces, data_plate(layout, args), len(args[0]), kl=kl)
+
+
+def data_plate(layout: Prototype, args: Batch) -> Plate | None:
+    """The data plate of a model's prototype for a batch."""
+    return layout.data_plate(len(args[0]) if args and args[0].dim() else 0)
+
+
+def from_traces(model_trace: Any, guide_trace: Any, plate: Plate | None, length: int, *, kl: KL = "analytic") -> Terms:
+    """Decompose the traces of one draw, or of many in the plate of particles. See `terms`.
+
+    ``length`` is the batch's: what *per datum* divides by where there is no data plate.
+    """
+    sites: dict[str, SiteTerms] = {}
+    for name, node in model_trace.nodes.items():
+        if node["type"] != "sample":
+            continue
+        local = _local(node, plate)
+        log_p = _reduce(node["log_prob"], node, plate)
+        if node["is_observed"] or name not in guide_trace.nodes:
+            # A latent site that the guide lacks is drawn from the prior: its log p stands alone, as in Pyro's loss.
+            sites[name] = SiteTerms(name, local, log_p, None, None, None)
+            continue
+        other = guide_trace.nodes[name]
+        log_q = _reduce(other["log_prob"], other, plate)
+        closed, source = _closed_form(node, other, plate) if kl == "analytic" else (None, KLSource("sampled"))
+        sites[name] = SiteTerms(name, local, log_p, log_q, closed, source)
+    for name, node in guide_trace.nodes.items():
+        if node["type"] == "sample" and name not in sites:
+            log_q = _reduce(node["log_prob"], node, plate)
+            reason = "" if kl == "sampled" else "the model has no such site"
+            sites[name] = SiteTerms(name, _local(node, plate), None, log_q, None, KLSource("sampled", reason))
+    rows = 1
+    for frame in (f for n in model_trace.nodes.values() if n["type"] == "sample" for f in n["cond_indep_stack"]):
+        if plate is not None and frame.name == plate.name:
+            rows = frame.size
+    num_data = length if plate is None else plate.size or rows
+    return Terms(sites, max(num_data, 1), rows)
+
+
+def _closed_form(model_node: Any, guide_node: Any, plate: Plate | None) -> tuple[Tensor | None, KLSource]:
+    q, p = guide_node["fn"], model_node["fn"]
+    try:
+        value = kl_divergence(q, p)
+    except NotImplementedError:
+        return None, KLSource("sampled", f"no closed form of KL({describe(q)} || {describe(p)}) is registered")
+    # Pyro's TraceMeanField_ELBO scales and masks the KL as the guide's site is.
+    value = scale_and_mask(value, scale=guide_node["scale"], mask=guide_node["mask"])
+    return _reduce(torch.as_tensor(value).expand(q.batch_shape), guide_node, plate), KLSource("analytic")
+
+
+def _local(node: Any, plate: Plate | None) -> bool:
+    return plate is not None and any(frame.name == plate.name for frame in node["cond_indep_stack"])
+
+
+def _reduce(value: Tensor, node: Any, plate: Plate | None) -> Tensor:
+    """Sum a site's log-density over all batch dimensions but those of the particles and of the data plate."""
+    keep = [(frame.dim, frame) for frame in node["cond_indep_stack"] if frame.name == PARTICLES]
+    factor = 1.0
+    if plate is not None:
+        for frame in node["cond_indep_stack"]:
+            if frame.name == plate.name:
+                keep.append((frame.dim, frame))
+                factor = frame.full_size / frame.size
+    dims = [dim for dim, _ in keep]
+    if dims:
+        value = value.expand(torch.broadcast_shapes(value.shape, _frame_shape(keep)))
+    others = [dim for dim in range(-value.dim(), 0) if dim not in dims]
+    return (value.sum(others) if others else value) / factor
+
+
+def _frame_shape(keep: list[tuple[int, Any]]) -> tuple[int, ...]:
+    shape = [1] * max(-dim for dim, _ in keep)
+    for dim, frame in keep:
+        shape[dim] = frame.size
+    return tuple(shape)

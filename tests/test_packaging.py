@@ -1,0 +1,121 @@
+"""What is installed: the packages, their links, the wheel and the pinned versions."""
+
+import configparser
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+LINKED = ("models", "guides")
+
+
+def lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def read_setup() -> configparser.ConfigParser:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    return setup
+
+
+def direct_requirements() -> list[Requirement]:
+    setup = read_setup()
+    texts = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    return [Requirement(line) for text in texts for line in lines(text)]
+
+
+def pins() -> dict[str, str]:
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    requirements = [Requirement(line) for line in lines(constraints) if not line.startswith("#")]
+    return {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in requirements}
+
+
+def module_files() -> set[str]:
+    """Every Python file of the three packages, where it belongs once installed."""
+    files = {path.relative_to(ROOT) for top in ("pyro_vi", *LINKED) for path in (ROOT / top).rglob("*.py")}
+    return {(Path("pyro_vi") / path if path.parts[0] in LINKED else path).as_posix() for path in files}
+
+
+def python(*arguments: str, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """A Python process in `cwd`, with `path` before everything installed."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy: setuptools leaves its own folders where it builds."""
+    source = tmp_path_factory.mktemp("source")
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, source)
+    for name in ("pyro_vi", *LINKED):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+
+    folder = tmp_path_factory.mktemp("wheel")
+    options = ("--no-deps", "--no-index", "--no-build-isolation", "--quiet")
+    built = python("-m", "pip", "wheel", *options, "--wheel-dir", str(folder), ".", cwd=source)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def test_package_list_equals_folders():
+    packages = lines(read_setup()["options"]["packages"])
+    assert len(packages) == len(set(packages))
+    assert set(packages) == {".".join(Path(file).parent.parts) for file in module_files()}
+
+
+def test_package_dir_maps_the_linked_folders():
+    mapping = dict(line.split(" = ") for line in lines(read_setup()["options"]["package_dir"]))
+    assert mapping == {"pyro_vi": "pyro_vi"} | {f"pyro_vi.{name}": name for name in LINKED}
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_link_is_relative(name):
+    assert os.readlink(ROOT / "pyro_vi" / name) == f"../{name}"
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_top_level_import_names_the_right_one(name):
+    done = python("-c", f"import {name}", cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"ImportError: import pyro_vi.{name}, not {name}"
+
+
+def test_wheel_holds_every_module_once(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        held = Counter(name for name in archive.namelist() if ".dist-info/" not in name)
+    assert held == Counter(module_files())
+
+
+def test_installed_wheel_imports_from_elsewhere(wheel, tmp_path):
+    target = tmp_path / "installed"
+    options = ("--no-deps", "--no-index", "--quiet")
+    installed = python("-m", "pip", "install", *options, "--target", str(target), str(wheel), cwd=tmp_path)
+    assert installed.returncode == 0, installed.stderr
+
+    code = "import pyro_vi.models as m, pyro_vi.guides as g; print(m.__file__); print(g.__file__)"
+    imported = python("-c", code, cwd=tmp_path, path=target)
+    assert imported.returncode == 0, imported.stderr
+    assert lines(imported.stdout) == [str(target / "pyro_vi" / name / "__init__.py") for name in LINKED]
+
+
+def test_direct_dependencies_are_pinned():
+    assert {canonicalize_name(requirement.name) for requirement in direct_requirements()} == set(pins())
+
+
+@pytest.mark.parametrize("requirement", direct_requirements(), ids=str)
+def test_range_admits_its_pin(requirement):
+    assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)])
