@@ -160,7 +160,7 @@ def load(data: object, *, seed: int = 0, heldout: float | None = None, dtype: to
         data: "digits", "mnist(binarize=False)", a path to .npy, .npz, .csv or .parquet, values (rows, ...), columns
             such as (x, y), or a Data, which is returned as it is.
         seed: what the split, the binarisation and the order of the batches depend on.
-        heldout: held-out fraction of the rows, by default 1/10, 1/6 for digits; data with a split of their own take none.
+        heldout: held-out fraction of the rows, by default 1/10 (digits: 1/6); data with a split of their own take none.
         dtype: floating dtype of all columns; by default that of the tensors given, else torch's default.
 
     Raises:

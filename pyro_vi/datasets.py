@@ -145,10 +145,10 @@ def _mnist_file(name: str) -> Path:
         cache = Path(pooch.os_cache("pyro_vi")) / "mnist"
         return Path(pooch.retrieve(MNIST_URL + name, f"sha256:{MNIST_SHA256[name]}", fname=name, path=cache))
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong sha256 is a ValueError
-        raise InputError(
-            f"data set 'mnist': cannot download {MNIST_URL}{name} ({_one_line(error)}); "
-            f"set PYRO_VI_DATA to a folder that has mnist/{name}"
-        ) from error
+        if (response := getattr(error, "response", None)) is not None:
+            response.close()  # pooch leaves a refused connection open
+        what = f"data set 'mnist': cannot download {MNIST_URL}{name} ({_one_line(error)})"
+        raise InputError(f"{what}; set PYRO_VI_DATA to a folder that has mnist/{name}") from error
 
 
 def _idx_images(path: Path) -> Tensor:
@@ -166,13 +166,15 @@ def _idx_images(path: Path) -> Tensor:
 
 
 def _folder_arrays(name: str, relative: str, keys: tuple[str, ...]) -> list[Array]:
-    root = os.environ.get("PYRO_VI_DATA")
-    if not root or not (path := Path(root) / relative).is_file():
+    root = os.environ.get("PYRO_VI_DATA", "")
+    path = Path(root, relative)
+    if not root or not path.is_file():
         now = f"has no {relative} now" if root else "is not set"
         raise InputError(f"data set {name!r}: PYRO_VI_DATA {now}; set it to a folder that has {relative}")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return [file[key] for key in keys]
+        # Opened here, as np.load leaves a damaged file open.
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            return [arrays[key] for key in keys]
     except _UNREADABLE as error:
         what = f"data set {name!r}: cannot read {path} ({_one_line(error)})"
         raise InputError(f"{what}; replace the file by an intact copy") from error
@@ -269,31 +271,34 @@ def read_file(path: Path) -> Columns:
 
 
 def _npy_file(path: Path) -> Columns:
-    array = np.load(path, allow_pickle=False)
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise InputError(f"{path.name} holds several arrays; rename it to {path.stem}.npz")
+    with open(path, "rb") as stream:
+        array = np.load(stream, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"{path.name} holds several arrays; rename it to {path.stem}.npz")
     return Columns({"the array": array})
 
 
 def _npz_file(path: Path) -> Columns:
-    with np.load(path, allow_pickle=False) as file:
+    with open(path, "rb") as stream:
+        file = np.load(stream, allow_pickle=False)
         if isinstance(file, np.ndarray):
             raise InputError(f"{path.name} holds one plain array; rename it to {path.stem}.npy")
-        if not file.files:
-            raise InputError(f"{path.name} holds no array; save at least one with numpy.savez")
-        if {"train", "test"} <= set(file.files):
-            others = [name for name in file.files if name not in ("train", "test")]
-            note = f" (arrays 'train' and 'test'; left out: {', '.join(others)})" if others else ""
-            return Columns({"'train'": file["train"]}, file["test"], note)
-        return Columns({repr(name): file[name] for name in file.files})
+        arrays = {name: file[name] for name in file.files}
+    if not arrays:
+        raise InputError(f"{path.name} holds no array; save at least one with numpy.savez")
+    if not {"train", "test"} <= set(arrays):
+        return Columns({repr(name): array for name, array in arrays.items()})
+    others = ", ".join(name for name in arrays if name not in ("train", "test"))
+    note = f" (arrays 'train' and 'test'; left out: {others})" if others else ""
+    return Columns({"'train'": arrays["train"]}, arrays["test"], note)
 
 
 def _csv_file(path: Path) -> Columns:
     import pandas as pd
 
     kind: dict[str, Any] = {"encoding": "utf-8-sig", "skipinitialspace": True}
-    first = pd.read_csv(path, header=None, nrows=1, dtype=str, **kind).iloc[0]
+    # Two rows, as that refuses a second one longer than the header; pandas would take its first cell for an index.
+    first = pd.read_csv(path, header=None, nrows=2, dtype=str, **kind).iloc[0]
     is_name = pd.to_numeric(first, errors="coerce").isna() & first.notna() & ~first.str.lower().isin(["true", "false"])
     # A table written from an unnamed array is headed 0,1,2,...: not a datum.
     counts = len(first) > 2 and first.tolist() == [str(number) for number in range(len(first))]
@@ -301,10 +306,7 @@ def _csv_file(path: Path) -> Columns:
     if has_header and bool(first.isna().any()):
         # What pandas writes by default; taken as data, the row numbers would be fitted silently.
         raise InputError(f"{path.name}: a column has no name (row numbers?); name it, or save with index=False")
-    frame = pd.read_csv(path, header=0 if has_header else None, low_memory=False, **kind)
-    if not isinstance(frame.index, pd.RangeIndex):
-        raise InputError(f"{path.name}: rows have more cells than the header; give every column a name")
-    return _frame(path, frame)
+    return _frame(path, pd.read_csv(path, header=0 if has_header else None, low_memory=False, **kind))
 
 
 def _parquet_file(path: Path) -> Columns:
@@ -323,8 +325,8 @@ def _parquet_file(path: Path) -> Columns:
 def _frame(path: Path, frame: Any) -> Columns:
     from pandas.api import types
 
-    if not len(frame.columns):
-        raise InputError(f"{path.name} has no columns; save at least one column of numbers")
+    if not frame.size:
+        raise InputError(f"{path.name} holds no numbers; save at least 2 rows of them")
     for name, column in frame.items():
         if not types.is_numeric_dtype(column.dtype) or types.is_complex_dtype(column.dtype):
             raise InputError(
@@ -344,6 +346,5 @@ FILES: dict[str, Callable[[Path], Columns]] = {
 }
 
 
-def _one_line(error: BaseException) -> str:
-    """The first 160 characters of an error in one line, as errors of libraries run over many."""
+def _one_line(error: BaseException) -> str:  # errors of libraries run over many
     return " ".join(str(error).split())[:160] or type(error).__name__

@@ -22,12 +22,12 @@ from torch import nn
 from pyro_vi.binding import Shared, bind
 from pyro_vi.data import Batch, Data
 from pyro_vi.errors import InputError, UsageError
-from pyro_vi.pairs import Pair, isolated
+from pyro_vi.pairs import Pair, isolated, title
 from pyro_vi.specs import check_options, parse, unknown
 
 Kind = Literal["model", "guide"]
 
-__all__ = ["available", "bind", "build_pair", "pair_of", "resolve"]
+__all__ = ["available", "bind", "build_pair", "name_of", "pair_of", "resolve"]
 
 
 def available(kind: Kind) -> dict[str, str]:
@@ -196,6 +196,11 @@ def _make(program: Any, kind: Kind, contract: tuple[Any, ...]) -> Any:
             f"{kind} '{label}' cannot be built: {type(error).__name__}: {_first_line(error)} "
             f"(a {kind} class is called with {'(data_spec, **options)' if kind == 'model' else '(model, batch, **options)'})"
         ) from error
+
+
+def name_of(program: Any) -> str:
+    """What a run's configuration calls a program: the name that it was given by, or its own."""
+    return program if isinstance(program, str) else getattr(program, "__qualname__", None) or title(program)
 
 
 def _options_of(factory: Callable[..., Any], skip: int) -> list[str]:

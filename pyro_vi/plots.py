@@ -1,0 +1,250 @@
+"""Plots of what was measured, curves of the fits and moments of the audits, and the one call that writes all pictures.
+
+* `LOOK`, `looks` and `heading` are what every picture shares, those of `pyro_vi.pictures` too.
+* A plot takes a comparison and gives back a figure. Of the comparison it reads ``results`` (each with its ``run``),
+  ``audits`` by step, ``data``, and the names ``model`` and ``guide``.
+* `save` writes all that apply.
+
+Figures are made without pyplot: nothing global is changed, and no window opens.
+"""
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from pyro_vi.errors import InputError
+
+PARTS = ("model", "guide")
+LOOK: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+"""Settings within which figures are made, whatever the caller's are."""
+
+# Okabe and Ito's palette, told apart with any colour vision; the markers say it once more.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_WIDTHS = (2.6, 1.0)
+
+
+@dataclass(frozen=True)
+class Look:
+    """An estimator's colour and marker, the same in every picture, and the width of its lines."""
+
+    colour: str
+    marker: str
+    width: float
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """The look of each estimator, by its place among the names.
+
+    Example:
+        >>> looks(["trace", "mean_field"])["trace"].colour
+        '#0072B2'
+    """
+    listed = list(names)
+    # Later lines are thinner and drawn over the others: of two that coincide, both are seen.
+    widths = np.linspace(*_WIDTHS, len(listed)) if len(listed) > 1 else [1.6]
+    return {
+        name: Look(_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)], float(widths[i]))
+        for i, name in enumerate(listed)
+    }
+
+
+def heading(figure: Figure, comparison: Any, what: str) -> None:
+    """Title a figure: what it shows, and of which model, guide and data."""
+    of = f"model {comparison.model}, guide {comparison.guide}, data {comparison.data.spec.name}"
+    width = int(13 * figure.get_figwidth())
+    text = "\n".join([*textwrap.wrap(what, width), *textwrap.wrap(of, width)])
+    # Names are people's own: a dollar sign in one is no mathematics.
+    figure.suptitle(text, fontsize=10, parse_math=False)
+
+
+@matplotlib.rc_context(LOOK)
+def training_curves(comparison: Any) -> Figure:
+    """The ELBO of each fit, of training batches and of held-out data, and its two parts, against the step.
+
+    Vertical ranges are those of the steps after the first quarter: from where a fit starts, all that follows would be flat.
+    """
+    panels = {"ELBO": ("elbo", "heldout_elbo"), "reconstruction": ("reconstruction",), "KL": ("kl",)}
+    styles = looks(comparison.results)
+    figure = Figure(figsize=(10.5, 3.9), layout="constrained")
+    for axes, (title, keys) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        late: list[np.ndarray] = []
+        for name, result in comparison.results.items():
+            for key in keys:
+                steps, values = _series(result.run.history, key)
+                heldout = key == "heldout_elbo"
+                axes.plot(
+                    steps,
+                    values,
+                    color=styles[name].colour,
+                    linestyle="--" if heldout else "-",
+                    linewidth=max(1.2, styles[name].width) if heldout else styles[name].width,
+                    alpha=1.0 if heldout else 0.55 if len(keys) > 1 else 0.85,
+                    marker=styles[name].marker if len(steps) < 25 else "",
+                    markersize=3.5,
+                    label=f"{name}, {key}",
+                )
+                late.append(values[steps >= steps.max() / 4] if len(steps) else values)
+        _limit(axes, np.concatenate(late))
+        axes.set(title=title, xlabel="step", ylabel="nats per datum")
+    entries = [Line2D([], [], color=look.colour, marker=look.marker, label=name) for name, look in styles.items()]
+    entries += [Line2D([], [], color="0.3", linestyle=s, label=t) for s, t in (("-", "training"), ("--", "held out"))]
+    figure.legend(handles=entries, loc="outside lower center", ncols=min(len(entries), 5))
+    figure.supxlabel("vertical ranges: 1 to 99 % of the values after the first quarter of the steps", fontsize=8)
+    heading(figure, comparison, "Training")
+    return figure
+
+
+def _series(history: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the records that have a finite value of that name."""
+    found = [(r["step"], r[key]) for r in history if r.get(key) is not None and np.isfinite(r[key])]
+    steps, values = np.array(found, dtype=float).reshape(-1, 2).T
+    return steps, values
+
+
+def _limit(axes: Axes, values: np.ndarray) -> None:
+    if len(values):
+        low, high = np.quantile(values, (0.01, 0.99))
+        margin = 0.12 * (high - low) or 0.05 * abs(high) or 1.0
+        axes.set_ylim(low - margin, high + margin)
+
+
+@matplotlib.rc_context(LOOK)
+def gradient_variance(comparison: Any) -> Figure:
+    """The gradient's variance by estimator and owner of the parameters over the fit, ±2 standard errors, logarithmic.
+
+    All estimators are taken at the same parameters. Points of one step stand side by side, so that equal ones are seen.
+    """
+    steps, names = list(comparison.audits), _audited(comparison)
+    styles = looks(names)
+    figure = Figure(figsize=(8.2, 4.1), layout="constrained")
+    for axes, part in zip(figure.subplots(1, 2), PARTS, strict=True):
+        zero = []
+        for i, name in enumerate(names):
+            variance = _moment(comparison, "part_grad_var", name, part)
+            error = _moment(comparison, "part_grad_var_se", name, part)
+            shown = np.where(variance > 0, variance, np.nan)  # 0 has no place on a logarithmic axis: it is told below
+            place = np.arange(len(steps)) + 0.09 * (i - (len(names) - 1) / 2)
+            look = styles[name]
+            axes.errorbar(
+                place, shown, yerr=2 * error, color=look.colour, marker=look.marker, capsize=2, linewidth=0.8, label=name
+            )
+            if not (variance > 0).all():
+                zero.append(name)
+        _logarithmic(axes, zero, len(names), y=True)
+        # Audits stand at equal distances: their steps may be far closer at the start than later.
+        axes.set_xticks(range(len(steps)), [str(step) for step in steps])
+        axes.set_xlim(-0.5, len(steps) - 0.5)
+        axes.set(title=f"{part} parameters", xlabel="step of the audit")
+        axes.set_ylabel("gradient variance\n(ELBO in nats per datum; sum over parameters)" if part == PARTS[0] else "")
+    _legend(figure)
+    heading(figure, comparison, "Gradient variance at the same parameters (bars: ±2 standard errors)")
+    return figure
+
+
+@matplotlib.rc_context(LOOK)
+def value_against_gradient(comparison: Any) -> Figure:
+    """How far the ELBO's value spreads against how far its gradient spreads, a point an estimator and audit.
+
+    A small spread of the value does not make the gradient's small: the one does not tell the other.
+    """
+    steps, names = list(comparison.audits), _audited(comparison)
+    styles = looks(names)
+    figure = Figure(figsize=(8.2, 4.3), layout="constrained")
+    for axes, part in zip(figure.subplots(1, 2, sharex=True), PARTS, strict=True):
+        zero = []
+        for name in names:
+            value = _moment(comparison, "value_sd", name)
+            gradient = np.sqrt(_moment(comparison, "part_grad_var", name, part))
+            kept = (value > 0) & (gradient > 0)
+            look = styles[name]
+            x, y = np.where(kept, value, np.nan), np.where(kept, gradient, np.nan)
+            axes.plot(x, y, color=look.colour, marker=look.marker, linewidth=0.8, label=name)
+            for k in np.flatnonzero(kept):
+                axes.annotate(
+                    str(steps[k]), (x[k], y[k]), (4, 4), textcoords="offset points", fontsize=8, color=look.colour
+                )
+            if not kept.all():
+                zero.append(name)
+        _logarithmic(axes, zero, len(names), x=True, y=True)
+        axes.set(title=f"{part} parameters", xlabel="sd of the value (nats per datum)")
+        axes.set_ylabel("sd of the gradient\n(√ of the variances' sum)" if part == PARTS[0] else "")
+    _legend(figure)
+    heading(figure, comparison, "Spread of the value against spread of the gradient (numbers: step of the audit)")
+    return figure
+
+
+def _audited(comparison: Any) -> list[str]:
+    # Fits come first, so that colours are the same in every picture.
+    found = dict.fromkeys(str(name) for audit in comparison.audits.values() for name in audit.elbo.values)
+    return [*(n for n in comparison.results if n in found), *(n for n in found if n not in comparison.results)]
+
+
+def _moment(comparison: Any, variable: str, name: str, part: str | None = None) -> np.ndarray:
+    """A variable of one estimator in all audits."""
+    where = {"elbo": name} if part is None else {"elbo": name, "part": part}
+    return np.array([float(audit[variable].sel(where)) for audit in comparison.audits.values()])
+
+
+def _logarithmic(axes: Axes, zero: Sequence[str], names: int, x: bool = False, y: bool = False) -> None:
+    """Logarithmic axes, whose labels read as numbers within a decade too; a note on what is 0 and has no place on them."""
+    if zero:
+        text = "0 for all estimators" if len(zero) == names else f"0 at a step, not shown: {', '.join(zero)}"
+        axes.text(0.5, 0.02, text, transform=axes.transAxes, ha="center", fontsize=8, color="0.3", parse_math=False)
+    if len(zero) == names and not any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
+        axes.set(xticks=[] if x else axes.get_xticks(), yticks=[])
+        return
+    for wanted, which, axis in ((x, axes.set_xscale, axes.xaxis), (y, axes.set_yscale, axes.yaxis)):
+        if wanted:
+            which("log")
+
+
+def _legend(figure: Figure) -> None:
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
+
+
+def save(comparison: Any, out: Path) -> list[Path]:
+    """Write every picture that applies to the comparison as PNG into a folder, which is made if it is not there.
+
+    Args:
+        comparison: fits and audits.
+        out: the folder.
+
+    Returns:
+        The paths, in the order in which the pictures are to be read.
+    """
+    from pyro_vi import pictures  # they share the looks above
+
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = [training_curves]
+    if comparison.audits:
+        drawn += [gradient_variance, value_against_gradient]
+    drawn += [pictures.reconstructions, pictures.prior_samples, pictures.latent_traversal]
+    paths = []
+    for picture in drawn:
+        try:
+            figure = picture(comparison)
+        except InputError:
+            continue  # not of this kind of model; what it needs stands in its docstring
+        path = out / f"{picture.__name__}.png"
+        figure.savefig(path, dpi=150)
+        paths.append(path)
+    return paths

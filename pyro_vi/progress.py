@@ -1,0 +1,36 @@
+"""Progress on stderr: steps, rate and time left."""
+
+import rich.progress as bars
+from rich.console import Console
+
+
+class Progress:
+    """A progress bar for one fit; where stderr is no terminal, a single line when it ends."""
+
+    def __init__(self, title: str, total: int, show: bool) -> None:
+        self._bar = bars.Progress(
+            bars.TextColumn("{task.description:12s}"),
+            bars.BarColumn(),
+            bars.MofNCompleteColumn(),
+            bars.TextColumn("{task.fields[rate]}"),
+            bars.TextColumn("{task.fields[elbo]}"),
+            bars.TimeElapsedColumn(),
+            bars.TextColumn("left"),
+            bars.TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not show,
+        )
+        self._task = self._bar.add_task(title, total=total, rate="", elbo="")
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, step: int, elbo: float) -> None:
+        """Show the steps done and the last ELBO, in nats per datum."""
+        task = self._bar.tasks[self._task]
+        rate = f"{task.speed:.0f} steps/s" if task.speed else ""
+        self._bar.update(self._task, completed=step, rate=rate, elbo=f"ELBO {elbo:.2f}")

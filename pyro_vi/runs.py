@@ -1,0 +1,182 @@
+"""The run folder: what one fit leaves on disk, so that it can be repeated, continued and read.
+
+``config.json`` holds everything needed to repeat the fit, ``metrics.jsonl`` one line for each logged step, ``checkpoint.pt``
+the state from which it goes on (tensors and plain numbers only), ``snapshot-<step>.pt`` parameters that were asked to be
+kept. Files are written under a temporary name and renamed, so that an interrupted write loses nothing.
+"""
+
+import json
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyro_vi.errors import InputError, UsageError
+
+CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
+
+
+class RunFolder:
+    """One fit's folder.
+
+    Args:
+        path: the folder; made if it is not there.
+        config: what repeats the fit; must be the same when a run is continued.
+        resume: go on from the checkpoint that is there; without it, a folder that holds a run is refused.
+
+    Raises:
+        UsageError: the folder holds a run and ``resume`` is off, or the run there was made with other settings.
+        InputError: the folder cannot be written.
+    """
+
+    def __init__(self, path: str | Path, config: Mapping[str, Any], *, resume: bool = False) -> None:
+        self.path = make_folder(path)
+        found = self.path / CONFIG
+        if found.exists():
+            if not resume:
+                raise UsageError(f"'{self.path}' holds a run already; continue it with --resume, or choose another folder")
+            changed = _differences(json.loads(found.read_text()), config)
+            if changed:
+                raise UsageError(
+                    f"'{self.path}' holds a run with other settings ({'; '.join(changed)}); resume with the same ones, "
+                    "or choose another folder"
+                )
+        write_json(found, config)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append a line to ``metrics.jsonl``."""
+        with (self.path / METRICS).open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def save(self, state: Mapping[str, Any], name: str = CHECKPOINT) -> Path:
+        """Write tensors and plain numbers in one go."""
+        target, temporary = self.path / name, self.path / f"{name}.tmp"
+        torch.save(dict(state), temporary)
+        os.replace(temporary, target)
+        return target
+
+    def load(self, name: str = CHECKPOINT) -> dict[str, Any] | None:
+        """What `save` wrote, or None; never runs code from the file."""
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, weights_only=True)
+        except Exception as error:
+            raise InputError(f"'{path}' cannot be read ({type(error).__name__}); delete it to start anew") from error
+        return state
+
+    def history(self, before: int) -> list[dict[str, Any]]:
+        """Records up to a step; later ones, of steps that are taken again, are cut off the file."""
+        path = self.path / METRICS
+        if not path.exists():
+            return []
+        records = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        kept = [record for record in records if record["step"] <= before]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        os.replace(temporary, path)
+        return kept
+
+
+def generators() -> dict[str, Any]:
+    """State of every generator that a program may draw from, as tensors and plain numbers."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "python": random.getstate(),
+    }
+
+
+def set_generators(state: Mapping[str, Any]) -> None:
+    """Put back what `generators` gave."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[list[int]]:
+    """Hold back Ctrl-C until the block is done, so that a state is saved between steps and not in the midst of one.
+
+    The list that is given is no longer empty once Ctrl-C was pressed; KeyboardInterrupt is raised when the block ends. A
+    second Ctrl-C is not held back. Outside the main thread nothing is done, as Python delivers no signals there.
+    """
+    pressed: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, handle) if main else None
+    try:
+        yield pressed
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+def make_folder(path: str | Path) -> Path:
+    """Make a folder and see that it can be written.
+
+    Raises:
+        InputError: it cannot.
+    """
+    folder = Path(path).expanduser()
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"the folder '{path}' cannot be written ({error.strerror}); choose another with --out") from error
+    return folder
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON in one go: numbers that are not finite become null, as JSON has none."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+    os.replace(temporary, path)
+
+
+def finite(value: Any) -> Any:
+    """``value`` with None for each number that is not finite.
+
+    Example:
+        >>> finite({"a": [1.0, float("nan")]})
+        {'a': [1.0, None]}
+    """
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and value - value != 0:
+        return None
+    return value
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    new = json.loads(json.dumps(finite(new)))
+    return [
+        f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
+        for key in sorted({*old, *new})
+        if key != "versions" and old.get(key) != new.get(key)
+    ]

@@ -1,0 +1,155 @@
+"""A comparison in words: the table for people, and the conclusions that its numbers support."""
+
+import math
+from collections.abc import Callable
+from itertools import combinations
+
+import xarray as xr
+from rich.table import Table
+
+from pyro_vi.compare import Comparison, Result
+from pyro_vi.draws import standard_error
+
+CERTAIN = 2.0
+"""Standard errors beyond which a difference is called one."""
+
+
+def table(comparison: Comparison) -> Table:
+    """The comparison at a glance: a row for each number, a column for each estimator; nats per datum of held-out data."""
+    results = comparison.results
+    shown = Table(
+        title=f"{comparison.model} with guide {comparison.guide} on {comparison.data.spec.name} "
+        f"({comparison.data.spec.num_data} training data, {len(comparison.data.heldout[0])} held out, seed {comparison.seed})",
+        caption="Held-out rows: nats per datum, ± one standard error over the held-out data.",
+        title_justify="left",
+        caption_justify="left",
+    )
+    shown.add_column("")
+    for name in results:
+        shown.add_column(name, justify="right")
+
+    def row(label: str, value: Callable[[str, Result], str]) -> None:
+        shown.add_row(label, *(value(name, result) for name, result in results.items()))
+
+    row("Pyro class", lambda name, result: result.cls)
+    row("KL", lambda name, result: _sources(result))
+    shown.add_section()
+    row("held-out ELBO", lambda name, result: f"{result.elbo:.2f} ± {result.evaluation.se:.2f}")
+    row("  reconstruction", lambda name, result: f"{float(result.evaluation.reconstruction.mean()):.2f}")
+    row("  KL", lambda name, result: f"{float(result.evaluation.kl.mean()):.2f}")
+    row(f"evidence{_method(results)}", lambda name, result: _evidence(result))
+    row("gap (evidence - ELBO)", lambda name, result: "-" if result.gap is None else f"{result.gap:.2f}")
+    if comparison.audits:
+        shown.add_section()
+        first, *_, last = (*comparison.audits, *comparison.audits)
+        for part in ("guide", "model"):
+            for when, step in (("start", first), ("end", last)):
+                row(f"gradient variance, {part}, {when}", _variance(comparison.audits[step], part))
+    shown.add_section()
+    row("ms per step", lambda name, result: f"{1000 * result.run.seconds / result.run.steps:.2f}")
+    return shown
+
+
+def _sources(result: Result) -> str:
+    kinds = {source.split(" ")[0] for source in result.kl_source.values()}
+    if len(kinds) == 1:
+        return kinds.pop()
+    return ", ".join(f"{site}: {source.split(' ')[0]}" for site, source in result.kl_source.items())
+
+
+def _method(results: "dict[str, Result] | object") -> str:
+    for result in dict(results).values():  # type: ignore[call-overload]
+        if result.evidence is not None:
+            attrs = result.evidence.attrs
+            return " (exact)" if attrs["method"] == "exact" else f" (importance, K = {attrs['particles']})"
+    return ""
+
+
+def _evidence(result: Result) -> str:
+    if result.evidence is None:
+        return "-"
+    return f"{result.evidence.attrs['value']:.2f} ± {result.evidence.attrs['se']:.2f}"
+
+
+def _variance(audit: xr.Dataset, part: str) -> Callable[[str, Result], str]:
+    def cell(name: str, result: Result) -> str:
+        value, error = (float(audit[key].sel(elbo=name, part=part)) for key in ("part_grad_var", "part_grad_var_se"))
+        return f"{value:.3g} ± {error:.1g}"
+
+    return cell
+
+
+def conclude(comparison: Comparison) -> list[str]:
+    """What the numbers support, in sentences; a difference within its error is said to be none."""
+    sentences = [_heldout(comparison)] if len(comparison.results) > 1 else []
+    if comparison.audits and len(comparison.results) > 1:
+        sentences.append(_gradients(comparison))
+    for name, result in comparison.results.items():
+        for site, source in result.kl_source.items():
+            if "(" in source:
+                sentences.append(f"Under {name} the KL of site '{site}' is {source}.")
+        if result.note:
+            sentences.append(f"No evidence for {name}: {result.note}.")
+        elif result.evidence is not None and _unsure(result.evidence):
+            sentences.append(
+                f"Half of the held-out data have fewer than 10 effective draws in their evidence under {name}: "
+                "it reads low; use more particles."
+            )
+    return sentences
+
+
+def _unsure(evidence: xr.Dataset) -> bool:
+    return evidence.attrs["method"] == "iw" and float(evidence.ess.median()) < 10
+
+
+def _heldout(comparison: Comparison) -> str:
+    ranked = sorted(comparison.results, key=lambda name: -comparison.results[name].elbo)
+    best, second = ranked[0], ranked[1]
+    paired = comparison.results[best].evaluation.elbo - comparison.results[second].evaluation.elbo
+    difference, error = float(paired.mean()), standard_error(paired)
+    figure = f"{difference:.2f} ± {error:.2f} nats per datum, paired over {len(paired)} held-out data"
+    if difference > CERTAIN * error:
+        return (
+            f"On held-out data the fit under {best} has the higher ELBO, by {figure}; "
+            "this is one seed, and another may differ by as much."
+        )
+    return f"On held-out data the fits under {best} and {second} do not differ beyond error ({figure}; one seed)."
+
+
+def _gradients(comparison: Comparison) -> str:
+    first, *_, last = (*comparison.audits, *comparison.audits)
+    names = list(comparison.results)
+    low, high = _extremes(comparison.audits[first], names)
+    parts = []
+    for part in ("guide", "model"):
+        start, end = (_ratio(comparison.audits[step], part, high, low) for step in (first, last))
+        parts.append(f"the {part}'s gradient variance under {high} is {start} at the start and {end} at the end")
+    return f"Against {low}, " + ", ".join(parts) + "."
+
+
+def _extremes(audit: xr.Dataset, names: list[str]) -> tuple[str, str]:
+    """The two estimators whose guide gradients differ most."""
+
+    def variance(name: str) -> float:
+        return float(audit.part_grad_var.sel(elbo=name, part="guide"))
+
+    def spread(pair: tuple[str, str]) -> float:
+        return abs(math.log(max(variance(pair[0]), 1e-300) / max(variance(pair[1]), 1e-300)))
+
+    one, other = max(combinations(names, 2), key=spread)
+    return (one, other) if variance(one) <= variance(other) else (other, one)
+
+
+def _ratio(audit: xr.Dataset, part: str, above: str, below: str) -> str:
+    (a, b), (da, db) = (
+        [float(audit[key].sel(elbo=name, part=part)) for name in (above, below)]
+        for key in ("part_grad_var", "part_grad_var_se")
+    )
+    if a == b:
+        return "the same"
+    if min(a, b) <= 0:
+        return f"{a:.3g} (against {b:.3g})"
+    error = math.hypot(da / a, db / b)
+    if abs(math.log(a / b)) <= CERTAIN * error:
+        return f"equal within error ({a / b:.2f} ± {a / b * error:.2f} times)"
+    return f"{a / b:.3g} ± {a / b * error:.1g} times as large"
