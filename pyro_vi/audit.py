@@ -17,6 +17,7 @@ import xarray as xr
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_vi.binding import kept_buffers
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
 from pyro_vi.estimators import kl_treatment, named
@@ -122,7 +123,7 @@ def audit(
     gradients = {name: _Moments(sum(sizes), groups, draws) for name in estimators}
     values = {name: _Moments(1, 2, draws) for name in estimators}
     seconds: dict[str, list[float]] = {name: [] for name in estimators}
-    with isolated(seed, validation=False):
+    with isolated(seed, validation=False), kept_buffers(pair):
         seeds = torch.randint(2**62, (draws,)).tolist()
         with torch.no_grad():
             traces = pair.draw(args)

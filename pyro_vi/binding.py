@@ -7,9 +7,12 @@ the engine knows modules only, two fits cannot see each other, and the networks 
 changed.
 
 * `_Recorder` watches the one run; `FunctionProgram` holds what was found; `_Answer` serves it in every later call.
+* `ready` makes a program's PyroModules fit to run apart from the global store; `kept_buffers` undoes what a run does to
+  running statistics.
 """
 
 import copy
+import inspect
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -19,6 +22,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.nn import PyroModule
 from pyro.params.param_store import normalize_param_name
 from pyro.poutine.messenger import Messenger
 from torch import nn
@@ -31,21 +35,69 @@ Program = Callable[..., Any]
 Shared = dict[int | str, nn.Parameter]
 
 
+def ready(program: Any) -> None:
+    """Let the PyroModules of ``program`` run while Pyro's setting ``module_local_params`` is on.
+
+    Pyro gives a PyroModule what that needs only if the setting was on when it was made, which it is not by default. Those
+    of a function are looked for in its closure, its globals and the object that it is bound to.
+    """
+    for module in _modules_of(program):
+        context = module.__dict__.get("_pyro_context")
+        if context is not None and not hasattr(context, "param_state"):
+            context.param_state = {"params": {}, "constraints": {}}
+
+
+def _modules_of(program: Any) -> Iterator[nn.Module]:
+    if isinstance(program, nn.Module):
+        yield from program.modules()
+        return
+    values = [getattr(program, "__self__", None)]
+    function = getattr(program, "__func__", program)
+    if inspect.isfunction(function):
+        seen = inspect.getclosurevars(function)
+        values += [*seen.nonlocals.values(), *seen.globals.values()]
+    for value in values:
+        if isinstance(value, nn.Module):
+            yield from value.modules()
+
+
+@contextmanager
+def kept_buffers(program: Any) -> Iterator[None]:
+    """Put the buffers of ``program`` back after the block: a run in training mode moves a batch norm's statistics."""
+    before = [(buffer, buffer.detach().clone()) for module in _modules_of(program) for buffer in module.buffers(False)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
+
+
 class _Recorder(Messenger):
     """Watch the parameters of one run: their initial values, constraints, and the networks that they belong to."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: Program) -> None:
         super().__init__()
+        self.program = program
         self.networks: dict[str, nn.Module] = {}
-        self.params: dict[str, constraints.Constraint] = {}
+        self.params: dict[str, tuple[torch.Tensor, constraints.Constraint]] = {}
 
     def _pyro_post_param(self, msg: Any) -> None:
-        name = msg["name"]
-        network = _registering(sys._getframe())
+        frame = sys._getframe()
+        name, network = _registering(frame) or ("", None)
+        if network is None and _own_statement(frame):
+            network = _outermost(frame)
+            if network is None or network is self.program or any(network is known for known in self.networks.values()):
+                return
+            name = network._pyro_name
+            name = type(network).__name__ if name in self.networks else name
         if network is None:
-            self.params.setdefault(name, msg["kwargs"].get("constraint", constraints.real))
-        else:
-            self.networks.setdefault(*network)
+            value = msg["value"]
+            value = value.unconstrained() if hasattr(value, "unconstrained") else value
+            constraint = msg["kwargs"].get("constraint", constraints.real)
+            self.params.setdefault(msg["name"], (value.detach().clone(), constraint))
+        elif name not in self.networks:
+            self.networks[name] = network
 
 
 def _registering(frame: FrameType | None) -> tuple[str, nn.Module] | None:
@@ -56,6 +108,24 @@ def _registering(frame: FrameType | None) -> tuple[str, nn.Module] | None:
             return frame.f_locals["name"], frame.f_locals["nn_module"]
         frame = frame.f_back
     return None
+
+
+def _own_statement(frame: FrameType | None) -> bool:
+    # A PyroModule states each parameter that is read from it; the value is already its own.
+    while frame is not None and frame.f_code is not PyroModule.__call__.__code__:
+        if frame.f_code is PyroModule.__getattr__.__code__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _outermost(frame: FrameType | None) -> Any:
+    network = None
+    while frame is not None:
+        if frame.f_code is PyroModule.__call__.__code__:
+            network = frame.f_locals["self"]
+        frame = frame.f_back
+    return network
 
 
 class _Answer(Messenger):
@@ -74,6 +144,8 @@ class _Answer(Messenger):
             msg["value"], msg["done"] = value, True
         elif _registering(sys._getframe()) is not None:
             msg["value"], msg["done"] = msg["args"][1], True  # the network already holds our parameters
+        elif _own_statement(sys._getframe()):
+            pass  # and so does the PyroModule
         else:
             raise InputError(
                 f"parameter '{name}' is created only after the first call; "
@@ -180,20 +252,28 @@ def bind(program: Program, args: tuple[Any, ...], shared: Shared | None = None) 
         0
     """
     shared = {} if shared is None else shared
-    store = pyro.get_param_store()
-    with store.scope(), pyro.settings.context(module_local_params=True), torch.no_grad(), torch.random.fork_rng():
-        with _Recorder() as recorder:
-            program(*args)
-        found = {name: store._params[name].detach().clone() for name in recorder.params if name in store}
+    ready(program)
+    # Without Pyro's validation: it refuses a `pyro.param` in a PyroModule, which is answered from the second run on.
+    settings = pyro.settings.context(module_local_params=True, validate_poutine=False)
+    with (
+        pyro.get_param_store().scope(),
+        settings,
+        kept_buffers(program),
+        _kept_states(program),
+        torch.no_grad(),
+        torch.random.fork_rng(),
+        _Recorder(program) as recorder,
+    ):
+        program(*args)
+    found = {name: value for name, (value, _) in recorder.params.items()}
     if isinstance(program, nn.Module):
-        recorder.params = {n: c for n, c in recorder.params.items() if n in found}
         if not found and all(network is program or _within(network, program) for network in recorder.networks.values()):
             return program
         recorder.networks = {"": program}
     bound = FunctionProgram(program, recorder.networks)
     try:
         for name in found:
-            bound._constraints[name] = recorder.params[name]
+            bound._constraints[name] = recorder.params[name][1]
             bound._own(name, shared.setdefault(name, nn.Parameter(found[name])))
         for name, network in recorder.networks.items():
             prefix = f"{name}." if name else ""
@@ -206,6 +286,20 @@ def bind(program: Program, args: tuple[Any, ...], shared: Shared | None = None) 
     except (KeyError, AttributeError) as error:
         raise InputError(f"a parameter's name hides another's ({error}); rename one of them") from error
     return bound
+
+
+@contextmanager
+def _kept_states(program: Any) -> Iterator[None]:
+    # What a PyroModule stores besides its parameters must not outlive the run.
+    contexts = [m._pyro_context for m in _modules_of(program) if isinstance(m, PyroModule)]
+    before = [context.param_state for context in contexts]
+    for context in contexts:
+        context.param_state = {"params": {}, "constraints": {}}
+    try:
+        yield
+    finally:
+        for context, state in zip(contexts, before, strict=True):
+            context.param_state = state
 
 
 def _within(network: nn.Module, program: nn.Module) -> bool:

@@ -143,7 +143,9 @@ def _observed_support(view: _View) -> Iterator[Finding]:
                 f"{int((~good).sum())} of {good.numel()} observed values of site '{name}' are outside the support of "
                 f"{site.distribution}, so the likelihood is no density there"
             )
-            yield Finding("outside-support", "error", name, text, "use another likelihood, or binarise or rescale the data")
+            yield Finding(
+                "outside-support", "error", name, text, "use another likelihood, or binarise or rescale the data"
+            )
 
 
 def _guide_support(view: _View) -> Iterator[Finding]:
@@ -151,7 +153,7 @@ def _guide_support(view: _View) -> Iterator[Finding]:
         site, other = view.model.sites[name], view.guide.sites[name]
         node = view.model_trace.nodes[name]
         inside = bool(node["fn"].support.check(node["value"]).all())
-        if not inside or type(_base(site.support)) is not type(_base(other.support)) and _narrower(site, other):
+        if not inside or (type(_base(site.support)) is not type(_base(other.support)) and _narrower(site, other)):
             text = (
                 f"the guide's {other.distribution} for site '{name}' has another support than the model's "
                 f"{site.distribution}, so log p of its draws is -inf"

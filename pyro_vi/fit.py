@@ -191,9 +191,19 @@ def fit(
         raise UsageError("to resume a run, say which: give its folder as out")
     pair = build_pair(model, guide, data, seed=seed).to(device)
     if check:
-        refuse(run_check(pair.model, pair.guide, data.example(min(batch_size, data.spec.num_data)), elbo=estimator, num_data=data.spec.num_data))
+        refuse(
+            run_check(
+                pair.model,
+                pair.guide,
+                data.example(min(batch_size, data.spec.num_data)),
+                elbo=estimator,
+                num_data=data.spec.num_data,
+            )
+        )
     folder = RunFolder(out, config, resume=resume) if out is not None else None
-    fitting = _Fit(pair, name, estimator, data, total, batch_size, schedule, clip_norm, beta, warmup, seed, folder, kept)
+    fitting = _Fit(
+        pair, name, estimator, data, total, batch_size, schedule, clip_norm, beta, warmup, seed, folder, kept
+    )
     return fitting.run(optimizer or _adam(lr), resume, progress)
 
 
@@ -206,9 +216,7 @@ def _total(steps: int | None, epochs: int | None, per_epoch: int) -> int:
     return count if steps is not None else count * per_epoch
 
 
-def _validate(
-    batch_size: int, lr: float, schedule: str, clip_norm: float | None, beta: float, warmup: int
-) -> None:
+def _validate(batch_size: int, lr: float, schedule: str, clip_norm: float | None, beta: float, warmup: int) -> None:
     for what, bad, wanted in (
         (f"batch_size {batch_size}", batch_size < 1, "at least 1"),
         (f"lr {lr}", not (0 < lr < math.inf), "positive"),
@@ -270,7 +278,15 @@ class _Fit:
         out = self.folder.path if self.folder else None
         state = self.loop
         return Run(
-            self.pair, self.name, self.data, self.history, self.snapshots, state.step, state.seconds, self._sources(), out
+            self.pair,
+            self.name,
+            self.data,
+            self.history,
+            self.snapshots,
+            state.step,
+            state.seconds,
+            self._sources(),
+            out,
         )
 
     def _sources(self) -> dict[str, str]:

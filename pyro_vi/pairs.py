@@ -8,7 +8,7 @@
 import math
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import nn
 from torch.distributions import Distribution, constraints
 
+from pyro_vi.binding import kept_buffers, ready
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
 
@@ -139,7 +140,7 @@ def prototype(program: Any, args: Batch) -> Prototype:
     """Run ``program`` once on ``args`` and once on its first rows, and read its sites, supports, shapes and plates.
 
     The second run tells a plate with a size of its own (``plate("data", 1500, subsample=...)``) from one that is as long
-    as the batch.
+    as the batch; all sizes of a program that takes no shorter batch are its own.
 
     Raises:
         InputError: the program fails on this batch (say, a shape that does not fit), with its message.
@@ -149,7 +150,10 @@ def prototype(program: Any, args: Batch) -> Prototype:
     shorter = tuple(
         a[: max(1, length // 2)] if isinstance(a, torch.Tensor) and a.dim() and len(a) == length else a for a in args
     )
-    sizes = {f.name: f.full_size for f in _frames(_trace(program, shorter))} if length > 1 else {}
+    sizes: dict[str, int] = {}
+    if length > 1:
+        with suppress(InputError):  # such as a guide with parameters for each datum
+            sizes = {f.name: f.full_size for f in _frames(_trace(program, shorter))}
     plates = {}
     for frame in _frames(trace):
         if frame.vectorized:
@@ -193,7 +197,8 @@ def describe(fn: Any) -> str:
 
 
 def _trace(program: Any, args: Batch) -> Any:
-    with torch.no_grad(), isolated(seed=0):
+    ready(program)
+    with torch.no_grad(), isolated(seed=0), kept_buffers(program):
         try:
             return prune_subsample_sites(poutine.trace(program).get_trace(*args))
         except InputError:
@@ -229,6 +234,7 @@ class Pair(nn.Module):
     def __init__(self, model: nn.Module, guide: nn.Module) -> None:
         super().__init__()
         self.model, self.guide = model, guide
+        ready(self)
 
     def owned(self, args: Batch | None = None) -> dict[str, tuple[str, nn.Parameter]]:
         """Trainable parameters by name, each with its owner: ``"model"`` or ``"guide"``.

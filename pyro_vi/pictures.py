@@ -105,7 +105,7 @@ def prior_samples(comparison: Any, *, rows: int = 4, columns: int = 8, seed: int
     across = min(3, len(shown))
     down = math.ceil(len(shown) / across)
     height = 2.6 if shape is None else 3.4 * rows * shape[0] / (columns * shape[1])
-    figure = Figure(figsize=(3.4 * across + 0.6, (height + 0.35) * down + 0.7), layout="constrained")
+    figure = Figure(figsize=(3.6 * across, (height + 0.3) * down + 0.6), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
     for axes, (name, values) in zip(panels, shown.items(), strict=False):
         axes.set_title(name, color=styles[name].colour, parse_math=False)
@@ -118,6 +118,7 @@ def prior_samples(comparison: Any, *, rows: int = 4, columns: int = 8, seed: int
         figure.supxlabel("draw" if data.shape[1] == 1 else "feature", fontsize=9)
         figure.supylabel("x", fontsize=9)
     _finish(figure, panels, len(shown), legend=shape is None)
+    figure.get_layout_engine().set(w_pad=0.1)
     heading(figure, comparison, f"E[x | z] at {count} draws from the prior, z ~ p(z)")
     return figure
 
@@ -146,10 +147,10 @@ def latent_traversal(comparison: Any, *, datum: int = 0, seed: int = 0) -> Figur
     if shape is not None:
         across = min(3, len(walks))
         down = math.ceil(len(walks) / across)
-        size = (3.6 * across + 1.0, (3.4 * most / STEPS * shape[0] / shape[1] + 0.6) * down + 0.6)
+        size = (3.6 * across + 0.8, (3.3 * most / STEPS * shape[0] / shape[1] + 0.4) * down + 0.8)
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.add_gridspec(down, across + 1, width_ratios=[0.16] + [1.0] * across)
-        first = figure.add_subplot(grid[0, 0], title="datum")
+        first = figure.add_subplot(grid[0, 0], title="datum", anchor="N")
         start = comparison.data.heldout[0][datum].double().cpu().numpy()
         _draw_images(first, start.reshape(1, 1, *shape), _grey_scale(comparison))
         for k, (name, (dims, mean, values)) in enumerate(walks.items()):
@@ -159,7 +160,7 @@ def latent_traversal(comparison: Any, *, datum: int = 0, seed: int = 0) -> Figur
             middle, top = (np.arange(STEPS) + 0.5) * cell[1] - 0.5, np.arange(len(dims)) * cell[0] - 0.5
             # Where among the values the walk's start lies: the other rows keep this dimension there.
             place = np.interp(mean, SPREAD, middle)
-            axes.vlines(place, top, top + cell[0], color=styles[name].colour, linewidth=1.6)
+            axes.vlines(place, top, top + shape[0], color=styles[name].colour, linewidth=1.6)
             axes.set_xticks(middle[[0, STEPS // 2, -1]], ["−3", "0", "3"])
             axes.set_yticks(top + cell[0] / 2, [f"$z_{{{d + 1}}}$" for d in dims])
             axes.tick_params(length=0)
@@ -180,7 +181,9 @@ def latent_traversal(comparison: Any, *, datum: int = 0, seed: int = 0) -> Figur
         figure.supxlabel("prior standard deviations" if single else "feature (colour: prior standard deviations)")
         figure.supylabel("E[x | z]")
         _finish(figure, panels.ravel(), panels.size, legend=not single)
-    heading(figure, comparison, f"One latent dimension at a time, from the posterior mean of held-out datum {datum + 1}")
+    heading(
+        figure, comparison, f"One latent dimension at a time, from the posterior mean of held-out datum {datum + 1}"
+    )
     return figure
 
 
@@ -210,7 +213,9 @@ def _observed(pair: Pair, args: Batch, replayed: Any = None) -> tuple[np.ndarray
         axis = 0 if plate is None else plate.dim + len(fn.batch_shape)
         value, mean = (v.expand(fn.shape()) for v in (node["value"], _moments(fn)[0]))
         if not value.dim() or value.shape[axis] != n:
-            raise InputError(f"what the model observes has shape {tuple(value.shape)}, with no row for each of {n} data")
+            raise InputError(
+                f"what the model observes has shape {tuple(value.shape)}, with no row for each of {n} data"
+            )
         value, mean = (v.movedim(axis, 0).reshape(n, -1).double().cpu() for v in (value, mean))
         pairs.append((value, mean))
     if not pairs:
@@ -286,6 +291,7 @@ def _draw_images(axes: Axes, images: np.ndarray, scale: tuple[float, float]) -> 
     mosaic = cells.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)[:-gap, :-gap]
     grey = matplotlib.colormaps["gray"].with_extremes(bad="white")
     axes.imshow(mosaic, cmap=grey, vmin=scale[0], vmax=scale[1], interpolation="none")
+    axes.autoscale(False)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     return height, width
@@ -300,7 +306,9 @@ def _draw_lines(
     style = {"marker": marker if single or lines.shape[1] < 4 or not line else "", "markersize": 4, "color": colour}
     for k, y in enumerate(lines):
         name = label if k == 0 else "_nolegend_"
-        axes.plot(1 + np.arange(len(y)), y, linestyle="-" if line and not single else "", linewidth=width, label=name, **style)
+        axes.plot(
+            1 + np.arange(len(y)), y, linestyle="-" if line and not single else "", linewidth=width, label=name, **style
+        )
 
 
 def _finish(figure: Figure, panels: np.ndarray, used: int, legend: bool = True) -> None:

@@ -17,9 +17,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from pyro_vi.errors import InputError
 
@@ -89,14 +90,16 @@ def training_curves(comparison: Any) -> Figure:
         for name, result in comparison.results.items():
             for key in keys:
                 steps, values = _series(result.run.history, key)
-                heldout = key == "heldout_elbo"
+                heldout, width = key == "heldout_elbo", styles[name].width
                 axes.plot(
                     steps,
                     values,
                     color=styles[name].colour,
                     linestyle="--" if heldout else "-",
-                    linewidth=max(1.2, styles[name].width) if heldout else styles[name].width,
-                    alpha=1.0 if heldout else 0.55 if len(keys) > 1 else 0.85,
+                    linewidth=max(1.4, width) if heldout else 0.6 * width,
+                    alpha=0.4
+                    if len(keys) > 1 and not heldout
+                    else 0.9,  # the curve without the batches' noise stands out
                     marker=styles[name].marker if len(steps) < 25 else "",
                     markersize=3.5,
                     label=f"{name}, {key}",
@@ -104,11 +107,12 @@ def training_curves(comparison: Any) -> Figure:
                 late.append(values[steps >= steps.max() / 4] if len(steps) else values)
         _limit(axes, np.concatenate(late))
         axes.set(title=title, xlabel="step", ylabel="nats per datum")
-    entries = [Line2D([], [], color=look.colour, marker=look.marker, label=name) for name, look in styles.items()]
+    entries = [Line2D([], [], color=look.colour, linewidth=2, label=name) for name, look in styles.items()]
     entries += [Line2D([], [], color="0.3", linestyle=s, label=t) for s, t in (("-", "training"), ("--", "held out"))]
     figure.legend(handles=entries, loc="outside lower center", ncols=min(len(entries), 5))
-    figure.supxlabel("vertical ranges: 1 to 99 % of the values after the first quarter of the steps", fontsize=8)
-    heading(figure, comparison, "Training")
+    heading(
+        figure, comparison, "Training (vertical ranges: 1 to 99 % of the values after the first quarter of the steps)"
+    )
     return figure
 
 
@@ -144,7 +148,14 @@ def gradient_variance(comparison: Any) -> Figure:
             place = np.arange(len(steps)) + 0.09 * (i - (len(names) - 1) / 2)
             look = styles[name]
             axes.errorbar(
-                place, shown, yerr=2 * error, color=look.colour, marker=look.marker, capsize=2, linewidth=0.8, label=name
+                place,
+                shown,
+                yerr=2 * error,
+                color=look.colour,
+                marker=look.marker,
+                capsize=2,
+                linewidth=0.8,
+                label=name,
             )
             if not (variance > 0).all():
                 zero.append(name)
@@ -153,7 +164,9 @@ def gradient_variance(comparison: Any) -> Figure:
         axes.set_xticks(range(len(steps)), [str(step) for step in steps])
         axes.set_xlim(-0.5, len(steps) - 0.5)
         axes.set(title=f"{part} parameters", xlabel="step of the audit")
-        axes.set_ylabel("gradient variance\n(ELBO in nats per datum; sum over parameters)" if part == PARTS[0] else "")
+        axes.set_ylabel(
+            "gradient variance, summed over parameters\n(of the ELBO in nats per datum)" if part == PARTS[0] else ""
+        )
     _legend(figure)
     heading(figure, comparison, "Gradient variance at the same parameters (bars: ±2 standard errors)")
     return figure
@@ -178,14 +191,17 @@ def value_against_gradient(comparison: Any) -> Figure:
             x, y = np.where(kept, value, np.nan), np.where(kept, gradient, np.nan)
             axes.plot(x, y, color=look.colour, marker=look.marker, linewidth=0.8, label=name)
             for k in np.flatnonzero(kept):
+                place = (5, 4 if k % 2 == 0 else -11)  # neighbours on both sides, so that they do not collide
                 axes.annotate(
-                    str(steps[k]), (x[k], y[k]), (4, 4), textcoords="offset points", fontsize=8, color=look.colour
+                    str(steps[k]), (x[k], y[k]), place, textcoords="offset points", fontsize=8, color=look.colour
                 )
             if not kept.all():
                 zero.append(name)
         _logarithmic(axes, zero, len(names), x=True, y=True)
         axes.set(title=f"{part} parameters", xlabel="sd of the value (nats per datum)")
-        axes.set_ylabel("sd of the gradient\n(√ of the variances' sum)" if part == PARTS[0] else "")
+        axes.set_ylabel(
+            "sd of the gradient: √ of the summed variance\n(of the ELBO in nats per datum)" if part == PARTS[0] else ""
+        )
     _legend(figure)
     heading(figure, comparison, "Spread of the value against spread of the gradient (numbers: step of the audit)")
     return figure
@@ -208,12 +224,21 @@ def _logarithmic(axes: Axes, zero: Sequence[str], names: int, x: bool = False, y
     if zero:
         text = "0 for all estimators" if len(zero) == names else f"0 at a step, not shown: {', '.join(zero)}"
         axes.text(0.5, 0.02, text, transform=axes.transAxes, ha="center", fontsize=8, color="0.3", parse_math=False)
-    if len(zero) == names and not any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
-        axes.set(xticks=[] if x else axes.get_xticks(), yticks=[])
+    if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
+        axes.set_yticks([])
         return
-    for wanted, which, axis in ((x, axes.set_xscale, axes.xaxis), (y, axes.set_yscale, axes.yaxis)):
-        if wanted:
-            which("log")
+    for wanted, name in ((x, "x"), (y, "y")):
+        if not wanted:
+            continue
+        axes.set(**{f"{name}scale": "log"})
+        axis: Axis = getattr(axes, f"{name}axis")
+        low, high = axis.get_view_interval()
+        if high / low < 100:  # powers of ten alone would leave one label or none
+            axis.set_major_locator(
+                LogLocator(subs=(1, 2, 5)) if high / low > 4 else MaxNLocator(5, steps=[1, 2, 5, 10])
+            )
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
 
 
 def _legend(figure: Figure) -> None:

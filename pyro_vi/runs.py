@@ -10,7 +10,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,9 @@ class RunFolder:
         found = self.path / CONFIG
         if found.exists():
             if not resume:
-                raise UsageError(f"'{self.path}' holds a run already; continue it with --resume, or choose another folder")
+                raise UsageError(
+                    f"'{self.path}' holds a run already; continue it with --resume, or choose another folder"
+                )
             changed = _differences(json.loads(found.read_text()), config)
             if changed:
                 raise UsageError(
@@ -57,10 +59,7 @@ class RunFolder:
 
     def save(self, state: Mapping[str, Any], name: str = CHECKPOINT) -> Path:
         """Write tensors and plain numbers in one go."""
-        target, temporary = self.path / name, self.path / f"{name}.tmp"
-        torch.save(dict(state), temporary)
-        os.replace(temporary, target)
-        return target
+        return write_through(self.path / name, lambda temporary: torch.save(dict(state), temporary))
 
     def load(self, name: str = CHECKPOINT) -> dict[str, Any] | None:
         """What `save` wrote, or None; never runs code from the file."""
@@ -80,10 +79,25 @@ class RunFolder:
             return []
         records = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
         kept = [record for record in records if record["step"] <= before]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        os.replace(temporary, path)
+        write_through(path, lambda temporary: temporary.write_text("".join(json.dumps(r) + "\n" for r in kept)))
         return kept
+
+
+def load_parameters(pair: torch.nn.Module, path: Path) -> None:
+    """Give a pair the parameters of a run's checkpoint.
+
+    Raises:
+        InputError: no run is there, or it is of another pair.
+    """
+    if not (path / CHECKPOINT).exists():
+        raise InputError(f"'{path}' holds no run (no {CHECKPOINT}); give the folder of a fit")
+    state = torch.load(path / CHECKPOINT, weights_only=True)["pair"]
+    try:
+        pair.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(
+            f"the run in '{path}' is of another pair: its parameters do not fit this model and guide"
+        ) from error
 
 
 def generators() -> dict[str, Any]:
@@ -146,15 +160,24 @@ def make_folder(path: str | Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(f"the folder '{path}' cannot be written ({error.strerror}); choose another with --out") from error
+        raise InputError(
+            f"the folder '{path}' cannot be written ({error.strerror}); choose another with --out"
+        ) from error
     return folder
+
+
+def write_through(path: Path, write: Callable[[Path], Any]) -> Path:
+    """Write a file under a temporary name and rename it: whoever looks finds the old one or the new one, never a half."""
+    temporary = path.with_name(path.name + ".tmp")
+    write(temporary)
+    os.replace(temporary, path)
+    return path
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON in one go: numbers that are not finite become null, as JSON has none."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    text = json.dumps(finite(value), indent=2, allow_nan=False) + "\n"
+    write_through(path, lambda temporary: temporary.write_text(text))
 
 
 def finite(value: Any) -> Any:

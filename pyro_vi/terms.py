@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 import pyro_vi.kl  # noqa: F401  (registers closed forms that torch lacks)
+from pyro_vi.binding import kept_buffers
 from pyro_vi.data import Batch
 from pyro_vi.pairs import PARTICLES, Plate, Prototype, describe, isolated, prototype
 
@@ -159,7 +160,7 @@ def terms(model: Any, guide: Any, batch: Batch | Tensor, *, kl: KL = "analytic",
     args = batch if isinstance(batch, tuple) else (batch,)
     pair = pair_of(model, guide, args)
     layout = prototype(pair.model, args)
-    with isolated(seed):
+    with isolated(seed), kept_buffers(pair):
         traces = pair.draw(args)
     return from_traces(*traces, data_plate(layout, args), len(args[0]), kl=kl)
 
@@ -193,11 +194,10 @@ def from_traces(model_trace: Any, guide_trace: Any, plate: Plate | None, length:
             log_q = _reduce(node["log_prob"], node, plate)
             reason = "" if kl == "sampled" else "the model has no such site"
             sites[name] = SiteTerms(name, _local(node, plate), None, log_q, None, KLSource("sampled", reason))
-    rows = 1
+    rows, num_data = 1, length
     for frame in (f for n in model_trace.nodes.values() if n["type"] == "sample" for f in n["cond_indep_stack"]):
         if plate is not None and frame.name == plate.name:
-            rows = frame.size
-    num_data = length if plate is None else plate.size or rows
+            rows, num_data = frame.size, frame.full_size
     return Terms(sites, max(num_data, 1), rows)
 
 

@@ -500,7 +500,7 @@ CATALOGUE: dict[str, Entry] = {
     "auxiliary": Entry(
         auxiliary_pair,
         (scalars(),),
-        *(BATCH, BATCH, {"u": True, "z": True}, {"u": "sampled", "z": "sampled"}),
+        *(BATCH, BATCH, {"u": True, "z": True}, {"u": "sampled", "z": "analytic"}),
         owners={"slope": "guide"},
     ),
     "discrete": Entry(discrete_pair, (scalars(),), BATCH, BATCH, _LOCAL, _ANALYTIC, {"slope": "guide"}),

@@ -7,6 +7,7 @@ from typing import Any
 
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 
+from pyro_vi.errors import UsageError
 from pyro_vi.specs import check_options, parse, unknown
 from pyro_vi.terms import KL
 
@@ -65,8 +66,10 @@ def named(elbos: Any) -> dict[str, ELBO]:
     for elbo in given:
         name = elbo if isinstance(elbo, str) else _name(elbo)
         if name in result:
-            raise unknown("second ELBO estimator", name, [n for n in TABLE if n not in result])
+            raise UsageError(f"ELBO estimator '{name}' is named twice; name each one once")
         result[name] = get(elbo) if isinstance(elbo, str) else copy.deepcopy(elbo)
+    if not result:
+        raise UsageError(f"name at least one ELBO estimator; there are: {', '.join(TABLE)}")
     return result
 
 

@@ -1,0 +1,382 @@
+"""The command line: parses, calls, prints. One frozen dataclass a command; `COMMANDS` says which function runs it.
+
+Results go to stdout, progress and problems to stderr. Exit codes: 0 done, 1 a problem with the data, the pair or the run,
+2 bad usage, 130 interrupted.
+"""
+
+import dataclasses
+import functools
+import json
+import operator
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from pyro_vi.errors import FitError, InputError, UsageError
+from pyro_vi.runs import finite, write_json
+
+Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+Guide = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="GUIDE")]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    model: Model = "vae"
+    """Model: a name, path/file.py:Name or package.module:Name, options in parentheses: 'vae(latent_dim=2)'."""
+    guide: Guide = "diag_normal"
+    """Guide: named in the same ways."""
+    data: str = "digits"
+    """Data set's name, or a .npy, .npz, .csv or .parquet file."""
+    seed: int = 0
+    """Seed of everything."""
+    json: bool = False
+    """Print one JSON document and nothing else on stdout."""
+    debug: bool = False
+    """Show the traceback of a problem."""
+
+
+@dataclass(frozen=True)
+class _Fitting(_Pair):
+    epochs: int | None = None
+    """Passes over the data; 100 by default."""
+    steps: int | None = None
+    """Optimisation steps, instead of epochs."""
+    batch_size: int = 128
+    """Data in a step."""
+    lr: float = 3e-3
+    """Learning rate of Adam."""
+    schedule: str = "cosine"
+    """How the learning rate falls to 0: constant, linear or cosine."""
+    clip_norm: float | None = None
+    """Limit on the joint norm of all gradients (nats per datum)."""
+    beta: float = 1.0
+    """Weight of the KL; the unannealed ELBO is reported beside."""
+    warmup: int = 0
+    """Steps over which the weight of the KL rises from 0."""
+    out: str | None = None
+    """Folder to write to; by default a new one below runs/."""
+    resume: bool = False
+    """Go on with the interrupted run in --out."""
+
+    def options(self) -> dict[str, Any]:
+        names = ("epochs", "steps", "batch_size", "lr", "schedule", "clip_norm", "beta", "warmup", "seed", "resume")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Compare(_Fitting):
+    """Fit one pair under several ELBO estimators and compare them: the main job."""
+
+    elbos: tuple[str, ...] = ("trace", "mean_field")
+    """Estimators; the audits follow the fit of the first."""
+    audit_draws: int = 1000
+    """Draws of each audit; 0 for no audits."""
+    particles: int = 1000
+    """Draws for each held-out datum's evidence, where it is not exact."""
+
+
+@dataclass(frozen=True)
+class Fit(_Fitting):
+    """Fit one pair by SVI."""
+
+    elbo: str = "mean_field"
+    """Estimator."""
+
+
+@dataclass(frozen=True)
+class Audit(_Pair):
+    """Measure value and gradient of estimators at fixed parameters, from common random draws."""
+
+    elbos: tuple[str, ...] = ("trace", "mean_field")
+    """Estimators."""
+    draws: int = 1000
+    """Evaluations of each estimator."""
+    batch_size: int = 128
+    """Data in the batch."""
+    run: str | None = None
+    """Folder of a fit of this pair, to audit at its parameters; by default at the initial ones."""
+
+
+@dataclass(frozen=True)
+class Check(_Pair):
+    """Look for silent errors of a pair before a fit."""
+
+    elbo: str | None = None
+    """Estimator that is to be used."""
+    batch_size: int = 128
+    """Data in the batch."""
+
+
+@dataclass(frozen=True)
+class Evidence(_Pair):
+    """Evidence log p(x) of the held-out data under a fitted pair."""
+
+    run: str | None = None
+    """Folder of a fit of this pair; by default the initial parameters."""
+    method: str | None = None
+    """iw or exact; by default exact where the model has a closed form."""
+    particles: int = 5000
+    """Draws for each datum."""
+
+
+@dataclass(frozen=True)
+class List:
+    """List the models, guides, data sets and estimators that there are."""
+
+    json: bool = False
+    """Print one JSON document and nothing else on stdout."""
+    debug: bool = False
+    """Show the traceback of a problem."""
+
+
+def _compare(command: Compare) -> int:
+    from pyro_vi.compare import compare
+    from pyro_vi.export import history_dataset, to_datatree, write
+    from pyro_vi.plots import save
+    from pyro_vi.summary import conclude, table
+
+    out = _folder(command)
+    result = compare(
+        command.model,
+        command.guide,
+        command.data,
+        elbos=command.elbos,
+        audit_draws=command.audit_draws,
+        particles=command.particles,
+        out=out,
+        progress=True,
+        **command.options(),
+    )
+    audits = {"audit": result.audit_dataset()} if result.audits else {}
+    for name, one in result.results.items():
+        groups = {"fit": history_dataset(one.run.history), **audits}
+        tree = to_datatree(
+            one.run.model, one.run.guide, one.run.data.heldout, draws=100, seed=command.seed, groups=groups
+        )
+        write(tree, out / name / "result.nc")
+    plots = save(result, out)
+    document = finite(result.to_dict(plots))
+    write_json(out / "result.json", document)
+    if command.json:
+        _print_json(document)
+        return 0
+    console = _console()
+    console.print(table(result))
+    for sentence in conclude(result):
+        console.print(sentence)
+    console.print()
+    for path in [*plots, out / "result.json", *(out / name / "result.nc" for name in result.results)]:
+        console.print(str(path), soft_wrap=True)
+    return 0
+
+
+def _fit(command: Fit) -> int:
+    from pyro_vi.export import history_dataset, to_datatree, write
+    from pyro_vi.fit import fit
+
+    out = _folder(command)
+    run = fit(command.model, command.guide, command.data, elbo=command.elbo, out=out, **command.options())
+    batch = run.data.heldout if len(run.data.heldout[0]) else run.data.example(100)
+    groups = {"fit": history_dataset(run.history)}
+    write(to_datatree(run.model, run.guide, batch, draws=100, seed=command.seed, groups=groups), out / "result.nc")
+    last = run.history[-1]
+    document = {"elbo": run.elbo, "kl_source": run.kl_source, "out": str(out), "last": last}
+    if command.json:
+        _print_json(document)
+        return 0
+    shown = _table(f"{command.model} with guide {command.guide} on {command.data}, {run.elbo}", "", "nats per datum")
+    for label, key in (
+        ("held-out ELBO", "heldout_elbo"),
+        ("training ELBO (last batch)", "elbo"),
+        ("  reconstruction", "reconstruction"),
+        ("  KL", "kl"),
+    ):
+        if key in last:
+            shown.add_row(label, f"{last[key]:.2f}")
+    _console().print(shown, f"{run.steps} steps in {run.seconds:.1f} s", str(out), sep="\n")
+    return 0
+
+
+def _audit(command: Audit) -> int:
+    from pyro_vi.audit import audit
+
+    pair, data = _pair(command, command.run)
+    batch = data.example(min(command.batch_size, data.spec.num_data))
+    found = audit(pair.model, pair.guide, batch, elbos=command.elbos, draws=command.draws, seed=command.seed)
+    if command.json:
+        _print_json(found.to_dict())
+        return 0
+    shown = _table(
+        f"{command.model} with guide {command.guide} on {command.data}: {command.draws} draws", "", *command.elbos
+    )
+    for part in ("guide", "model"):
+        for label, key in (("gradient variance", "part_grad_var"), ("gradient signal to noise", "part_grad_snr")):
+            cells = [found[key].sel(elbo=name, part=part) for name in found.elbo.values]
+            shown.add_row(f"{label}, {part}", *(f"{float(cell):.3g}" for cell in cells))
+    for label, key, scale in (
+        ("ELBO (nats per datum)", "value_mean", 1),
+        ("  standard deviation of one draw", "value_sd", 1),
+        ("ms per loss and gradient", "seconds", 1000),
+    ):
+        shown.add_row(label, *(f"{float(value) * scale:.3g}" for value in found[key]))
+    for site in found.site.values:
+        shown.add_row(f"KL of {site}", *(str(value) for value in found.kl_source.sel(site=site).values))
+    _console().print(shown)
+    return 0
+
+
+def _check(command: Check) -> int:
+    from pyro_vi.check import check
+
+    pair, data = _pair(command, None)
+    batch = data.example(min(command.batch_size, data.spec.num_data))
+    findings = check(pair.model, pair.guide, batch, elbo=command.elbo, num_data=data.spec.num_data)
+    if command.json:
+        _print_json([dataclasses.asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            print(f"{finding.severity}: {finding} [{finding.code}]")
+        if not findings:
+            print(f"nothing found: {command.model} with guide {command.guide} on {command.data}")
+    return int(any(finding.severity == "error" for finding in findings))
+
+
+def _evidence(command: Evidence) -> int:
+    from pyro_vi.evidence import evidence
+
+    pair, data = _pair(command, command.run)
+    if not len(data.heldout[0]):
+        raise InputError(f"'{command.data}' has no held-out data")
+    method: Any = command.method
+    options = {"method": method, "particles": command.particles, "seed": command.seed}
+    found = evidence(pair.model, pair.guide, data.heldout, **options)
+    if command.json:
+        _print_json({key: found.attrs[key] for key in ("method", "particles", "value", "se")})
+        return 0
+    how = "exact" if found.attrs["method"] == "exact" else f"importance sampling, K = {command.particles}"
+    print(f"log p(x) = {found.attrs['value']:.3f} ± {found.attrs['se']:.3f} nats per held-out datum ({how})")
+    if found.attrs["method"] == "iw":
+        print(
+            f"effective draws of each datum: median {float(found.ess.median()):.0f}, least {float(found.ess.min()):.1f}"
+        )
+    return 0
+
+
+def _list(command: List) -> int:
+    from pyro_vi import data, estimators, programs
+
+    found = {
+        "models": programs.available("model"),
+        "guides": programs.available("guide"),
+        "data": data.available(),
+        "estimators": {name: f"{entry.cls.__name__}: {entry.about}" for name, entry in estimators.TABLE.items()},
+    }
+    if command.json:
+        _print_json(found)
+        return 0
+    for what, entries in found.items():
+        shown = _table(what, "name", "what it is")
+        for name, about in entries.items():
+            shown.add_row(name, about)
+        _console().print(shown)
+    return 0
+
+
+COMMANDS: dict[type, Callable[[Any], int]] = {
+    Compare: _compare,
+    Fit: _fit,
+    Audit: _audit,
+    Check: _check,
+    Evidence: _evidence,
+    List: _list,
+}
+
+
+def _pair(command: _Pair, run: str | None) -> tuple[Any, Any]:
+    from pyro_vi.data import load
+    from pyro_vi.programs import build_pair
+    from pyro_vi.runs import load_parameters
+
+    data = load(command.data, seed=command.seed)
+    pair = build_pair(command.model, command.guide, data, seed=command.seed)
+    if run is not None:
+        load_parameters(pair, Path(run))
+    return pair, data
+
+
+def _folder(command: _Fitting) -> Path:
+    if command.out is not None:
+        return Path(command.out)
+    if command.resume:
+        raise UsageError("to resume a run, say which: --out FOLDER --resume")
+    parts = (command.model, command.guide, command.data, f"seed{command.seed}")
+    stem = "-".join(re.sub(r"[^\w.=]+", "_", part).strip("_") for part in parts)
+    numbered = (Path("runs") / (stem if i == 1 else f"{stem}-{i}") for i in range(1, 10_000))
+    return next(path for path in numbered if not path.exists())
+
+
+def _table(title: str, *columns: str) -> Table:
+    shown = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        shown.add_column(column, justify="right" if i and column != "what it is" else "left")
+    return shown
+
+
+def _console() -> Console:
+    # A file or a pipe has no width of its own; the tables need about 100.
+    return Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(finite(value), indent=2, allow_nan=False, default=str))
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"warning: {_line(message)}", file=sys.stderr)
+        yield
+
+
+def _line(error: object) -> str:
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run one command; gives back the exit code."""
+    commands = [Annotated[c, tyro.conf.subcommand(name=c.__name__.lower())] for c in COMMANDS]
+    command = tyro.cli(
+        functools.reduce(operator.or_, commands),  # the annotated classes as one union
+        prog="pyro-vi",
+        description="A workbench for variational inference in Pyro.",
+        args=args,
+    )
+    try:
+        with _one_line_warnings():
+            return COMMANDS[type(command)](command)
+    except KeyboardInterrupt:
+        out = getattr(command, "out", None)
+        hint = f"; go on with --out {out} --resume" if out else ""
+        print(f"interrupted{hint}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if getattr(command, "debug", False):
+            raise
+        known = isinstance(error, (InputError, FitError))
+        kind = "" if known else f"{type(error).__name__}: "
+        print(f"error: {kind}{_line(error)}{'' if known else ' (--debug shows where)'}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
