@@ -12,7 +12,7 @@ from torch.distributions import biject_to, constraints
 
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
-from pyro_vi.networks import mlp_body
+from pyro_vi.networks import Body, mlp_body
 from pyro_vi.pairs import Plate, Site, data_plate, prototype
 
 
@@ -65,7 +65,7 @@ class DiagNormal(nn.Module):
         self.sites, self.plates = layout.latents, layout.plates
         data = layout.data_plate(len(batch[0]))
         self.data = data.name if data else None
-        self.body = mlp_body(_features(batch).shape[1], hidden, activation)
+        self.body: Body | None = mlp_body(_features(batch).shape[1], hidden, activation)
         self.loc, self.log_scale = nn.ParameterDict(), nn.ParameterDict()
         self.heads = nn.ModuleDict()
         for name, site in self.sites.items():

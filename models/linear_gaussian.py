@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -38,6 +39,10 @@ class LinearGaussian(nn.Module):
         >>> model.log_evidence(torch.tensor([[1.3]]))  # log N(1.3; 0, 2)
         tensor([-1.6880], grad_fn=<...>)
     """
+
+    weight: Tensor
+    bias: Tensor
+    log_scale: Tensor
 
     def __init__(
         self,
@@ -94,7 +99,7 @@ class LinearGaussian(nn.Module):
             value: Tensor = pyro.sample("x", self.observation(z), obs=x)
         return value
 
-    def observation(self, z: Tensor) -> dist.Distribution:
+    def observation(self, z: Tensor) -> Any:
         """The distribution of x given z of shape ``(..., latent_dim)``."""
         mean = z @ self.weight.mT + self.bias
         scale = self.log_scale.exp()

@@ -20,10 +20,11 @@ from torch import Tensor
 from pyro_vi.binding import kept_buffers
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
-from pyro_vi.estimators import kl_treatment, named
+from pyro_vi.estimators import differentiable_loss, kl_treatment, named
 from pyro_vi.pairs import Pair, isolated, prototype
 from pyro_vi.programs import pair_of
 from pyro_vi.terms import data_plate, from_traces
+from pyro_vi.threads import fitting_threads
 from pyro_vi.versions import versions
 
 PARTS = ("model", "guide")
@@ -123,16 +124,17 @@ def audit(
     gradients = {name: _Moments(sum(sizes), groups, draws) for name in estimators}
     values = {name: _Moments(1, 2, draws) for name in estimators}
     seconds: dict[str, list[float]] = {name: [] for name in estimators}
-    with isolated(seed, validation=False), kept_buffers(pair):
+    with isolated(seed, validation=False), kept_buffers(pair), fitting_threads(pair, args):
+        threads = torch.get_num_threads()
         seeds = torch.randint(2**62, (draws,)).tolist()
         with torch.no_grad():
             traces = pair.draw(args)
         num_data = from_traces(*traces, plate, len(args[0])).num_data
-        for name, elbo in estimators.items():
+        for elbo in estimators.values():
             _evaluate(elbo, pair, args, parameters)  # the first call sets things up, and is not timed
         for draw_seed in seeds:
             for name, elbo in estimators.items():
-                torch.manual_seed(draw_seed)
+                _seed(draw_seed, args[0].device)
                 start = time.perf_counter()
                 loss, gradient = _evaluate(elbo, pair, args, parameters)
                 seconds[name].append(time.perf_counter() - start)
@@ -153,18 +155,25 @@ def audit(
         seed=seed,
         num_data=num_data,
         batch_size=len(args[0]),
-        threads=torch.get_num_threads(),
+        threads=threads,
         device=str(args[0].device),
         **{f"version_{k}": v for k, v in versions().items()},
     )
 
 
+def _seed(seed: int, device: torch.device) -> None:
+    if device.type == "cpu":
+        # torch.manual_seed costs as much as a small model: it formats a stack.
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+
+
 def _evaluate(elbo: ELBO, pair: Pair, args: Batch, parameters: list[Any]) -> tuple[Tensor, Tensor]:
-    loss = elbo.differentiable_loss(pair.model, pair.guide, *args)
+    loss = differentiable_loss(elbo, pair, args)
     if not parameters or not loss.requires_grad:
-        return torch.as_tensor(loss).detach().double().reshape(1), torch.zeros(
-            sum(p.numel() for p in parameters)
-        ).double()
+        nothing = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
+        return torch.as_tensor(loss).detach().double().reshape(1), nothing
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
     flat = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
     return loss.detach().double().reshape(1).cpu(), torch.cat([g.reshape(-1) for g in flat]).double().cpu()

@@ -172,7 +172,8 @@ class FunctionProgram(nn.Module):
             for name, network in networks.items():
                 swap = {inner: _get(self, outer) for inner, outer in self._swaps[name].items()}
                 stack.enter_context(_reparametrize_module(network, swap))
-                stack.enter_context(_mode(network, self.training))
+                if not self.training:  # in training each network has the mode that its owner gave it
+                    stack.enter_context(_evaluating(network))
             stack.enter_context(_Answer(self))
             return function(*args, **kwargs)
 
@@ -213,12 +214,9 @@ def _get(module: nn.Module, name: str) -> torch.Tensor:
 
 
 @contextmanager
-def _mode(network: nn.Module, training: bool) -> Iterator[None]:
-    if network.training == training:
-        yield
-        return
+def _evaluating(network: nn.Module) -> Iterator[None]:
     before = {module: module.training for module in network.modules()}
-    network.train(training)
+    network.eval()
     try:
         yield
     finally:

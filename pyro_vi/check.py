@@ -179,7 +179,8 @@ def _reparametrized(view: _View) -> Iterator[Finding]:
         return
     for name in view.shared:
         if not view.guide.sites[name].reparametrized:
-            text = f"the guide's {view.guide.sites[name].distribution} at '{name}' cannot be reparameterised, so its gradient is lost"
+            kind = view.guide.sites[name].distribution
+            text = f"the guide's {kind} at '{name}' cannot be reparameterised, so its gradient is lost"
             yield Finding("not-reparametrized", "error", name, text, "use the estimator 'trace', or a continuous guide")
 
 
@@ -232,7 +233,10 @@ def _unregistered(view: _View) -> Iterator[Finding]:
     foreign = [leaf for leaf in _leaves(view.terms.loss) if id(leaf) not in owned]
     if foreign:
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in foreign[:3])
-        text = f"{len(foreign)} tensors that need gradients are no parameters of the pair (shapes {shapes}), so they never train"
+        text = (
+            f"{len(foreign)} tensors that need gradients are no parameters of the pair (shapes {shapes}), "
+            "so they never train"
+        )
         remedy = "register their network: make it a submodule, or call pyro.module on it in the program"
         yield Finding("unregistered", "error", None, text, remedy)
 

@@ -354,9 +354,10 @@ def _line(error: object) -> str:
 
 def main(args: list[str] | None = None) -> int:
     """Run one command; gives back the exit code."""
-    commands = [Annotated[c, tyro.conf.subcommand(name=c.__name__.lower())] for c in COMMANDS]
-    command = tyro.cli(
-        functools.reduce(operator.or_, commands),  # the annotated classes as one union
+    commands: list[Any] = [Annotated[c, tyro.conf.subcommand(name=c.__name__.lower())] for c in COMMANDS]
+    every: Any = functools.reduce(operator.or_, commands)  # the annotated classes as one union
+    command: Any = tyro.cli(
+        every,
         prog="pyro-vi",
         description="A workbench for variational inference in Pyro.",
         args=args,

@@ -214,7 +214,9 @@ def _load_set(
     raw = entry.read(seed, heldout, **options)
     dtype = dtype or torch.get_default_dtype()
     shape = tuple(raw.train.shape[1:])
-    spec = DataSpec(name, len(raw.train), shape, raw.support, dtype, raw.source, raw.image_shape)
+    written = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    label = f"{name}({written})" if options else name
+    spec = DataSpec(label, len(raw.train), shape, raw.support, dtype, raw.source, raw.image_shape)
     if raw.binarize and raw.levels is not None:
         fixed = _draw(raw.heldout, raw.levels, generator(seed, 0, "heldout"), len(raw.heldout)).to(dtype)
     else:

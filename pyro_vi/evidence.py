@@ -81,7 +81,8 @@ def evidence(
         vectorized = vectorizes(pair, tuple(a[:rows] for a in args))
         for start in range(0, len(args[0]), rows):
             parts.append(_importance(pair, tuple(a[start : start + rows] for a in args), particles, vectorized))
-    return _dataset(*(torch.cat(c) for c in zip(*parts, strict=True)), method, particles)
+    values, error, ess = (torch.cat(column) for column in zip(*parts, strict=True))
+    return _dataset(values, error, ess, method, particles)
 
 
 def refuse_global(pair: Pair, args: Batch) -> None:

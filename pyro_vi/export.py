@@ -66,7 +66,7 @@ def to_datatree(
         chunk = max(1, min(draws, MEMORY // widest)) if vectorized else 1
         for start in range(0, draws, chunk):
             count = min(chunk, draws - start)
-            trace, _ = pair.draw(args, count if vectorized else None, nesting)
+            trace: Any = pair.draw(args, count if vectorized else None, nesting)[0]
             for name, site in layout.sites.items():
                 node = trace.nodes[name]
                 if not site.observed:

@@ -259,7 +259,7 @@ class Pair(nn.Module):
             with torch.no_grad():
                 guide_trace = poutine.trace(self.guide).get_trace(*args)
             trace = poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(*args)
-            log_p = trace.log_prob_sum()
+            log_p = torch.as_tensor(trace.log_prob_sum())
         shared = [p for p in self.model.parameters() if id(p) in held]
         gradients = (
             torch.autograd.grad(log_p, shared, allow_unused=True) if log_p.requires_grad else [None] * len(shared)
@@ -271,7 +271,8 @@ class Pair(nn.Module):
 
         With ``particles=K``, K draws at once in an outer plate at dimension ``-1 - nesting``.
         """
-        model, guide = self.model, self.guide
+        model: Any = self.model
+        guide: Any = self.guide
         if particles is not None:
             plate = pyro.plate(PARTICLES, particles, dim=-1 - nesting)
             model, guide = plate(model), plate(guide)

@@ -1,27 +1,27 @@
 """Plots of what was measured, curves of the fits and moments of the audits, and the one call that writes all pictures.
 
-* `LOOK`, `looks` and `heading` are what every picture shares, those of `pyro_vi.pictures` too.
-* A plot takes a comparison and gives back a figure. Of the comparison it reads ``results`` (each with its ``run``),
-  ``audits`` by step, ``data``, and the names ``model`` and ``guide``.
-* `save` writes all that apply.
+* `LOOK`, `looks`, `heading` and `legend` are what every picture shares, those of `pyro_vi.pictures` too.
+* A plot takes a comparison and gives back a figure; `save` writes all that apply.
 
 Figures are made without pyplot: nothing global is changed, and no window opens.
 """
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from pyro_vi.compare import Comparison
 from pyro_vi.errors import InputError
 
 PARTS = ("model", "guide")
@@ -29,6 +29,7 @@ LOOK: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.labelsize": 9,
+    "figure.labelsize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
@@ -67,7 +68,7 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
     }
 
 
-def heading(figure: Figure, comparison: Any, what: str) -> None:
+def heading(figure: Figure, comparison: Comparison, what: str) -> None:
     """Title a figure: what it shows, and of which model, guide and data."""
     of = f"model {comparison.model}, guide {comparison.guide}, data {comparison.data.spec.name}"
     width = int(13 * figure.get_figwidth())
@@ -76,8 +77,21 @@ def heading(figure: Figure, comparison: Any, what: str) -> None:
     figure.suptitle(text, fontsize=10, parse_math=False)
 
 
+def legend(figure: Figure, entries: Mapping[str, Artist] | None = None) -> None:
+    """One legend below the panels, as wide as the figure allows: by default of what the panels name."""
+    if entries is None:
+        found = [panel.get_legend_handles_labels() for panel in figure.axes]
+        entries = {text: handle for handles, texts in found for handle, text in zip(handles, texts, strict=True)}
+    if entries:
+        columns = int(13 * figure.get_figwidth() / (max(map(len, entries)) + 8))
+        columns = max(1, min(columns, len(entries)))
+        box = figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
+        for text in box.get_texts():
+            text.set_parse_math(False)
+
+
 @matplotlib.rc_context(LOOK)
-def training_curves(comparison: Any) -> Figure:
+def training_curves(comparison: Comparison) -> Figure:
     """The ELBO of each fit, of training batches and of held-out data, and its two parts, against the step.
 
     Vertical ranges are those of the steps after the first quarter: from where a fit starts, all that follows would be flat.
@@ -97,9 +111,7 @@ def training_curves(comparison: Any) -> Figure:
                     color=styles[name].colour,
                     linestyle="--" if heldout else "-",
                     linewidth=max(1.4, width) if heldout else 0.6 * width,
-                    alpha=0.4
-                    if len(keys) > 1 and not heldout
-                    else 0.9,  # the curve without the batches' noise stands out
+                    alpha=0.4 if "heldout_elbo" in keys and not heldout else 0.9,  # the batches' noise stands back
                     marker=styles[name].marker if len(steps) < 25 else "",
                     markersize=3.5,
                     label=f"{name}, {key}",
@@ -107,9 +119,11 @@ def training_curves(comparison: Any) -> Figure:
                 late.append(values[steps >= steps.max() / 4] if len(steps) else values)
         _limit(axes, np.concatenate(late))
         axes.set(title=title, xlabel="step", ylabel="nats per datum")
-    entries = [Line2D([], [], color=look.colour, linewidth=2, label=name) for name, look in styles.items()]
-    entries += [Line2D([], [], color="0.3", linestyle=s, label=t) for s, t in (("-", "training"), ("--", "held out"))]
-    figure.legend(handles=entries, loc="outside lower center", ncols=min(len(entries), 5))
+    entries = {name: Line2D([], [], color=look.colour, linewidth=2) for name, look in styles.items()}
+    entries |= {
+        text: Line2D([], [], color="0.3", linestyle=line) for text, line in (("training", "-"), ("held out", "--"))
+    }
+    legend(figure, entries)
     heading(
         figure, comparison, "Training (vertical ranges: 1 to 99 % of the values after the first quarter of the steps)"
     )
@@ -131,7 +145,7 @@ def _limit(axes: Axes, values: np.ndarray) -> None:
 
 
 @matplotlib.rc_context(LOOK)
-def gradient_variance(comparison: Any) -> Figure:
+def gradient_variance(comparison: Comparison) -> Figure:
     """The gradient's variance by estimator and owner of the parameters over the fit, ±2 standard errors, logarithmic.
 
     All estimators are taken at the same parameters. Points of one step stand side by side, so that equal ones are seen.
@@ -167,13 +181,13 @@ def gradient_variance(comparison: Any) -> Figure:
         axes.set_ylabel(
             "gradient variance, summed over parameters\n(of the ELBO in nats per datum)" if part == PARTS[0] else ""
         )
-    _legend(figure)
+    legend(figure)
     heading(figure, comparison, "Gradient variance at the same parameters (bars: ±2 standard errors)")
     return figure
 
 
 @matplotlib.rc_context(LOOK)
-def value_against_gradient(comparison: Any) -> Figure:
+def value_against_gradient(comparison: Comparison) -> Figure:
     """How far the ELBO's value spreads against how far its gradient spreads, a point an estimator and audit.
 
     A small spread of the value does not make the gradient's small: the one does not tell the other.
@@ -190,30 +204,33 @@ def value_against_gradient(comparison: Any) -> Figure:
             look = styles[name]
             x, y = np.where(kept, value, np.nan), np.where(kept, gradient, np.nan)
             axes.plot(x, y, color=look.colour, marker=look.marker, linewidth=0.8, label=name)
-            for k in np.flatnonzero(kept):
+            # Of many estimators only the ends are told, which say the direction.
+            told = range(len(steps)) if len(names) <= 3 else {0, len(steps) - 1}
+            for k in (k for k in told if kept[k]):
                 place = (5, 4 if k % 2 == 0 else -11)  # neighbours on both sides, so that they do not collide
                 axes.annotate(
                     str(steps[k]), (x[k], y[k]), place, textcoords="offset points", fontsize=8, color=look.colour
                 )
             if not kept.all():
                 zero.append(name)
+        axes.margins(0.12)
         _logarithmic(axes, zero, len(names), x=True, y=True)
         axes.set(title=f"{part} parameters", xlabel="sd of the value (nats per datum)")
         axes.set_ylabel(
             "sd of the gradient: √ of the summed variance\n(of the ELBO in nats per datum)" if part == PARTS[0] else ""
         )
-    _legend(figure)
+    legend(figure)
     heading(figure, comparison, "Spread of the value against spread of the gradient (numbers: step of the audit)")
     return figure
 
 
-def _audited(comparison: Any) -> list[str]:
+def _audited(comparison: Comparison) -> list[str]:
     # Fits come first, so that colours are the same in every picture.
     found = dict.fromkeys(str(name) for audit in comparison.audits.values() for name in audit.elbo.values)
     return [*(n for n in comparison.results if n in found), *(n for n in found if n not in comparison.results)]
 
 
-def _moment(comparison: Any, variable: str, name: str, part: str | None = None) -> np.ndarray:
+def _moment(comparison: Comparison, variable: str, name: str, part: str | None = None) -> np.ndarray:
     """A variable of one estimator in all audits."""
     where = {"elbo": name} if part is None else {"elbo": name, "part": part}
     return np.array([float(audit[variable].sel(where)) for audit in comparison.audits.values()])
@@ -223,7 +240,16 @@ def _logarithmic(axes: Axes, zero: Sequence[str], names: int, x: bool = False, y
     """Logarithmic axes, whose labels read as numbers within a decade too; a note on what is 0 and has no place on them."""
     if zero:
         text = "0 for all estimators" if len(zero) == names else f"0 at a step, not shown: {', '.join(zero)}"
-        axes.text(0.5, 0.02, text, transform=axes.transAxes, ha="center", fontsize=8, color="0.3", parse_math=False)
+        axes.text(
+            0.5,
+            0.5 if len(zero) == names else 0.02,
+            text,
+            transform=axes.transAxes,
+            ha="center",
+            fontsize=8,
+            color="0.3",
+            parse_math=False,
+        )
     if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
         axes.set_yticks([])
         return
@@ -241,12 +267,7 @@ def _logarithmic(axes: Axes, zero: Sequence[str], names: int, x: bool = False, y
             axis.set_minor_formatter(NullFormatter())
 
 
-def _legend(figure: Figure) -> None:
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
-
-
-def save(comparison: Any, out: Path) -> list[Path]:
+def save(comparison: Comparison, out: Path) -> list[Path]:
     """Write every picture that applies to the comparison as PNG into a folder, which is made if it is not there.
 
     Args:

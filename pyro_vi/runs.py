@@ -102,11 +102,11 @@ def load_parameters(pair: torch.nn.Module, path: Path) -> None:
 
 def generators() -> dict[str, Any]:
     """State of every generator that a program may draw from, as tensors and plain numbers."""
-    kind, keys, *rest = np.random.get_state()
+    kind, keys, *rest = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
         "python": random.getstate(),
     }
 

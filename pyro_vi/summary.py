@@ -1,7 +1,7 @@
 """A comparison in words: the table for people, and the conclusions that its numbers support."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import combinations
 
 import xarray as xr
@@ -57,8 +57,8 @@ def _sources(result: Result) -> str:
     return ", ".join(f"{site}: {source.split(' ')[0]}" for site, source in result.kl_source.items())
 
 
-def _method(results: "dict[str, Result] | object") -> str:
-    for result in dict(results).values():  # type: ignore[call-overload]
+def _method(results: Mapping[str, Result]) -> str:
+    for result in results.values():
         if result.evidence is not None:
             attrs = result.evidence.attrs
             return " (exact)" if attrs["method"] == "exact" else f" (importance, K = {attrs['particles']})"

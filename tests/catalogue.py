@@ -22,6 +22,7 @@ from pyro_vi.guides.diag_normal import DiagNormal
 from pyro_vi.guides.exact import Exact
 from pyro_vi.models.linear_gaussian import LinearGaussian
 from pyro_vi.models.vae import VAE
+from pyro_vi.pairs import data_plate
 
 NUM_DATA, BATCH = 50, 8
 """Full size of the data and rows of a minibatch, wherever a pair is subsampled."""
@@ -127,7 +128,7 @@ class WrongGuide(nn.Module):
         return dist.MultivariateNormal(loc, scale_tril=lower)
 
     def forward(self, x: Tensor) -> None:
-        with pyro.plate("data", NUM_DATA, subsample=torch.arange(len(x))):
+        with data_plate(NUM_DATA, x):
             pyro.sample("z", self.distribution(x))
 
 

@@ -25,6 +25,7 @@ from torch.distributions import kl_divergence
 
 from pyro_vi.errors import InputError
 from pyro_vi.pairs import Pair, isolated, prototype
+from pyro_vi.programs import pair_of
 from pyro_vi.terms import KLSource, Terms, data_plate, from_traces, terms
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -55,7 +56,8 @@ def at(pair: Pair, values: dict[str, Tensor], *args: Tensor) -> Terms:
     plate = data_plate(prototype(pair.model, args), args)
     fixed = Pair(pair.model, torch.nn.Module())
     fixed.guide.forward = guide
-    return from_traces(*fixed.draw(args), plate, len(args[0]))
+    with isolated():
+        return from_traces(*fixed.draw(args), plate, len(args[0]))
 
 
 @every_entry
@@ -80,12 +82,10 @@ def test_shapes_are_per_datum(entry):
             assert value is None or value.shape == ((entry.rows,) if site.local else ())
 
 
-@every_entry
-def test_many_draws_in_a_plate_keep_their_dimension(entry):
-    if entry.batch[0].shape[0] != entry.rows:
-        pytest.skip("a program with Python loops, or with a minibatch of its own, takes no plate of particles")
-    from pyro_vi.programs import pair_of
-
+@pytest.mark.parametrize("name", [n for n, e in CATALOGUE.items() if len(e.batch[0]) == e.rows])
+def test_many_draws_in_a_plate_keep_their_dimension(name):
+    """Of every pair whose data plate is vectorised, and as long as the batch."""
+    entry = CATALOGUE[name]
     pair = pair_of(*entry.build(), entry.batch)
     layout = prototype(pair.model, entry.batch)
     nesting = max(layout.max_plate_nesting, prototype(pair.guide, entry.batch).max_plate_nesting)
@@ -115,10 +115,9 @@ def test_kl_sources(entry):
     torch.testing.assert_close(asked.log_weight, asked.elbo, **EXACT)
 
 
-@every_entry
-def test_a_datum_changes_its_own_terms_only(entry):
-    if not entry.separate:
-        pytest.skip("the data are not apart in this pair")
+@pytest.mark.parametrize("name", [name for name, entry in CATALOGUE.items() if entry.separate])
+def test_a_datum_changes_its_own_terms_only(name):
+    entry = CATALOGUE[name]
     (x,) = entry.batch
     other = x.clone()
     other[1] = 1 - x[1]

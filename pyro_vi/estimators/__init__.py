@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor
 
-from pyro_vi.errors import UsageError
+from pyro_vi.data import Batch
+from pyro_vi.errors import InputError, UsageError
+from pyro_vi.pairs import Pair
 from pyro_vi.specs import check_options, parse, unknown
 from pyro_vi.terms import KL
 
@@ -75,6 +78,18 @@ def named(elbos: Any) -> dict[str, ELBO]:
 
 def _name(elbo: ELBO) -> str:
     return next((name for name, entry in TABLE.items() if type(elbo) is entry.cls), type(elbo).__name__)
+
+
+def differentiable_loss(elbo: Any, pair: Pair, args: Batch) -> Tensor:
+    """−ELBO of one evaluation, whose gradient is the estimator's; `pyro.infer.ELBO` itself does not promise the method.
+
+    Raises:
+        InputError: the estimator has none.
+    """
+    if not hasattr(elbo, "differentiable_loss"):
+        raise InputError(f"{type(elbo).__name__} has no differentiable_loss; use one of: {', '.join(TABLE)}")
+    loss: Tensor = elbo.differentiable_loss(pair.model, pair.guide, *args)
+    return loss
 
 
 def kl_treatment(elbo: ELBO) -> KL:

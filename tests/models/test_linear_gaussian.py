@@ -1,0 +1,162 @@
+"""The linear-Gaussian model against a dense normal, Bayes' rule, and probabilistic PCA."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from catalogue import columns, linear_gaussian, spec
+from sklearn.decomposition import PCA, FactorAnalysis
+
+from pyro_vi.data import DataSpec
+from pyro_vi.errors import InputError
+from pyro_vi.models.linear_gaussian import LinearGaussian
+from pyro_vi.pairs import prototype
+
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+
+
+def dense(model: LinearGaussian) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A, b and Σ as plain arrays."""
+    variance = (2 * model.log_scale).exp().expand(model.bias.shape)
+    return model.weight.detach(), model.bias.detach(), variance.diag().detach()
+
+
+def models() -> list[LinearGaussian]:
+    torch.manual_seed(8)
+    return [
+        linear_gaussian(),
+        LinearGaussian(spec(), latent_dim=1, scale=0.3),
+        LinearGaussian(spec(features=2), latent_dim=5, noise="diagonal", scale=[0.4, 2.0], bias=[1.0, -1.0]),
+    ]
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_evidence_is_that_of_the_dense_normal(case):
+    model = models()[case]
+    weight, bias, noise = dense(model)
+    x = columns(features=len(bias))
+    expected = dist.MultivariateNormal(bias, weight @ weight.mT + noise).log_prob(x)
+    torch.testing.assert_close(model.log_evidence(x).detach(), expected, **EXACT)
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_posterior_is_bayes_rule(case):
+    """The joint normal of (z, x), conditioned on x by the dense formula: no use of the precision form."""
+    model = models()[case]
+    weight, bias, noise = dense(model)
+    x = columns(features=len(bias))
+    gain = weight.mT @ torch.linalg.inv(weight @ weight.mT + noise)
+    posterior = model.posterior(x)["z"]
+    torch.testing.assert_close(posterior.mean.detach(), (x - bias) @ gain.mT, **EXACT)
+    covariance = torch.eye(model.latent_dim, dtype=x.dtype) - gain @ weight
+    torch.testing.assert_close(posterior.covariance_matrix.detach(), covariance.expand(8, -1, -1), **EXACT)
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_prior_times_likelihood_is_evidence_times_posterior_at_any_z(case):
+    model = models()[case]
+    x = columns(features=len(model.bias))
+    z = columns(features=model.latent_dim, seed=9)
+    prior = dist.Normal(torch.zeros(model.latent_dim, dtype=x.dtype), 1.0).to_event(1)
+    joint = prior.log_prob(z) + model.observation(z).log_prob(x)
+    torch.testing.assert_close(joint, model.log_evidence(x) + model.posterior(x)["z"].log_prob(z), **EXACT)
+
+
+def test_one_dimension_is_the_conjugate_pair():
+    """p(x) = N(0, 2), posterior N(x / 2, 1 / 2): oracles, section 1. A datum may be a number or a vector of one."""
+    x = torch.tensor([1.3, -0.2], dtype=torch.float64)
+    for shape in ((), (1,)):
+        data = DataSpec("made up", 2, shape, "real", torch.float64, "made up")
+        model = LinearGaussian(data, latent_dim=1, weight=[[1.0]])
+        rows = x.reshape(2, *shape)
+        expected = -0.5 * math.log(4 * math.pi) - x.square() / 4
+        torch.testing.assert_close(model.log_evidence(rows).detach(), expected, **EXACT)
+        posterior = model.posterior(rows)["z"]
+        torch.testing.assert_close(posterior.mean[:, 0].detach(), x / 2, **EXACT)
+        torch.testing.assert_close(posterior.variance.detach(), torch.full((2, 1), 0.5, dtype=x.dtype), **EXACT)
+        assert prototype(model, (rows,)).sites["x"].event_shape == shape
+
+
+def test_maximum_likelihood_is_probabilistic_pca():
+    """σ² is the mean of the discarded eigenvalues (Tipping and Bishop 1999); scikit-learn's `PCA.score` agrees."""
+    torch.manual_seed(2)
+    x = torch.randn(300, 5, dtype=torch.float64) @ torch.randn(5, 5, dtype=torch.float64) + 1
+    values, vectors = torch.linalg.eigh(torch.cov(x.mT))  # divided by n - 1, as in scikit-learn
+    values, vectors = values.flip(0), vectors.flip(1)
+    variance = values[2:].mean()
+    weight = vectors[:, :2] * (values[:2] - variance).sqrt()
+    model = LinearGaussian(spec(300, 5), latent_dim=2, weight=weight, bias=x.mean(0), scale=float(variance.sqrt()))
+    expected = PCA(2, svd_solver="full").fit(x.numpy()).score(x.numpy())
+    assert float(model.log_evidence(x).mean().detach()) == pytest.approx(expected, rel=1e-10)
+    # With the covariance divided by n it is the maximum: the gradient vanishes.
+    values = values * 299 / 300
+    variance = values[2:].mean()
+    weight = vectors[:, :2] * (values[:2] - variance).sqrt()
+    model = LinearGaussian(spec(300, 5), latent_dim=2, weight=weight, bias=x.mean(0), scale=float(variance.sqrt()))
+    for gradient in torch.autograd.grad(model.log_evidence(x).mean(), list(model.parameters())):
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient), **EXACT)
+
+
+def test_diagonal_noise_is_factor_analysis():
+    torch.manual_seed(2)
+    x = torch.randn(300, 5, dtype=torch.float64) @ torch.randn(5, 5, dtype=torch.float64) + 1
+    fitted = FactorAnalysis(2).fit(x.numpy())
+    model = LinearGaussian(
+        spec(300, 5),
+        latent_dim=2,
+        noise="diagonal",
+        weight=torch.as_tensor(fitted.components_.T.copy()),
+        bias=torch.as_tensor(fitted.mean_),
+        scale=torch.as_tensor(fitted.noise_variance_).sqrt(),
+    )
+    assert float(model.log_evidence(x).mean().detach()) == pytest.approx(fitted.score(x.numpy()), rel=1e-10)
+
+
+def test_decode_is_the_mean_and_forward_gives_the_batch_back():
+    model, z, x = linear_gaussian(), columns(4, 2), columns()
+    weight, bias, _ = dense(model)
+    torch.testing.assert_close(model.decode(z).detach(), z @ weight.mT + bias, **EXACT)
+    assert model(x) is x
+    assert pyro.poutine.trace(model).get_trace(x).nodes["x"]["scale"] == 50 / 8
+
+
+def test_fixed_it_has_no_parameters_but_the_same_numbers():
+    fixed, learned, x = linear_gaussian(learn=False), linear_gaussian(), columns()
+    assert list(fixed.parameters()) == []
+    assert [name for name, _ in learned.named_parameters()] == ["weight", "bias", "log_scale"]
+    assert torch.equal(fixed.log_evidence(x), learned.log_evidence(x).detach())
+
+
+def test_given_arrays_are_copied():
+    weight = torch.ones(3, 2, dtype=torch.float64)
+    model = LinearGaussian(spec(), latent_dim=2, weight=weight)
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    assert (weight == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"weight": [[1.0, 2.0]]}, r"weight must have shape \(3, 2\), not \(1, 2\)"),
+        ({"bias": [1.0]}, r"bias must have shape \(3,\), not \(1,\)"),
+        ({"scale": [1.0, 1.0]}, r"must have shape"),
+        ({"scale": -1.0}, "must be positive"),
+        ({"noise": "diagonal", "scale": [1.0, 0.0, 1.0]}, "must be positive"),
+        ({"noise": "full"}, "must be 'shared' or 'diagonal'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options, words):
+    with pytest.raises(InputError, match=words):
+        LinearGaussian(spec(), latent_dim=2, **options)
+
+
+def test_data_that_it_has_no_density_for_are_refused():
+    with pytest.raises(InputError, match="at least 1"):
+        LinearGaussian(spec(), latent_dim=0)
+    with pytest.raises(InputError, match="is binary"):
+        LinearGaussian(spec(support="boolean"))
+    with pytest.raises(InputError, match="takes vectors"):
+        LinearGaussian(DataSpec("made up", 5, (2, 2), "real", torch.float64, "made up"))
