@@ -1,9 +1,8 @@
 """Pictures of what fitted pairs make: reconstructions, draws from the prior, walks through the latent space.
 
-* Each picture reads a comparison, and nothing of a program but its traces: no method of a model or guide is needed.
-  What is shown of x is the mean of the observed site's distribution, E[x | z], or a draw where it has no finite mean.
+* They read nothing of a program but its traces: what is shown of x is the mean of the observed site's distribution,
+  E[x | z], or a draw where it has no finite mean.
 * Data with an ``image_shape`` are drawn as images, other data as lines over the features, single numbers as points.
-* Below the pictures stand what they read from traces, and how they draw.
 """
 
 import math
@@ -56,7 +55,7 @@ def reconstructions(comparison: Comparison, *, n: int = 10, seed: int = 0) -> Fi
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.02, hspace=0))
         panels = figure.subplots(1 + len(shown), 1, squeeze=False).ravel()
         for axes, (name, values) in zip(panels, [("data", data), *shown.items()], strict=True):
-            _draw_images(axes, values.reshape(1, count, *shape), _grey_scale(comparison))
+            _draw_images(axes, values.reshape(1, count, *shape), comparison)
             colour = styles[name].colour if name in styles else "black"
             axes.set_ylabel(name, rotation=0, ha="right", va="center", color=colour, parse_math=False)
     else:
@@ -67,7 +66,7 @@ def reconstructions(comparison: Comparison, *, n: int = 10, seed: int = 0) -> Fi
         figure = Figure(figsize=(max(5.6, 2.0 * across), 1.6 + 1.7 * down), layout="constrained")
         panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
         for axes, group in zip(panels, groups, strict=False):
-            _draw_lines(axes, data[group], "0.35", "data", marker=".", line=False)
+            _draw_lines(axes, data[group], "0.35", "data", ".", width=0)
             for name, values in shown.items():
                 _draw_lines(axes, values[group], styles[name].colour, name, styles[name].marker, styles[name].width)
         _label(panels, len(groups), across, "held-out datum" if data.shape[1] == 1 else "feature", "x")
@@ -83,7 +82,7 @@ def prior_samples(comparison: Comparison, *, rows: int = 4, columns: int = 8, se
     Args:
         comparison: fitted pairs and their data.
         rows: of the grid of images.
-        columns: of the grid of images.
+        columns: of the same.
         seed: of the draws, the same for all pairs.
 
     Raises:
@@ -104,7 +103,7 @@ def prior_samples(comparison: Comparison, *, rows: int = 4, columns: int = 8, se
     for axes, (name, values) in zip(panels, shown.items(), strict=False):
         axes.set_title(name, color=styles[name].colour, parse_math=False)
         if shape is not None:
-            _draw_images(axes, values.reshape(rows, columns, *shape), _grey_scale(comparison))
+            _draw_images(axes, values.reshape(rows, columns, *shape), comparison)
         else:
             _draw_lines(axes, data, "0.75", "held-out data", marker=".")
             _draw_lines(axes, values, styles[name].colour, "E[x | z]" if len(shown) == 1 else name, marker=".")
@@ -139,17 +138,15 @@ def latent_traversal(comparison: Comparison, *, datum: int = 0, seed: int = 0) -
         size = (max(3.6 * across + 0.8, 5.2), (3.3 * most / STEPS * shape[0] / shape[1] + 0.4) * down + 0.8)
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.add_gridspec(down, across + 1, width_ratios=[0.16] + [1.0] * across)
-        first = figure.add_subplot(grid[0, 0], title="datum", anchor="N")
         start = comparison.data.heldout[0][datum].double().cpu().numpy()
-        _draw_images(first, start.reshape(1, 1, *shape), _grey_scale(comparison))
+        _draw_images(figure.add_subplot(grid[0, 0], title="datum", anchor="N"), start.reshape(1, 1, *shape), comparison)
         for k, (name, (dims, mean, values)) in enumerate(walks.items()):
             axes = figure.add_subplot(grid[k // across, 1 + k % across])
             axes.set_title(name, color=styles[name].colour, parse_math=False)
-            cell = _draw_images(axes, values.reshape(len(dims), STEPS, *shape), _grey_scale(comparison))
+            cell = _draw_images(axes, values.reshape(len(dims), STEPS, *shape), comparison)
             middle, top = (np.arange(STEPS) + 0.5) * cell[1] - 0.5, np.arange(len(dims)) * cell[0] - 0.5
             # Where among the values the walk's start lies: the other rows keep this dimension there.
-            place = np.interp(mean, SPREAD, middle)
-            axes.vlines(place, top, top + shape[0], color=styles[name].colour, linewidth=1.6)
+            axes.vlines(np.interp(mean, SPREAD, middle), top, top + shape[0], color=styles[name].colour, linewidth=1.6)
             axes.set_xticks(middle[[0, STEPS // 2, -1]], ["−3", "0", "3"])
             axes.set_yticks(top + cell[0] / 2, [f"$z_{{{d + 1}}}$" for d in dims])
             axes.tick_params(length=0)
@@ -157,20 +154,17 @@ def latent_traversal(comparison: Comparison, *, datum: int = 0, seed: int = 0) -
     else:
         figure = Figure(figsize=(max(5.6, 1.4 * most + 1.4), 1.5 * len(walks) + 1.4), layout="constrained")
         panels = figure.subplots(len(walks), most, squeeze=False, sharex=True, sharey=True)
-        single = values.shape[-1] == 1
+        single, features = values.shape[-1] == 1, 1 + np.arange(values.shape[-1])
+        rainbow = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, STEPS))
         for row, (name, (dims, _, values)) in zip(panels, walks.items(), strict=True):
             row[0].set_ylabel(f"{name}\nE[x | z]", color=styles[name].colour, parse_math=False)
             for axes, d, lines in zip(row, dims, values, strict=False):
-                axes.set_title(f"$z_{{{d + 1}}}$")
-                if single:
-                    axes.plot(SPREAD, lines[:, 0], color=styles[name].colour, marker=".")
-                    continue
-                for t, colour in enumerate(matplotlib.colormaps["viridis"](np.linspace(0, 0.9, STEPS))):
-                    _draw_lines(axes, lines[t : t + 1], colour, f"{SPREAD[t]:+g} sd", marker=".")
-        for axes in panels[-1]:
-            axes.set_xlabel("prior sd" if single else "feature")
+                axes.set_prop_cycle(color=[styles[name].colour] if single else rainbow)
+                axes.set(title=f"$z_{{{d + 1}}}$", xlabel="prior sd" if single else "feature")
+                drawn = axes.plot(*((SPREAD, lines) if single else (features, lines.T)), linewidth=0.8, marker=".")
+                axes.label_outer()
         if not single:
-            legend(figure)
+            legend(figure, {f"{at:+g} sd": line for at, line in zip(SPREAD, drawn, strict=True)})
     heading(figure, comparison, f"E[x | z], one latent dimension varied, from held-out datum {datum + 1}")
     return figure
 
@@ -233,7 +227,6 @@ def _moment(fn: Any, name: Literal["mean", "stddev"], draws: int) -> Tensor:
 
 def _walk(pair: Pair, heldout: Batch, datum: int) -> tuple[list[int], np.ndarray, np.ndarray]:
     """Dimensions, where the walk starts in prior standard deviations, and E[x | z]: ``(D,), (D,), (D, STEPS, features)``."""
-    heldout = _rows(heldout, range(min(1000, len(heldout[0]))))
     site = _vector(pair, heldout)
     posterior = _trace(pair.guide, heldout).nodes[site.name]["fn"]
     means = _moment(posterior, "mean", 200).expand(len(heldout[0]), -1)
@@ -246,9 +239,9 @@ def _walk(pair: Pair, heldout: Batch, datum: int) -> tuple[list[int], np.ndarray
     for i, d in enumerate(dims):
         z[i, :, d] = loc[d] + scale[d] * torch.as_tensor(SPREAD).to(means)
     replayed.nodes[site.name]["value"] = z.reshape(-1, z.shape[-1]).to(site.dtype)
-    _, values = _observed(pair, args, replayed)
+    values = _observed(pair, args, replayed)[1].reshape(len(dims), STEPS, -1)
     start = ((means[datum] - loc) / scale)[dims]
-    return dims.tolist(), start.double().cpu().numpy(), values.reshape(len(dims), STEPS, -1)
+    return dims.tolist(), start.double().cpu().numpy(), values
 
 
 def _vector(pair: Pair, args: Batch) -> Site:
@@ -258,8 +251,8 @@ def _vector(pair: Pair, args: Batch) -> Site:
         support: Any = sites[0].support
         while isinstance(support, constraints.independent):
             support = support.base_constraint
-        real = isinstance(support, type(constraints.real))
-        if real and len(sites[0].event_shape) == 1 and sites[0].batch_shape == (len(args[0]),):
+        vector = len(sites[0].event_shape) == 1 and sites[0].batch_shape == (len(args[0]),)
+        if vector and isinstance(support, type(constraints.real)):
             return sites[0]
     raise InputError("a walk through the latent space needs one latent site: real vectors, one for each datum")
 
@@ -269,39 +262,31 @@ def _image_shape(comparison: Comparison, values: np.ndarray) -> tuple[int, int] 
     return shape if shape is not None and values.shape[1] == math.prod(shape) else None
 
 
-def _grey_scale(comparison: Comparison) -> tuple[float, float]:
-    # Of the data, not of each image: the same grey is the same number everywhere.
-    if comparison.data.spec.support in ("boolean", "unit_interval"):
-        return 0.0, 1.0
-    return float(comparison.data.heldout[0].min()), float(comparison.data.heldout[0].max())
-
-
-def _draw_images(axes: Axes, images: np.ndarray, scale: tuple[float, float]) -> tuple[int, int]:
+def _draw_images(axes: Axes, images: np.ndarray, comparison: Comparison) -> tuple[int, int]:
     """Draw images of shape ``(rows, columns, height, width)`` as one; gives back height and width of a cell."""
     gap = max(1, images.shape[3] // 14)
     cells = np.pad(images, ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=np.nan)
     rows, columns, height, width = cells.shape
     mosaic = cells.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)[:-gap, :-gap]
+    # The scale is the data's, not each image's: the same grey is the same number everywhere.
+    x, support = comparison.data.heldout[0], comparison.data.spec.support
+    low, high = (0.0, 1.0) if support in ("boolean", "unit_interval") else (float(x.min()), float(x.max()))
     grey = matplotlib.colormaps["gray"].with_extremes(bad="white")
-    axes.imshow(mosaic, cmap=grey, vmin=scale[0], vmax=scale[1], interpolation="none")
+    axes.imshow(mosaic, cmap=grey, vmin=low, vmax=high, interpolation="none")
     axes.autoscale(False)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     return height, width
 
 
-def _draw_lines(
-    axes: Axes, values: np.ndarray, colour: Any, label: str, marker: str, width: float = 0.8, line: bool = True
-) -> None:
-    """Draw rows of values over their features; single numbers as points over their rows, with one entry in the legend."""
+def _draw_lines(axes: Axes, values: np.ndarray, colour: Any, label: str, marker: str, width: float = 0.8) -> None:
+    """Draw rows of values over their features, or as points if the width is 0; single numbers as points over the rows."""
     single = values.shape[1] == 1
     lines = values.T if single else values
-    dots, stroke = single or lines.shape[1] < 4 or not line, line and not single
+    dots, stroke = single or lines.shape[1] < 4 or not width, width and not single
     for k, y in enumerate(lines):
         drawn = axes.plot(1 + np.arange(len(y)), y, color=colour, linewidth=width, markersize=4)[0]
-        drawn.set(
-            marker=marker if dots else "", linestyle="-" if stroke else "", label=label if k == 0 else "_nolegend_"
-        )
+        drawn.set(marker=marker if dots else "", linestyle="-" if stroke else "", label=None if k else label)
 
 
 def _label(panels: np.ndarray, used: int, across: int, x: str, y: str) -> None:

@@ -1,0 +1,69 @@
+"""The exact posterior as a guide."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from catalogue import BITS, columns, linear_gaussian, spec
+from torch import nn
+
+from pyro_vi.errors import InputError
+from pyro_vi.guides.exact import Exact
+from pyro_vi.models.vae import VAE
+from pyro_vi.pairs import isolated
+
+
+def test_it_draws_from_the_models_posterior():
+    model, x = linear_gaussian(), columns()
+    with isolated(1):
+        node = pyro.poutine.trace(Exact(model, (x,))).get_trace(x).nodes["z"]
+    posterior = model.posterior(x)["z"]
+    assert torch.equal(node["fn"].loc, posterior.loc)
+    assert torch.equal(node["fn"].scale_tril, posterior.scale_tril)
+    assert node["scale"] == 50 / 8
+    assert [(frame.name, frame.full_size) for frame in node["cond_indep_stack"]] == [("data", 50)]
+
+
+def test_it_has_no_parameters_of_its_own_and_follows_the_models():
+    model, x = linear_gaussian(), columns()
+    guide = Exact(model, (x,))
+    assert {id(p) for p in guide.parameters()} == {id(p) for p in model.parameters()}
+    with torch.no_grad():
+        model.bias.add_(1.0)
+    torch.testing.assert_close(guide.model.posterior(x)["z"].mean, model.posterior(x)["z"].mean)
+    loc = pyro.poutine.trace(guide).get_trace(x).nodes["z"]["fn"].loc
+    assert torch.autograd.grad(loc.sum(), model.bias)[0].abs().sum() > 0
+
+
+def test_draws_have_the_posterior_moments():
+    model, x, draws = linear_gaussian(), columns(2), 20_000
+    guide = Exact(model, (x,))
+    with isolated(3), torch.no_grad():
+        z = guide(x.repeat(draws, 1))["z"].reshape(draws, 2, 2)
+        posterior = model.posterior(x)["z"]
+    error = posterior.stddev / draws**0.5
+    assert ((z.mean(0) - posterior.mean).abs() < 4 * error).all()
+    covariance = torch.stack([torch.cov(z[:, row].mT) for row in range(2)])
+    exact = posterior.covariance_matrix
+    spread = ((posterior.variance.unsqueeze(-1) * posterior.variance.unsqueeze(-2) + exact**2) / draws).sqrt()
+    assert ((covariance - exact).abs() < 4 * spread).all()
+
+
+def test_a_model_without_a_closed_form_is_refused():
+    with pytest.raises(InputError, match="VAE has none: use guide 'diag_normal'"):
+        Exact(VAE(spec(support="boolean")).double(), (BITS,))
+
+
+def test_a_posterior_that_lacks_a_site_is_refused():
+    class Half(nn.Module):
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+                u = pyro.sample("u", dist.Normal(x.new_zeros(()), 1.0))
+                pyro.sample("x", dist.Normal(z + u, 1.0), obs=x[:, 0])
+
+        def posterior(self, x):
+            return {"z": dist.Normal(x[:, 0], 1.0)}
+
+    with pytest.raises(InputError, match="lacks its latent sites u"):
+        Exact(Half(), (columns(),))
