@@ -1,6 +1,7 @@
 """The diagonal normal guide: amortized by an encoder for local sites, free parameters for global ones."""
 
 import math
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -63,8 +64,16 @@ class DiagNormal(nn.Module):
                     f"({site.distribution}); sum it out in the model, or write a guide with a discrete distribution"
                 )
         self.sites, self.plates = layout.latents, layout.plates
+        self.keys = _keys(self.sites)
         data = layout.data_plate(len(batch[0]))
         self.data = data.name if data else None
+        for site in self.sites.values():
+            if data is not None and data.name in site.plates and site.batch_shape[data.dim] != len(batch[0]):
+                raise InputError(
+                    f"guide 'diag_normal' encodes one row for each datum of plate '{data.name}', but in a batch of "
+                    f"{len(batch[0])} rows site '{site.name}' has {site.batch_shape[data.dim]}: if the model draws a "
+                    "minibatch of its own, call it with minibatches instead"
+                )
         self.body: Body | None = mlp_body(_features(batch).shape[1], hidden, activation)
         self.loc, self.log_scale = nn.ParameterDict(), nn.ParameterDict()
         self.heads = nn.ModuleDict()
@@ -75,10 +84,10 @@ class DiagNormal(nn.Module):
                 head = nn.Linear(self.body.width, 2 * math.prod(shape))
                 with torch.no_grad():
                     head.bias[math.prod(shape) :] = math.log(init_scale)
-                self.heads[_key(name)] = head
+                self.heads[self.keys[name]] = head
             else:
-                self.loc[_key(name)] = nn.Parameter(torch.zeros(shape))
-                self.log_scale[_key(name)] = nn.Parameter(torch.full(shape, math.log(init_scale)))
+                self.loc[self.keys[name]] = nn.Parameter(torch.zeros(shape))
+                self.log_scale[self.keys[name]] = nn.Parameter(torch.full(shape, math.log(init_scale)))
         if not self.heads:
             self.body = None
         self.to(site.dtype)
@@ -109,10 +118,10 @@ class DiagNormal(nn.Module):
             if self.data in site.plates:
                 # Rows come first from the encoder; they belong where the data plate is.
                 dim = self.plates[self.data].dim + len(site.batch_shape)
-                values = self.heads[_key(name)](features).unflatten(-1, (2, *self._shape(site)))
+                values = self.heads[self.keys[name]](features).unflatten(-1, (2, *self._shape(site)))
                 loc, log_scale = (v.movedim(0, dim) for v in values.unbind(1))
             else:
-                loc, log_scale = self.loc[_key(name)], self.log_scale[_key(name)]
+                loc, log_scale = self.loc[self.keys[name]], self.log_scale[self.keys[name]]
             result[name] = loc, log_scale.exp()
         return result
 
@@ -149,5 +158,13 @@ def _transformed(base: Any, site: Site) -> Any:
     return dist.TransformedDistribution(base, [biject_to(site.support)])
 
 
-def _key(name: str) -> str:
-    return name.replace(".", "__")  # a module's name may hold no dot
+def _keys(names: Iterable[str]) -> dict[str, str]:
+    """A name within a module for each site: without dots, and none that containers of modules have for themselves."""
+    keys: dict[str, str] = {}
+    modules, parameters = nn.ModuleDict(), nn.ParameterDict()
+    for name in names:
+        key = name.replace(".", "__")
+        while key in keys.values() or hasattr(modules, key) or hasattr(parameters, key):
+            key += "_"
+        keys[name] = key
+    return keys

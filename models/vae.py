@@ -65,6 +65,7 @@ class VAE(nn.Module):
             self.log_scale = nn.Parameter(torch.full((features,), math.log(scale)))
         elif self.likelihood == "gaussian_fixed":
             self.register_buffer("log_scale", torch.full((features,), math.log(scale)))
+        self.to(data.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Draw z and score the batch ``x`` of shape ``(B, *event_shape)``; gives back the draw of x or ``x`` itself."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from pyro_vi.binding import kept_buffers
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
-from pyro_vi.estimators import differentiable_loss, kl_treatment, named
+from pyro_vi.estimators import differentiable_loss, kl_sources, named
 from pyro_vi.pairs import Pair, isolated, prototype
 from pyro_vi.programs import pair_of
 from pyro_vi.terms import data_plate, from_traces
@@ -147,7 +147,7 @@ def audit(
             )
     sources = {}
     for name, elbo in estimators.items():
-        found = from_traces(*traces, plate, len(args[0]), kl=kl_treatment(elbo)).sources
+        found = kl_sources(elbo, pair, args)
         sources[name] = [str(found[site]) for site in found]
     owners = [owner for owner, _ in owned.values()]
     return _dataset(gradients, values, sizes, list(owned), owners, seconds, (list(found), sources)).assign_attrs(

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
 from pyro_vi.estimators import kl_treatment, named
-from pyro_vi.pairs import Pair, Prototype, isolated, prototype
+from pyro_vi.pairs import Pair, Prototype, Site, isolated, prototype
 from pyro_vi.programs import pair_of
 from pyro_vi.terms import Terms, data_plate, from_traces
 
@@ -87,21 +87,25 @@ def check(
         if isinstance(column, Tensor) and column.is_floating_point() and not bool(column.isfinite().all()):
             count = int((~column.isfinite()).sum())
             text = f"column {i} of the batch has {count} values that are NaN or infinite"
-            return [Finding("data-not-finite", "error", None, text, "drop those rows, or mask them in the model")]
+            remedy = "drop those rows, or fill them with numbers and mask them in the model"
+            return [Finding("data-not-finite", "error", None, text, remedy)]
+    estimator = next(iter(named(elbo).values())) if elbo is not None else None
     try:
         pair = pair_of(model, guide, args)
         layout, guide_layout = prototype(pair.model, args), prototype(pair.guide, args)
         missing = list(_missing(layout, guide_layout))
         if missing:
             return missing
+        kl = "sampled" if estimator is None else kl_treatment(estimator)
         with isolated(seed=0, validation=False):
-            traces = pair.draw(args)
+            try:
+                traces = pair.draw(args)
+                terms = from_traces(*traces, data_plate(layout, args), len(args[0]), kl=kl)
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+                raise InputError(f"the model fails on the guide's draws: {text}") from error
     except InputError as error:
         return [Finding("program-fails", "error", None, str(error), "mend the program, or give it data that fit")]
-    estimator = next(iter(named(elbo).values())) if elbo is not None else None
-    terms = from_traces(
-        *traces, data_plate(layout, args), len(args[0]), kl="sampled" if estimator is None else kl_treatment(estimator)
-    )
     view = _View(pair, args, layout, guide_layout, *traces, terms, estimator, num_data)
     found = [finding for rule in RULES for finding in rule(view)]
     order = ("error", "warning", "note")
@@ -132,6 +136,21 @@ def _missing(model: Prototype, guide: Prototype) -> Iterator[Finding]:
             text = f"the guide samples '{name}', which the model does not have (its latent sites: {have})"
             remedy = "rename it, or mark it with infer={'is_auxiliary': True}"
             yield Finding("missing-in-model", "error", name, text, remedy)
+    for name, site in model.latents.items():
+        other = guide.sites.get(name)
+        if other is not None and _shape(site) != _shape(other):
+            text = (
+                f"one draw of site '{name}' has shape {site.batch_shape + site.event_shape} in the model and "
+                f"{other.batch_shape + other.event_shape} in the guide"
+            )
+            yield Finding("shape-mismatch", "error", name, text, "give both the same plates and dimension")
+
+
+def _shape(site: Site) -> tuple[int, ...]:
+    shape = site.batch_shape + site.event_shape
+    while shape[:1] == (1,):  # dimensions of size 1 on the left broadcast
+        shape = shape[1:]
+    return shape
 
 
 def _observed_support(view: _View) -> Iterator[Finding]:

@@ -144,7 +144,7 @@ def _compare(command: Compare) -> int:
     from pyro_vi.plots import save
     from pyro_vi.summary import conclude, table
 
-    out = _folder(command)
+    out = Path(command.out or "")
     result = compare(
         command.model,
         command.guide,
@@ -183,7 +183,7 @@ def _fit(command: Fit) -> int:
     from pyro_vi.export import history_dataset, to_datatree, write
     from pyro_vi.fit import fit
 
-    out = _folder(command)
+    out = Path(command.out or "")
     run = fit(command.model, command.guide, command.data, elbo=command.elbo, out=out, **command.options())
     batch = run.data.heldout if len(run.data.heldout[0]) else run.data.example(100)
     groups = {"fit": history_dataset(run.history)}
@@ -196,7 +196,7 @@ def _fit(command: Fit) -> int:
     shown = _table(f"{command.model} with guide {command.guide} on {command.data}, {run.elbo}", "", "nats per datum")
     for label, key in (
         ("held-out ELBO", "heldout_elbo"),
-        ("training ELBO (last batch)", "elbo"),
+        ("training ELBO", "elbo"),
         ("  reconstruction", "reconstruction"),
         ("  KL", "kl"),
     ):
@@ -304,10 +304,12 @@ COMMANDS: dict[type, Callable[[Any], int]] = {
 def _pair(command: _Pair, run: str | None) -> tuple[Any, Any]:
     from pyro_vi.data import load
     from pyro_vi.programs import build_pair
-    from pyro_vi.runs import load_parameters
+    from pyro_vi.runs import config_of, load_parameters
 
-    data = load(command.data, seed=command.seed)
-    pair = build_pair(command.model, command.guide, data, seed=command.seed)
+    # A run is looked at on the data that it held out: another seed would split them otherwise.
+    seed = command.seed if run is None else config_of(Path(run))["seed"]
+    data = load(command.data, seed=seed)
+    pair = build_pair(command.model, command.guide, data, seed=seed)
     if run is not None:
         load_parameters(pair, Path(run))
     return pair, data
@@ -363,6 +365,8 @@ def main(args: list[str] | None = None) -> int:
         args=args,
     )
     try:
+        if isinstance(command, _Fitting):  # named here, so that an interruption can say which folder to go on with
+            command = dataclasses.replace(command, out=str(_folder(command)))
         with _one_line_warnings():
             return COMMANDS[type(command)](command)
     except KeyboardInterrupt:

@@ -16,7 +16,7 @@ from pyro_vi.audit import audit
 from pyro_vi.data import Data, load
 from pyro_vi.draws import Evaluation, evaluate
 from pyro_vi.errors import InputError, UsageError
-from pyro_vi.estimators import named
+from pyro_vi.estimators import named, refuse_without_loss
 from pyro_vi.evidence import evidence
 from pyro_vi.fit import Run, fit
 from pyro_vi.programs import name_of
@@ -160,8 +160,12 @@ def compare(
         >>> list(result.results)
         ['trace', 'mean_field']
     """
-    data = load(data, seed=seed)
-    estimators = named(elbos)
+    source, data = data, load(data, seed=seed)
+    source = source if isinstance(source, (str, Path)) else data  # a run's configuration keeps the name that was given
+    given = (elbos,) if isinstance(elbos, (str, ELBO)) else tuple(elbos)
+    estimators = named(given)
+    for estimator in estimators.values():
+        refuse_without_loss(estimator)
     if not len(data.heldout[0]):
         raise InputError(f"'{data.spec.name}' has no held-out data to compare on; load it with heldout=0.1")
     for what, value, least in (("draws", draws, 1), ("particles", particles, 2), ("audit_batch", audit_batch, 1)):
@@ -171,12 +175,12 @@ def compare(
         raise UsageError(f"audit_draws must be at least 20, or 0 for no audits, not {audit_draws}")
     folder = None if out is None else Path(out)
     runs: dict[str, Run] = {}
-    for name, estimator in estimators.items():
+    for name, elbo in zip(estimators, given, strict=True):
         runs[name] = fit(
             model,
             guide,
-            data,
-            elbo=estimator,
+            source,
+            elbo=elbo,
             steps=steps,
             epochs=epochs,
             seed=seed,
@@ -190,8 +194,7 @@ def compare(
     audits = {}
     for step in first.snapshots if audit_draws else ():
         pair = first.at(step)
-        audits[step] = audit(pair.model, pair.guide, batch, elbos=estimators.values(), draws=audit_draws, seed=seed)
-        audits[step] = audits[step].assign_coords(elbo=list(estimators))
+        audits[step] = audit(pair.model, pair.guide, batch, elbos=given, draws=audit_draws, seed=seed)
     results = {
         name: _result(run, type(estimators[name]).__name__, draws, particles, seed) for name, run in runs.items()
     }

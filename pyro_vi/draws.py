@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vi.data import Batch
+from pyro_vi.errors import InputError
 from pyro_vi.pairs import Pair, Prototype, isolated, prototype
 from pyro_vi.terms import KL, Terms, data_plate, from_traces
 
@@ -80,6 +81,9 @@ def stream(
     """Terms of ``draws`` draws without gradients, in chunks: the tensors of each have the draws as first dimension.
 
     Uses the generators as they are; call it within `pyro_vi.pairs.isolated`.
+
+    Raises:
+        InputError: the programs draw a minibatch of their own, so that a row is another datum in each draw.
     """
     layout, guide = prototype(pair.model, args), prototype(pair.guide, args)
     plate, nesting = data_plate(layout, args), max(layout.max_plate_nesting, guide.max_plate_nesting)
@@ -91,7 +95,13 @@ def stream(
         for start in range(0, draws, chunk):
             particles = min(chunk, draws - start) if vectorized else None
             traces = pair.draw(args, particles, nesting)
-            yield from_traces(*traces, plate, len(args[0]), kl=kl)
+            terms = from_traces(*traces, plate, len(args[0]), kl=kl)
+            if plate is not None and terms.rows != len(args[0]):
+                raise InputError(
+                    f"plate '{plate.name}' holds {terms.rows} of the {len(args[0])} rows that the programs are called with: "
+                    "draws of a minibatch of their own are of other data each time; call them with minibatches instead"
+                )
+            yield terms
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,11 @@ from pyro_vi.check import check as run_check
 from pyro_vi.check import refuse
 from pyro_vi.data import Data, load
 from pyro_vi.errors import UsageError
-from pyro_vi.estimators import kl_treatment, named
+from pyro_vi.estimators import kl_sources, named, refuse_without_loss
 from pyro_vi.loop import Loop, Optimizer, Settings
 from pyro_vi.pairs import Pair
 from pyro_vi.programs import build_pair, name_of
-from pyro_vi.runs import RunFolder
-from pyro_vi.terms import terms
+from pyro_vi.runs import RunFolder, checksum
 from pyro_vi.versions import versions
 
 
@@ -34,8 +33,8 @@ class Run:
         elbo: name of the estimator.
         data: what it was fitted to.
         history: records with ``step``, ``epoch``, ``loss`` (the objective, averaged since the record before), the unannealed
-            ``elbo`` = ``reconstruction`` − ``kl`` of the batch, ``beta``, ``lr``, ``grad_norm``, ``heldout_elbo``,
-            ``seconds``; in nats per datum.
+            ``elbo`` = ``reconstruction`` − ``kl`` of the first 1000 training data (one draw each), ``beta``, ``lr``,
+            ``grad_norm``, ``heldout_elbo``, ``seconds``; in nats per datum.
         snapshots: parameters at the steps that were asked for.
         steps: steps taken.
         seconds: time of the loop, without records and checkpoints.
@@ -118,17 +117,18 @@ def fit(
     Raises:
         UsageError: an unknown name or option, or a setting out of range.
         InputError: data or a pair that cannot be fitted.
-        FitError: a loss that is not finite; the message names step, batch and site.
+        FitError: a loss or a parameter that is not finite; the message names step, batch and site.
 
     Example:
         >>> run = fit("vae", "diag_normal", "digits", steps=20, progress=False)
         >>> run.history[-1]["elbo"] > run.history[0]["elbo"]
         True
     """
-    data = load(data, seed=seed)
+    source, data = data, load(data, seed=seed)
     (name, estimator), *rest = named(elbo).items()
     if rest:
         raise UsageError("fit takes one estimator; `compare` takes several")
+    refuse_without_loss(estimator)
     if not 0 < lr < math.inf:
         raise UsageError(f"lr {lr} is out of range; it must be positive")
     total = _total(steps, epochs, math.ceil(data.spec.num_data / max(1, batch_size)))
@@ -139,7 +139,8 @@ def fit(
     config = {
         "model": name_of(model),
         "guide": name_of(guide),
-        "data": data.spec.name,
+        "data": str(source) if isinstance(source, (str, Path)) else data.spec.name,
+        "data_checksum": checksum(data.columns),
         "elbo": name,
         "optimizer": "adam" if optimizer is None else name_of(optimizer),
         "lr": lr,
@@ -150,11 +151,12 @@ def fit(
     example = data.example(min(batch_size, data.spec.num_data))
     if check:
         refuse(run_check(pair.model, pair.guide, example, elbo=estimator, num_data=data.spec.num_data))
-    sources = terms(pair.model, pair.guide, example, kl=kl_treatment(estimator), seed=seed).sources
-    folder = RunFolder(out, config, resume=resume) if out is not None else None
+    sources = kl_sources(estimator, pair, example)
     pair, data = pair.to(device), data.to(device=device)
-    loop = Loop(pair, estimator, data, settings, optimizer or _adam(lr), folder)
-    loop.run(name, resume=resume, progress=progress)
+    loop = Loop(pair, estimator, data, settings, optimizer or _adam(lr))
+    # The folder comes last, so that what cannot be fitted leaves none.
+    folder = RunFolder(out, config, resume=resume) if out is not None else None
+    loop.run(name, folder, resume=resume, progress=progress)
     return Run(
         pair=pair,
         elbo=name,

@@ -8,7 +8,8 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -36,8 +37,8 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
 }
 """Learning rate, as a fraction of the first, against the fraction of steps that are done."""
-LOGGED, HELDOUT = 100, 1000
-"""Records that a fit makes, and the held-out rows that are looked at for each."""
+LOGGED, ROWS = 100, 1000
+"""Records that a fit makes, and the training and held-out rows that are looked at for each."""
 
 
 class _Anneal(Messenger):
@@ -115,9 +116,9 @@ class Loop:
         data: Data,
         settings: Settings,
         make_optimizer: Callable[[Iterable[torch.nn.Parameter]], Optimizer],
-        folder: RunFolder | None,
     ) -> None:
-        self.pair, self.elbo, self.data, self.settings, self.folder = pair, elbo, data, settings, folder
+        self.pair, self.elbo, self.data, self.settings = pair, elbo, data, settings
+        self.folder: RunFolder | None = None
         self.parameters = [parameter for _, parameter in pair.owned().values()]
         if not self.parameters:
             raise UsageError("the pair has no parameters to fit; look at it with `audit` or `evidence`")
@@ -126,23 +127,29 @@ class Loop:
         plate = data_plate(prototype(pair.model, data.example(2)), data.example(2))
         self.num_data = plate.size if plate is not None else None
         self.position = Position()
+        self.used = (0.0, 0.0)  # weight of the KL and learning rate of the last step
         self.history: list[dict[str, Any]] = []
         self.snapshots: dict[int, dict[str, Tensor]] = {}
         self.every = max(1, settings.total // LOGGED)
+        self.seen = data.example(min(ROWS, data.spec.num_data))  # the same rows for every record
 
-    def run(self, title: str, *, resume: bool, progress: bool) -> None:
+    def run(self, title: str, folder: RunFolder | None = None, *, resume: bool, progress: bool) -> None:
         """Go on to the last step; Ctrl-C ends it between two steps, with a checkpoint.
 
         Raises:
-            FitError: a loss that is not finite.
+            FitError: a loss or a parameter that is not finite, or a program that fails at a step.
         """
+        self.folder = folder
         self.pair.train()
         with (
             isolated(self.settings.seed, validation=False),
             Progress(title, self.settings.total, progress) as bar,
             deferred_interrupt() as interrupted,
             fitting_threads(self.pair, self.data.example(self.settings.batch_size)),
+            warnings.catch_warnings(),
         ):
+            # Pyro's, of a loss for which the fit is ended with more to say.
+            warnings.filterwarnings("ignore", message="Encountered (NaN|inf)")
             if resume:
                 self._restore()
             self._keep()
@@ -158,7 +165,7 @@ class Loop:
             now.batch += 1
             self._keep()
             if now.step % self.every == 0 or now.step in (1, self.settings.total):
-                self._record(batch)
+                self._record()
                 bar.update(now.step, self.history[-1]["elbo"])
             if now.step % max(1, self.settings.total // 10) == 0:
                 self._checkpoint()
@@ -169,7 +176,7 @@ class Loop:
     def _step(self, rows: Tensor, batch: Batch) -> None:
         start, generator = time.perf_counter(), torch.get_rng_state()
         weight = self._weight()
-        with contextlib.nullcontext() if weight == 1 else _Anneal(weight):
+        with self._failing(self._where()), contextlib.nullcontext() if weight == 1 else _Anneal(weight):
             loss = differentiable_loss(self.elbo, self.pair, batch) / (self.num_data or len(batch[0]))
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -179,6 +186,7 @@ class Loop:
         if self.settings.clip_norm is not None:
             clip_grad_norm_(self.parameters, self.settings.clip_norm)
         self.optimizer.step()
+        self.used = weight, float(self.scheduler.get_last_lr()[0])
         self.scheduler.step()
         self.position.step += 1
         self.position.losses.append(value)
@@ -193,14 +201,10 @@ class Loop:
         return SCHEDULES[self.settings.schedule](done)
 
     def _blame(self, value: float, rows: Tensor, batch: Batch, generator: Tensor) -> str:
-        now = self.position
-        where = f"the loss is {value} at step {now.step + 1} (epoch {now.epoch}, batch {now.batch})"
-        for name, (_, parameter) in self.pair.owned().items():
-            if not bool(parameter.isfinite().all()):
-                return (
-                    f"{where}: the step before made parameter '{name}' not finite, so its gradient overflowed; "
-                    "lower lr, or set clip_norm"
-                )
+        where = f"the loss is {value} {self._where()}"
+        overflow = self._overflow()
+        if overflow:
+            return f"{where}: {overflow}"
         torch.set_rng_state(generator)  # the same draw again
         layout = prototype(self.pair.model, batch)
         with torch.no_grad():
@@ -214,13 +218,44 @@ class Loop:
                     return f"{where}: {what} of site '{name}' is not finite{data}; check those values, or lower lr"
         return f"{where}: the sum of the sites' terms overflows; standardise the data, or lower lr"
 
-    def _record(self, batch: Batch) -> None:
+    def _where(self) -> str:
+        now = self.position
+        return f"at step {now.step + 1} (epoch {now.epoch}, batch {now.batch})"
+
+    @contextlib.contextmanager
+    def _failing(self, where: str) -> Iterator[None]:
+        # A program may raise on parameters that it cannot take (a Cholesky factor of NaN, say): here the step is known.
+        try:
+            yield
+        except Exception as error:
+            text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise FitError(f"the pair fails {where}: {self._overflow() or text}") from error
+
+    def _overflow(self) -> str:
+        for name, (_, parameter) in self.pair.owned().items():
+            if not bool(parameter.isfinite().all()):
+                return (
+                    f"the step before made parameter '{name}' not finite, so its gradient overflowed; "
+                    "lower lr, or set clip_norm"
+                )
+        return ""
+
+    def _record(self) -> None:
         # Generators are set apart, so that how often a fit is looked at does not change it.
         now = self.position
+        overflow = self._overflow()  # the last step has no next one to find it
+        if overflow:
+            raise FitError(f"the fit ends after step {now.step}: {overflow}")
+        weight, rate = self.used
         kl = kl_treatment(self.elbo)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        seen = evaluate(self.pair, batch, draws=1, kl=kl, seed=now.step)
-        heldout = tuple(column[:HELDOUT] for column in self.data.heldout)
+        heldout = tuple(column[:ROWS] for column in self.data.heldout)
+        with self._failing(f"after step {now.step}"):
+            seen, held = (
+                evaluate(self.pair, rows, draws=1, kl=kl, seed=now.step) if len(rows[0]) else None
+                for rows in (self.seen, heldout)
+            )
+        assert seen is not None
         record: dict[str, Any] = {
             "step": now.step,
             "epoch": now.epoch,
@@ -228,13 +263,13 @@ class Loop:
             "elbo": float(seen.elbo.mean()),
             "reconstruction": float(seen.reconstruction.mean()),
             "kl": float(seen.kl.mean()),
-            "beta": self._weight(),
-            "lr": self.scheduler.get_last_lr()[0],
+            "beta": weight,
+            "lr": rate,
             "grad_norm": float(get_total_norm(gradients)),
             "seconds": now.seconds,
         }
-        if len(heldout[0]):
-            record["heldout_elbo"] = float(evaluate(self.pair, heldout, draws=1, kl=kl, seed=now.step).elbo.mean())
+        if held is not None:
+            record["heldout_elbo"] = float(held.elbo.mean())
         now.losses.clear()
         self.history.append(record)
         if self.folder:
@@ -264,6 +299,7 @@ class Loop:
         assert self.folder is not None
         state = self.folder.load()
         if state is None:
+            self.folder.history(0)  # what an attempt that came to no checkpoint has logged
             return
         self.pair.load_state_dict(state["pair"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -51,7 +51,7 @@ def reconstructions(comparison: Comparison, *, n: int = 10, seed: int = 0) -> Fi
     data, shown = next(iter(found.values()))[0], {name: mean for name, (_, mean) in found.items()}
     styles, shape, count = looks(shown), _image_shape(comparison, data), len(data)
     if shape is not None:
-        size = (0.62 * count + 0.4 + 0.08 * max(map(len, shown)), 0.65 * (1 + len(shown)) * shape[0] / shape[1] + 0.5)
+        size = (0.62 * count + 0.5 + 0.08 * max(map(len, shown)), 0.7 * (1 + len(shown)) * shape[0] / shape[1] + 0.5)
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.02, hspace=0))
         panels = figure.subplots(1 + len(shown), 1, squeeze=False).ravel()
         for axes, (name, values) in zip(panels, [("data", data), *shown.items()], strict=True):
@@ -61,12 +61,11 @@ def reconstructions(comparison: Comparison, *, n: int = 10, seed: int = 0) -> Fi
     else:
         # A single number makes no line: all data then share one panel.
         groups = [slice(None)] if data.shape[1] == 1 else [slice(k, k + 1) for k in range(count)]
-        across = min(5, len(groups))
-        down = math.ceil(len(groups) / across)
+        across, down = min(5, len(groups)), math.ceil(len(groups) / 5)
         figure = Figure(figsize=(max(5.6, 2.0 * across), 1.6 + 1.7 * down), layout="constrained")
         panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
         for axes, group in zip(panels, groups, strict=False):
-            _draw_lines(axes, data[group], "0.35", "data", ".", width=0)
+            _draw_lines(axes, data[group], "0.35", "data", ".", width=0.0)
             for name, values in shown.items():
                 _draw_lines(axes, values[group], styles[name].colour, name, styles[name].marker, styles[name].width)
         _label(panels, len(groups), across, "held-out datum" if data.shape[1] == 1 else "feature", "x")
@@ -94,10 +93,9 @@ def prior_samples(comparison: Comparison, *, rows: int = 4, columns: int = 8, se
     found = _each(comparison, seed, lambda pair: _observed(pair, args))
     data, shown = next(iter(found.values()))[0], {name: mean for name, (_, mean) in found.items()}
     styles, shape = looks(shown), _image_shape(comparison, data)
-    across = min(3, len(shown))
-    down = math.ceil(len(shown) / across)
+    across, down = min(3, len(shown)), math.ceil(len(shown) / 3)
     height = 2.6 if shape is None else 3.4 * rows * shape[0] / (columns * shape[1])
-    size = (max(3.6 * across, 4.4), (height + 0.3) * down + (0.6 if shape else 1.3))
+    size = (max(3.6 * across, 5.2), (height + 0.3) * down + (0.6 if shape else 1.3))
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.1))
     panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
     for axes, (name, values) in zip(panels, shown.items(), strict=False):
@@ -133,8 +131,7 @@ def latent_traversal(comparison: Comparison, *, datum: int = 0, seed: int = 0) -
     styles, values = looks(walks), next(iter(walks.values()))[2]
     shape, most = _image_shape(comparison, values[0]), max(len(dims) for dims, _, _ in walks.values())
     if shape is not None:
-        across = min(3, len(walks))
-        down = math.ceil(len(walks) / across)
+        across, down = min(3, len(walks)), math.ceil(len(walks) / 3)
         size = (max(3.6 * across + 0.8, 5.2), (3.3 * most / STEPS * shape[0] / shape[1] + 0.4) * down + 0.8)
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.add_gridspec(down, across + 1, width_ratios=[0.16] + [1.0] * across)
@@ -155,13 +152,15 @@ def latent_traversal(comparison: Comparison, *, datum: int = 0, seed: int = 0) -
         figure = Figure(figsize=(max(5.6, 1.4 * most + 1.4), 1.5 * len(walks) + 1.4), layout="constrained")
         panels = figure.subplots(len(walks), most, squeeze=False, sharex=True, sharey=True)
         single, features = values.shape[-1] == 1, 1 + np.arange(values.shape[-1])
+        marker = "." if len(features) < 4 else ""
         rainbow = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, STEPS))
         for row, (name, (dims, _, values)) in zip(panels, walks.items(), strict=True):
             row[0].set_ylabel(f"{name}\nE[x | z]", color=styles[name].colour, parse_math=False)
             for axes, d, lines in zip(row, dims, values, strict=False):
                 axes.set_prop_cycle(color=[styles[name].colour] if single else rainbow)
                 axes.set(title=f"$z_{{{d + 1}}}$", xlabel="prior sd" if single else "feature")
-                drawn = axes.plot(*((SPREAD, lines) if single else (features, lines.T)), linewidth=0.8, marker=".")
+                drawn = axes.plot(*((SPREAD, lines) if single else (features, lines.T)), lw=0.8, marker=marker)
+                axes.locator_params(axis="x", integer=True)
                 axes.label_outer()
         if not single:
             legend(figure, {f"{at:+g} sd": line for at, line in zip(SPREAD, drawn, strict=True)})
@@ -240,8 +239,7 @@ def _walk(pair: Pair, heldout: Batch, datum: int) -> tuple[list[int], np.ndarray
         z[i, :, d] = loc[d] + scale[d] * torch.as_tensor(SPREAD).to(means)
     replayed.nodes[site.name]["value"] = z.reshape(-1, z.shape[-1]).to(site.dtype)
     values = _observed(pair, args, replayed)[1].reshape(len(dims), STEPS, -1)
-    start = ((means[datum] - loc) / scale)[dims]
-    return dims.tolist(), start.double().cpu().numpy(), values
+    return dims.tolist(), ((means[datum] - loc) / scale)[dims].double().cpu().numpy(), values
 
 
 def _vector(pair: Pair, args: Batch) -> Site:
@@ -283,6 +281,7 @@ def _draw_lines(axes: Axes, values: np.ndarray, colour: Any, label: str, marker:
     """Draw rows of values over their features, or as points if the width is 0; single numbers as points over the rows."""
     single = values.shape[1] == 1
     lines = values.T if single else values
+    axes.locator_params(axis="x", integer=True)
     dots, stroke = single or lines.shape[1] < 4 or not width, width and not single
     for k, y in enumerate(lines):
         drawn = axes.plot(1 + np.arange(len(y)), y, color=colour, linewidth=width, markersize=4)[0]

@@ -40,7 +40,6 @@ LOOK: dict[Any, Any] = {
 # Okabe and Ito's palette, told apart with any colour vision; the markers say it once more.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_WIDTHS = (2.6, 1.0)
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
     """
     listed = list(names)
     # Later lines are thinner and drawn over the others: of two that coincide, both are seen.
-    widths = np.linspace(*_WIDTHS, len(listed)) if len(listed) > 1 else [1.6]
+    widths = np.linspace(2.6, 1.0, len(listed)) if len(listed) > 1 else [1.6]
     return {
         name: Look(_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)], float(widths[i]))
         for i, name in enumerate(listed)
@@ -110,10 +109,11 @@ def training_curves(comparison: Comparison) -> Figure:
                     values,
                     color=styles[name].colour,
                     linestyle="--" if heldout else "-",
-                    linewidth=max(1.4, width) if heldout else 0.6 * width,
-                    alpha=0.4 if "heldout_elbo" in keys and not heldout else 0.9,  # the batches' noise stands back
+                    linewidth=max(1.4, width) if heldout else max(0.9, 0.6 * width),
+                    alpha=0.55 if "heldout_elbo" in keys and not heldout else 0.9,  # the batches' noise stands back
                     marker=styles[name].marker if len(steps) < 25 else "",
                     markersize=3.5,
+                    zorder=3 if heldout else 2,
                     label=f"{name}, {key}",
                 )
                 late.append(values[steps >= steps.max() / 4] if len(steps) else values)
@@ -204,10 +204,14 @@ def value_against_gradient(comparison: Comparison) -> Figure:
             look = styles[name]
             x, y = np.where(kept, value, np.nan), np.where(kept, gradient, np.nan)
             axes.plot(x, y, color=look.colour, marker=look.marker, linewidth=0.8, label=name)
+            # Of two points close together the upper one has its step above it, the lower one below.
+            logs = np.log([x, y])
+            apart = np.abs(logs[:, :, None] - logs[:, None]).sum(0) + np.diag(np.full(len(x), np.inf))
+            nearest = y[np.nan_to_num(apart, nan=np.inf).argmin(1)]
             # Of many estimators only the ends are told, which say the direction.
             told = range(len(steps)) if len(names) <= 3 else {0, len(steps) - 1}
             for k in (k for k in told if kept[k]):
-                place = (5, 4 if k % 2 == 0 else -11)  # neighbours on both sides, so that they do not collide
+                place = (5, 4 if y[k] >= nearest[k] else -11)
                 axes.annotate(
                     str(steps[k]), (x[k], y[k]), place, textcoords="offset points", fontsize=8, color=look.colour
                 )

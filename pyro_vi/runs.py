@@ -10,7 +10,8 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class RunFolder:
                 raise UsageError(
                     f"'{self.path}' holds a run already; continue it with --resume, or choose another folder"
                 )
-            changed = _differences(json.loads(found.read_text()), config)
+            changed = _differences(_read_config(found), config)
             if changed:
                 raise UsageError(
                     f"'{self.path}' holds a run with other settings ({'; '.join(changed)}); resume with the same ones, "
@@ -55,7 +56,7 @@ class RunFolder:
     def log(self, record: Mapping[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""
         with (self.path / METRICS).open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(finite(record)) + "\n")
 
     def save(self, state: Mapping[str, Any], name: str = CHECKPOINT) -> Path:
         """Write tensors and plain numbers in one go."""
@@ -83,15 +84,31 @@ class RunFolder:
         return kept
 
 
+def config_of(path: Path) -> dict[str, Any]:
+    """The configuration of the run in a folder.
+
+    Raises:
+        InputError: no run is there, or its configuration cannot be read.
+    """
+    if not (path / CHECKPOINT).exists() or not (path / CONFIG).exists():
+        raise InputError(f"'{path}' holds no run (no {CHECKPOINT}); give the folder of a fit")
+    return _read_config(path / CONFIG)
+
+
 def load_parameters(pair: torch.nn.Module, path: Path) -> None:
     """Give a pair the parameters of a run's checkpoint.
 
     Raises:
-        InputError: no run is there, or it is of another pair.
+        InputError: no run is there, it cannot be read, or it is of another pair.
     """
     if not (path / CHECKPOINT).exists():
         raise InputError(f"'{path}' holds no run (no {CHECKPOINT}); give the folder of a fit")
-    state = torch.load(path / CHECKPOINT, weights_only=True)["pair"]
+    try:
+        state = torch.load(path / CHECKPOINT, weights_only=True)["pair"]
+    except Exception as error:
+        raise InputError(
+            f"'{path / CHECKPOINT}' cannot be read ({type(error).__name__}); it is damaged, or no run's"
+        ) from error
     try:
         pair.load_state_dict(state)
     except RuntimeError as error:
@@ -194,6 +211,27 @@ def finite(value: Any) -> Any:
     if isinstance(value, float) and value - value != 0:
         return None
     return value
+
+
+def checksum(columns: Iterable[torch.Tensor]) -> int:
+    """CRC-32 of columns' bytes: a run is not continued on other data of the same name.
+
+    Example:
+        >>> checksum([torch.arange(3)]) == checksum([torch.arange(3)]) != checksum([torch.arange(1, 4)])
+        True
+    """
+    found = 0
+    for column in columns:
+        found = zlib.crc32(column.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes(), found)
+    return found
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"'{path}' cannot be read; it is damaged, or no run's: choose another folder") from error
+    return config
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -29,9 +29,9 @@ KL = Literal["analytic", "sampled"]
 
 @dataclass(frozen=True)
 class KLSource:
-    """Where a latent site's KL comes from: ``"analytic"`` or ``"sampled"``, and the reason if analytic was not to be had."""
+    """Where a latent site's KL comes from, and the reason if analytic was wanted and is not to be had."""
 
-    kind: KL
+    kind: Literal["analytic", "sampled", "enumerated"]
     reason: str = ""
 
     def __str__(self) -> str:
@@ -45,7 +45,8 @@ class SiteTerms:
     A local site's tensors have the shape ``(..., B)`` of the batch, without the factor N / B of a subsampled data plate;
     a global site's have the shape ``(...)``, where ``...`` is empty, or the number of particles.
 
-    ``log_p`` is None for an auxiliary site, ``log_q`` for an observed one; ``kl`` is the closed form, or None.
+    ``log_p`` is None for an auxiliary site, ``log_q`` for an observed one; ``kl`` is the closed form, or None. ``score`` is
+    log q without any scale, whose gradient is the score function; None unless it was asked for.
     """
 
     name: str
@@ -54,6 +55,7 @@ class SiteTerms:
     log_q: Tensor | None
     kl: Tensor | None
     source: KLSource | None
+    score: Tensor | None = None
 
     @property
     def latent(self) -> bool:
@@ -170,10 +172,20 @@ def data_plate(layout: Prototype, args: Batch) -> Plate | None:
     return layout.data_plate(len(args[0]) if args and args[0].dim() else 0)
 
 
-def from_traces(model_trace: Any, guide_trace: Any, plate: Plate | None, length: int, *, kl: KL = "analytic") -> Terms:
+def from_traces(
+    model_trace: Any,
+    guide_trace: Any,
+    plate: Plate | None,
+    length: int,
+    *,
+    kl: KL = "analytic",
+    refused: Mapping[str, str] | None = None,
+    score: bool = False,
+) -> Terms:
     """Decompose the traces of one draw, or of many in the plate of particles. See `terms`.
 
-    ``length`` is the batch's: what *per datum* divides by where there is no data plate.
+    ``length`` is the batch's: what *per datum* divides by where there is no data plate. At the sites of ``refused`` the KL is
+    sampled, for the reason that stands there. With ``score`` each latent site has its unscaled log q too.
     """
     sites: dict[str, SiteTerms] = {}
     for name, node in model_trace.nodes.items():
@@ -187,13 +199,19 @@ def from_traces(model_trace: Any, guide_trace: Any, plate: Plate | None, length:
             continue
         other = guide_trace.nodes[name]
         log_q = _reduce(other["log_prob"], other, plate)
-        closed, source = _closed_form(node, other, plate) if kl == "analytic" else (None, KLSource("sampled"))
-        sites[name] = SiteTerms(name, local, log_p, log_q, closed, source)
+        if kl == "sampled":
+            closed, source = None, KLSource("sampled")
+        elif refused and name in refused:
+            closed, source = None, KLSource("sampled", refused[name])
+        else:
+            closed, source = _closed_form(node, other, plate)
+        sites[name] = SiteTerms(name, local, log_p, log_q, closed, source, _score(other, plate) if score else None)
     for name, node in guide_trace.nodes.items():
         if node["type"] == "sample" and name not in sites:
             log_q = _reduce(node["log_prob"], node, plate)
             reason = "" if kl == "sampled" else "the model has no such site"
-            sites[name] = SiteTerms(name, _local(node, plate), None, log_q, None, KLSource("sampled", reason))
+            unscaled = _score(node, plate) if score else None
+            sites[name] = SiteTerms(name, _local(node, plate), None, log_q, None, KLSource("sampled", reason), unscaled)
     rows, num_data = 1, length
     for frame in (f for n in model_trace.nodes.values() if n["type"] == "sample" for f in n["cond_indep_stack"]):
         if plate is not None and frame.name == plate.name:
@@ -212,11 +230,16 @@ def _closed_form(model_node: Any, guide_node: Any, plate: Plate | None) -> tuple
     return _reduce(torch.as_tensor(value).expand(q.batch_shape), guide_node, plate), KLSource("analytic")
 
 
+def _score(node: Any, plate: Plate | None) -> Tensor:
+    value = scale_and_mask(node["unscaled_log_prob"], mask=node["mask"])
+    return _reduce(value, node, plate, scaled=False)
+
+
 def _local(node: Any, plate: Plate | None) -> bool:
     return plate is not None and any(frame.name == plate.name for frame in node["cond_indep_stack"])
 
 
-def _reduce(value: Tensor, node: Any, plate: Plate | None) -> Tensor:
+def _reduce(value: Tensor, node: Any, plate: Plate | None, scaled: bool = True) -> Tensor:
     """Sum a site's log-density over all batch dimensions but those of the particles and of the data plate."""
     keep = [(frame.dim, frame) for frame in node["cond_indep_stack"] if frame.name == PARTICLES]
     factor = 1.0
@@ -229,7 +252,7 @@ def _reduce(value: Tensor, node: Any, plate: Plate | None) -> Tensor:
     if dims:
         value = value.expand(torch.broadcast_shapes(value.shape, _frame_shape(keep)))
     others = [dim for dim in range(-value.dim(), 0) if dim not in dims]
-    return (value.sum(others) if others else value) / factor
+    return (value.sum(others) if others else value) / (factor if scaled else 1)
 
 
 def _frame_shape(keep: list[tuple[int, Any]]) -> tuple[int, ...]:

@@ -431,7 +431,7 @@ def vae_pair() -> tuple[Any, Any]:
     """Our own VAE with a Bernoulli likelihood, and its encoder."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        model = VAE(spec(support="boolean"), latent_dim=2, hidden=(4,)).double()
+        model = VAE(spec(support="boolean"), latent_dim=2, hidden=(4,))
         return model, DiagNormal(model, (BITS,), hidden=(4,))
 
 

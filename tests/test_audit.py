@@ -194,7 +194,7 @@ def test_names_owners_and_sources_over_the_catalogue(name):
 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_value_of_an_audit_is_pyros_elbo_per_datum(name):
-    """The first draw's value, from the seed that the audit gives it, over 20 equal draws of a fixed generator."""
+    """The same 20 draws, made by Pyro alone from the seeds that the audit takes."""
     entry = CATALOGUE[name]
     found = audit(*entry.build(), entry.batch, elbos="trace", draws=20, seed=8)
     model, guide = entry.build()

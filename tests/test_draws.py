@@ -12,6 +12,7 @@ from torch.distributions import kl_divergence
 
 from pyro_vi import draws
 from pyro_vi.draws import evaluate, evaluating, standard_error, stream, vectorizes
+from pyro_vi.errors import InputError
 from pyro_vi.pairs import Pair, isolated
 from pyro_vi.programs import pair_of
 
@@ -138,6 +139,13 @@ def test_the_data_may_be_taken_in_parts():
     for rows in (3, 4, 11, 100):
         found = evaluate(Pair(model, guide), (x,), draws=3, kl="sampled", rows=rows)
         torch.testing.assert_close(found.elbo, model.log_evidence(x).detach(), rtol=1e-10, atol=1e-10)
+
+
+def test_programs_that_draw_their_own_minibatch_are_refused():
+    """Row 3 of one draw is another datum than row 3 of the next: their average means nothing."""
+    entry = CATALOGUE["inner_subsample"]
+    with pytest.raises(InputError, match="plate 'data' holds 8 of the 50 rows"):
+        evaluate(pair_of(*entry.build(), entry.batch), entry.batch, draws=3)
 
 
 def test_memory_bounds_the_draws_of_a_chunk(monkeypatch):

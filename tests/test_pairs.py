@@ -46,6 +46,17 @@ def test_isolated_puts_every_global_back(fails):
     assert len(pyro.get_param_store()) == 0
 
 
+def test_isolated_keeps_a_flag_of_torch_that_differs_from_pyros():
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(not before)
+    try:
+        with isolated(3):
+            pass
+        assert Distribution._validate_args is not before
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
 def test_isolated_seeds_all_generators_and_hides_the_store():
     pyro.param("mine", number(1.0))
     drawn = []

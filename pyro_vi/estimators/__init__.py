@@ -5,14 +5,25 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+import torch
+from pyro import poutine
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
 from torch import Tensor
 
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError, UsageError
-from pyro_vi.pairs import Pair
+from pyro_vi.estimators.analytic import Analytic
+from pyro_vi.estimators.bound import Bound
+from pyro_vi.estimators.dreg import DReG
+from pyro_vi.estimators.iwae import IWAE
+from pyro_vi.estimators.relaxed import Relaxed
+from pyro_vi.estimators.renyi import Renyi
+from pyro_vi.estimators.score import Mixed, Score
+from pyro_vi.estimators.stl import STL
+from pyro_vi.estimators.vimco import VIMCO
+from pyro_vi.pairs import Pair, isolated
 from pyro_vi.specs import check_options, parse, unknown
-from pyro_vi.terms import KL
+from pyro_vi.terms import KL, KLSource, terms
 
 
 @dataclass(frozen=True)
@@ -25,10 +36,28 @@ class Estimator:
 
 
 TABLE: dict[str, Estimator] = {
+    # Pyro's own
     "trace": Estimator(Trace_ELBO, "sampled", "log p(x, z) - log q(z) of the draw, total derivative (sampled KL)"),
     "mean_field": Estimator(
         TraceMeanField_ELBO, "analytic", "KL in closed form wherever one is registered, else sampled"
     ),
+    "graph": Estimator(
+        TraceGraph_ELBO, "sampled", "score function with the costs downstream of each site, and baselines"
+    ),
+    "enum": Estimator(TraceEnum_ELBO, "sampled", "discrete sites marked for enumeration summed exactly"),
+    "tmc": Estimator(TraceTMC_ELBO, "sampled", "tensor Monte Carlo: every combination of the draws of marked sites"),
+    # ours
+    "analytic": Estimator(Analytic, "analytic", "KL in closed form at each site where that is right, else sampled"),
+    "stl": Estimator(STL, "sampled", "path derivative: no gradient noise at the exact posterior"),
+    "iwae": Estimator(IWAE, "sampled", "importance-weighted bound, total derivative"),
+    "dreg": Estimator(DReG, "sampled", "importance-weighted bound, doubly reparameterised gradient"),
+    "renyi": Estimator(Renyi, "sampled", "Rényi bound of order alpha, total derivative"),
+    "score": Estimator(Score, "sampled", "score function with the other draws as baseline, for any latent"),
+    "mixed": Estimator(
+        Mixed, "sampled", "through the draws where they can be reparameterised, score function elsewhere"
+    ),
+    "vimco": Estimator(VIMCO, "sampled", "importance-weighted bound, score function with a baseline for each draw"),
+    "relaxed": Estimator(Relaxed, "sampled", "straight through discrete draws by Gumbel-softmax; biased"),
 }
 
 
@@ -81,17 +110,50 @@ def _name(elbo: ELBO) -> str:
 
 
 def differentiable_loss(elbo: Any, pair: Pair, args: Batch) -> Tensor:
-    """−ELBO of one evaluation, whose gradient is the estimator's; `pyro.infer.ELBO` itself does not promise the method.
+    """−bound of one evaluation, whose gradient is the estimator's; `pyro.infer.ELBO` itself does not promise the method.
 
     Raises:
         InputError: the estimator has none.
     """
-    if not hasattr(elbo, "differentiable_loss"):
-        raise InputError(f"{type(elbo).__name__} has no differentiable_loss; use one of: {', '.join(TABLE)}")
+    refuse_without_loss(elbo)
+    if isinstance(elbo, TraceGraph_ELBO):
+        value, surrogate = elbo._loss_and_surrogate_loss(pair.model, pair.guide, args, {})
+        return -torch.as_tensor(value).detach() + (surrogate - surrogate.detach())
     loss: Tensor = elbo.differentiable_loss(pair.model, pair.guide, *args)
     return loss
 
 
+def refuse_without_loss(elbo: ELBO) -> None:
+    """Raise InputError for an estimator without `differentiable_loss`."""
+    if not hasattr(elbo, "differentiable_loss") and not isinstance(elbo, TraceGraph_ELBO):
+        raise InputError(f"{type(elbo).__name__} has no differentiable_loss; use one of: {', '.join(TABLE)}")
+
+
 def kl_treatment(elbo: ELBO) -> KL:
     """Whether an estimator uses closed forms of the KL where they exist."""
+    if isinstance(elbo, Bound):
+        return "sampled" if elbo.kl == "sampled" else "analytic"
     return "analytic" if isinstance(elbo, TraceMeanField_ELBO) else "sampled"
+
+
+def kl_sources(elbo: ELBO, pair: Pair, args: Batch) -> dict[str, KLSource]:
+    """Where each latent site's KL comes from under an estimator, looked up on one draw of the batch."""
+    if isinstance(elbo, Bound):
+        return elbo.sources(pair.model, pair.guide, args)
+    summed = _marked(pair, args) if isinstance(elbo, (TraceEnum_ELBO, TraceTMC_ELBO)) else set()
+    found = terms(pair.model, pair.guide, args, kl=kl_treatment(elbo), seed=0).sources
+    return {name: KLSource("enumerated") if name in summed else source for name, source in found.items()}
+
+
+def _marked(pair: Pair, args: Batch) -> set[str]:
+    with isolated(seed=0), torch.no_grad():
+        nodes = poutine.trace(pair.guide).get_trace(*args).nodes
+    return {name for name, node in nodes.items() if node["type"] == "sample" and (node["infer"] or {}).get("enumerate")}
+
+
+def target(elbo: ELBO) -> str:
+    """What an estimator estimates: ``"elbo"``, ``"iwae(5)"``: only gradients of the same bound can agree."""
+    if isinstance(elbo, Bound) and elbo.bound != "elbo" and elbo.num_particles > 1:
+        order = f", alpha={elbo.alpha}" if elbo.bound == "renyi" else ""
+        return f"{elbo.bound}({elbo.num_particles}{order})"
+    return "tmc" if isinstance(elbo, TraceTMC_ELBO) else "elbo"

@@ -51,7 +51,7 @@ def test_draws_have_the_posterior_moments():
 
 def test_a_model_without_a_closed_form_is_refused():
     with pytest.raises(InputError, match="VAE has none: use guide 'diag_normal'"):
-        Exact(VAE(spec(support="boolean")).double(), (BITS,))
+        Exact(VAE(spec(support="boolean")), (BITS,))
 
 
 def test_a_posterior_that_lacks_a_site_is_refused():

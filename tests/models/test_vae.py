@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -16,8 +17,6 @@ from pyro_vi.terms import terms
 
 
 def prior_guide(latent_dim: int):
-    import pyro
-
     def guide(x):
         with pyro.plate("data", 50, subsample=torch.arange(len(x))):
             pyro.sample("z", dist.Normal(torch.zeros(latent_dim, dtype=x.dtype), 1.0).to_event(1))
@@ -27,7 +26,7 @@ def prior_guide(latent_dim: int):
 
 def test_bernoulli_likelihood_is_minus_the_cross_entropy():
     torch.manual_seed(0)
-    model = VAE(spec(support="boolean"), latent_dim=2).double()
+    model = VAE(spec(support="boolean"), latent_dim=2)
     z = columns(features=2)
     found = model.observation(z).log_prob(BITS)
     loss = nn.functional.binary_cross_entropy_with_logits(model.decoder(z), BITS, reduction="none").sum(-1)
@@ -38,38 +37,52 @@ def test_bernoulli_likelihood_is_minus_the_cross_entropy():
 @pytest.mark.parametrize("likelihood", ["gaussian", "gaussian_fixed"])
 def test_gaussian_likelihood_is_the_squared_error_at_its_scale(likelihood):
     torch.manual_seed(0)
-    model = VAE(spec(), latent_dim=2, likelihood=likelihood, scale=0.5).double()
+    model = VAE(spec(), latent_dim=2, likelihood=likelihood, scale=0.5)
     z, x = columns(features=2), columns()
     error = ((x - model.decoder(z)) / 0.5).square().sum(-1)
     expected = -0.5 * error - 3 * torch.log(torch.tensor(0.5 * (2 * torch.pi) ** 0.5, dtype=x.dtype))
-    torch.testing.assert_close(model.observation(z).log_prob(x), expected, rtol=1e-6, atol=1e-6)  # scale is of float32
+    torch.testing.assert_close(
+        model.observation(z).log_prob(x), expected, rtol=1e-6, atol=1e-6
+    )  # the scale was set in float32
     names = {name for name, _ in model.named_parameters()}
     assert ("log_scale" in names) == (likelihood == "gaussian")
     assert model.decode(z).shape == (8, 3)
 
 
-@pytest.mark.parametrize(("support", "likelihood"), [("boolean", "bernoulli"), ("real", "gaussian"), ("unit_interval", "gaussian")])
+@pytest.mark.parametrize(
+    ("support", "likelihood"), [("boolean", "bernoulli"), ("real", "gaussian"), ("unit_interval", "gaussian")]
+)
 def test_auto_follows_the_support(support, likelihood):
     assert VAE(spec(support=support)).likelihood == likelihood
 
 
 def test_prior_is_standard_normal_in_the_data_plate():
     torch.manual_seed(0)
-    layout = prototype(VAE(spec(support="boolean"), latent_dim=4).double(), (BITS,))
+    layout = prototype(VAE(spec(support="boolean"), latent_dim=4), (BITS,))
     z = layout.sites["z"]
     assert (z.event_shape, z.plates, z.distribution, z.dtype) == ((4,), ("data",), "Independent(Normal)", torch.float64)
     assert layout.plates["data"].size == 50
-    found = terms(VAE(spec(support="boolean"), latent_dim=4).double(), prior_guide(4), BITS, seed=1)
+    found = terms(VAE(spec(support="boolean"), latent_dim=4), prior_guide(4), BITS, seed=1)
     torch.testing.assert_close(found.kl, torch.zeros(8, dtype=torch.float64))
+
+
+def test_parameters_have_the_dtype_of_the_data():
+    for likelihood in ("gaussian", "gaussian_fixed"):
+        model = VAE(spec(), likelihood=likelihood)
+        assert {value.dtype for value in model.state_dict().values()} == {torch.float64}
 
 
 def test_pictures_keep_their_shape():
     data = dataclasses.replace(spec(support="boolean"), event_shape=(4, 5))
     model = VAE(data, latent_dim=2)
-    assert model.decode(torch.zeros(7, 3, 2)).shape == (7, 3, 4, 5)
-    assert model.observation(torch.zeros(3, 2)).log_prob(torch.ones(3, 4, 5)).shape == (3,)
+    assert model.decode(torch.zeros(7, 3, 2, dtype=torch.float64)).shape == (7, 3, 4, 5)
+    assert model.observation(torch.zeros(3, 2, dtype=torch.float64)).log_prob(
+        torch.ones(3, 4, 5, dtype=torch.float64)
+    ).shape == (3,)
     gaussian = VAE(dataclasses.replace(data, support="real"), latent_dim=2)
-    assert gaussian.observation(torch.zeros(3, 2)).log_prob(torch.ones(3, 4, 5)).shape == (3,)
+    assert gaussian.observation(torch.zeros(3, 2, dtype=torch.float64)).log_prob(
+        torch.ones(3, 4, 5, dtype=torch.float64)
+    ).shape == (3,)
 
 
 def test_it_is_built_for_the_embedded_data():

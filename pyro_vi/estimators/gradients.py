@@ -1,0 +1,147 @@
+"""How the gradient of a bound is estimated: functions from K draws to a surrogate, a scalar whose gradient it is.
+
+Each surrogate is of the loss (the negative bound, summed over all data). Its value is of no account; `Bound` puts the
+bound's value in its place.
+
+* ``total``: differentiate everything through the draws. Needs draws that can be reparameterised.
+* ``path``: the same without the score of log q (Roeder et al. 2017, arXiv:1703.09194): 0 at the exact posterior.
+* ``doubly``: that idea for weighted draws (Tucker et al. 2018, arXiv:1810.04152).
+* ``score``: the score function of every site, with the mean of the other draws as baseline (arXiv:1602.06725).
+* ``mixed``: ``total`` at sites that can be reparameterised, ``score`` at the others.
+* ``vimco``: the score function for a many-sample bound, with a baseline for each draw (same paper).
+* ``relaxed``: ``total`` through straight-through Gumbel-softmax draws (arXiv:1611.01144): biased.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vi.errors import InputError
+from pyro_vi.estimators.sample import Sample, Values, weights
+from pyro_vi.terms import Terms
+
+
+def _need_reparametrized(sample: Sample, gradient: str) -> None:
+    for name, possible in sample.reparametrized.items():
+        if not possible:
+            raise InputError(
+                f"gradient '{gradient}' goes through the draws, but the guide's distribution at site '{name}' cannot be "
+                "reparameterised and its gradient would be lost; use 'score', 'mixed' or 'vimco'"
+            )
+
+
+def total(bound: Any, sample: Sample) -> Tensor:
+    """−bound with every gradient through the draws."""
+    _need_reparametrized(sample, "total")
+    value: Tensor = bound.value(sample.live)
+    return value
+
+
+def relaxed(bound: Any, sample: Sample) -> Tensor:
+    """−bound at discrete draws that pass gradients straight through."""
+    value: Tensor = bound.value(sample.live)
+    return value
+
+
+def path(bound: Any, sample: Sample) -> Tensor:
+    """Gradient of the guide through the draws only: Σ ∂[−log w]/∂z · ∂z/∂φ, with no score of q."""
+    _need_reparametrized(sample, "path")
+    terms, leaves = sample.fixed(leaves=True)
+    return _through(bound.value(terms), leaves, sample) + bound.value(_without_score(terms))
+
+
+def doubly(bound: Any, sample: Sample) -> Tensor:
+    """Model: Σ w̃_k ∂ log w_k; guide: Σ w̃_k² ∂ log w_k/∂z · ∂z/∂φ, w̃ the normalised weights."""
+    _need_reparametrized(sample, "doubly")
+    terms, leaves = sample.fixed(leaves=True)
+    log_weight, factor = weights(terms)
+    normalized = log_weight.detach().softmax(0)
+    guide_part = _through(-factor * (normalized.square() * log_weight).sum(), leaves, sample)
+    return guide_part - factor * (normalized * weights(_without_score(terms))[0]).sum()
+
+
+def score(bound: Any, sample: Sample) -> Tensor:
+    """Σ_k (L_k − mean of the other L) ∂ log q(z_k), for every site, and ∂ log p at fixed draws."""
+    terms, _ = sample.fixed(leaves=False)
+    return bound.value(_without_score(terms)) + _score_terms(terms, list(terms.sources))
+
+
+def mixed(bound: Any, sample: Sample) -> Tensor:
+    """Through the draws where they can be reparameterised; the score function, with its baseline, elsewhere."""
+    discrete = [name for name, possible in sample.reparametrized.items() if not possible]
+    value: Tensor = bound.value(sample.live)
+    return value + _score_terms(sample.live, discrete) if discrete else value
+
+
+def vimco(bound: Any, sample: Sample) -> Tensor:
+    """Σ_k (L − L with log w_k replaced by the mean of the others) ∂ log q(z_k), and Σ w̃_k ∂ log w_k at fixed draws."""
+    terms, _ = sample.fixed(leaves=False)
+    log_weight, factor = weights(terms)
+    count = len(log_weight)
+    fixed = log_weight.detach()
+    others = (fixed.sum(0) - fixed) / (count - 1)
+    # Row k of the square: all log-weights, with the k-th replaced.
+    square = fixed.unsqueeze(0).expand(count, *fixed.shape).clone()
+    square[range(count), range(count)] = others
+    signal = fixed.logsumexp(0) - square.logsumexp(1)
+    log_q = _joint_log_q(terms)
+    return -factor * ((signal * log_q).sum() + log_weight.logsumexp(0).sum())
+
+
+def _score_terms(terms: Terms, names: list[str]) -> Tensor:
+    """−Σ advantage · log q over sites: a local site hears of its own datum, a global one of all."""
+    value = terms.elbo.detach()
+    count = len(value)
+    result = value.new_zeros(())
+    for name in names:
+        site = terms.sites[name]
+        assert site.score is not None
+        signal = value * (terms.num_data / terms.rows) if site.local else terms.num_data * value.mean(-1)
+        advantage = (signal - signal.mean(0)) * (count / (count - 1))
+        result = result - (advantage * site.score).sum() / count
+    return result
+
+
+def _joint_log_q(terms: Terms) -> Tensor:
+    """log q of all latent sites, of the shape of the weights."""
+    local = [s.score for s in terms.sites.values() if s.score is not None and s.local]
+    shared = [s.score for s in terms.sites.values() if s.score is not None and not s.local]
+    if not shared:
+        return torch.stack(torch.broadcast_tensors(*local)).sum(0)
+    return sum(
+        [part.sum(-1, keepdim=True) for part in local] + [part.unsqueeze(-1) for part in shared], torch.zeros(())
+    )
+
+
+def _without_score(terms: Terms) -> Terms:
+    sites = {n: s if s.log_q is None else replace(s, log_q=s.log_q.detach()) for n, s in terms.sites.items()}
+    return replace(terms, sites=sites)
+
+
+def _through(loss: Tensor, leaves: list[Values], sample: Sample) -> Tensor:
+    """Σ ∂loss/∂z · z: a surrogate whose gradient runs through the draws alone, whatever else ``loss`` depends on."""
+    pairs = [
+        (leaf, drawn[name])
+        for given, drawn in zip(leaves, sample.drawn(), strict=True)
+        for name, leaf in given.items()
+        if leaf.requires_grad and drawn[name].requires_grad
+    ]
+    if not pairs:
+        return loss.new_zeros(())
+    slopes = torch.autograd.grad(loss, [leaf for leaf, _ in pairs], retain_graph=True, allow_unused=True)
+    parts = [(slope * value).sum() for slope, (_, value) in zip(slopes, pairs, strict=True) if slope is not None]
+    return torch.stack(parts).sum() if parts else loss.new_zeros(())
+
+
+GRADIENTS: dict[str, Callable[[Any, Sample], Tensor]] = {
+    "total": total,
+    "path": path,
+    "doubly": doubly,
+    "score": score,
+    "mixed": mixed,
+    "vimco": vimco,
+    "relaxed": relaxed,
+}
