@@ -16,6 +16,8 @@ from pyro_vi.errors import InputError
 from pyro_vi.networks import Body, mlp_body
 from pyro_vi.pairs import Plate, Site, data_plate, prototype
 
+_ABOVE = (type(constraints.positive), type(constraints.nonnegative))  # biject_to has the exponential for both
+
 
 class DiagNormal(nn.Module):
     """Diagonal normal guide: q(z | x) = Π_d N(z_d; μ_d(x), σ_d(x)²), with μ and log σ from an encoder (arXiv:1312.6114).
@@ -103,11 +105,11 @@ class DiagNormal(nn.Module):
         parameters = self.parameters_of(*args)
         draws = {}
         for name, site in self.sites.items():
-            base = dist.Normal(*parameters[name]).to_event(self._event_dim(site))
+            law = _law(*parameters[name], self._event_dim(site), site)
             with ExitStack() as stack:
                 for plate in site.plates:
                     stack.enter_context(plates[plate])
-                draws[name] = pyro.sample(name, base if _real(site) else _transformed(base, site))
+                draws[name] = pyro.sample(name, law)
         return draws
 
     def parameters_of(self, *args: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -147,15 +149,17 @@ def _features(args: Batch) -> Tensor:
     return torch.cat(rows, -1) if len(rows) > 1 else rows[0]
 
 
-def _real(site: Site) -> bool:
+def _law(loc: Tensor, scale: Tensor, event_dim: int, site: Site) -> Any:
+    """The bijection to the site's support of a diagonal normal; the real and the positive line have names and closed forms."""
     support: Any = site.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    return isinstance(support, type(constraints.real))  # by type: a copied guide has copies of its constraints
-
-
-def _transformed(base: Any, site: Site) -> Any:
-    return dist.TransformedDistribution(base, [biject_to(site.support)])
+    # By type: a copied guide has copies of its constraints, and a subclass may have a bijection of its own.
+    if type(support) is type(constraints.real):
+        return dist.Normal(loc, scale).to_event(event_dim)
+    if type(support) in _ABOVE and isinstance(support.lower_bound, int | float) and support.lower_bound == 0:
+        return dist.LogNormal(loc, scale).to_event(event_dim)
+    return dist.TransformedDistribution(dist.Normal(loc, scale).to_event(event_dim), [biject_to(site.support)])
 
 
 def _keys(names: Iterable[str]) -> dict[str, str]:

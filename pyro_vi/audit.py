@@ -1,26 +1,30 @@
 """Estimators at fixed parameters: moments of their values and gradients, from common random draws.
 
 Draw d of every estimator starts from the same generator state, so that differences between estimators are not differences
-between draws. Moments are accumulated draw by draw: memory does not grow with their number.
+between draws. Draws come in chunks and are accumulated: memory does not grow with their number.
 
-* `_Moments` accumulates; `audit` runs the draws and lays the result out as a Dataset.
+`_Record` is what is kept of one estimator; `audit` fills the records and `_dataset` lays them out.
 """
 
-import statistics
-import time
+import math
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from pyro.infer import ELBO
+from scipy import stats
 from torch import Tensor
 
 from pyro_vi.binding import kept_buffers
+from pyro_vi.costs import Cost, costs
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
-from pyro_vi.estimators import differentiable_loss, kl_sources, named
+from pyro_vi.estimators import kl_sources, named, target
+from pyro_vi.evaluations import Evaluator, stacked
+from pyro_vi.moments import GROUPS, Difference, Moments, holm
 from pyro_vi.pairs import Pair, isolated, prototype
 from pyro_vi.programs import pair_of
 from pyro_vi.terms import data_plate, from_traces
@@ -28,43 +32,22 @@ from pyro_vi.threads import fitting_threads
 from pyro_vi.versions import versions
 
 PARTS = ("model", "guide")
-CHUNKS = 40
-"""Groups into which the draws fall for the standard errors of variances: their spread is known to about 1 in 9."""
+SITE_DRAWS = 200
+"""Pairs of draws for the share of each site in the variance."""
 
 
-class _Moments:
-    """Mean and centred second moment of a vector, draw by draw (Welford), and of groups of draws."""
+@dataclass
+class _Record:
+    """What is kept of one estimator."""
 
-    def __init__(self, size: int, groups: int, draws: int) -> None:
-        self.bounds = np.linspace(0, draws, groups + 1).astype(int)[1:]
-        self.mean, self.m2 = torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
-        self.count = 0
-        self._group = (torch.zeros_like(self.mean), torch.zeros_like(self.m2), 0)
-        self.group_variances: list[Tensor] = []
-
-    def add(self, value: Tensor) -> None:
-        mean, m2, count = self._group
-        count += 1
-        delta = value - mean
-        mean += delta / count
-        m2 += delta * (value - mean)
-        self._group = mean, m2, count
-        if self.count + count == self.bounds[len(self.group_variances)]:
-            self._merge()
-
-    def _merge(self) -> None:
-        mean, m2, count = self._group
-        total = self.count + count
-        delta = mean - self.mean
-        self.m2 += m2 + delta.square() * (self.count * count / total)
-        self.mean += delta * (count / total)
-        self.count = total
-        self.group_variances.append(m2 / (count - 1))
-        self._group = torch.zeros_like(mean), torch.zeros_like(m2), 0
-
-    @property
-    def variance(self) -> Tensor:
-        return self.m2 / (self.count - 1)
+    evaluator: Evaluator
+    target: str
+    gradients: Moments
+    values: Moments
+    sources: dict[str, str]
+    cost: Cost
+    against: Difference | None = None
+    site_var: dict[str, Tensor] = field(default_factory=dict)
 
 
 def audit(
@@ -75,6 +58,7 @@ def audit(
     elbos: Iterable[str | ELBO] | str | ELBO = ("trace", "mean_field"),
     draws: int = 1000,
     seed: int = 0,
+    vectorize: bool | None = None,
 ) -> xr.Dataset:
     """E and Var of each estimator's value and gradient at the pair's present parameters, over common random draws.
 
@@ -85,14 +69,26 @@ def audit(
         elbos: estimators, by name or as `pyro.infer.ELBO`.
         draws: evaluations of loss and gradient for each estimator, at least 20.
         seed: of the draws.
+        vectorize: evaluate many draws at once; by default where the programs allow it and are small enough for it to pay. The
+            numbers are the same either way, to rounding.
 
     Returns:
-        A dataset over ``elbo``, ``parameter``, ``part`` (model, guide) and ``site``. ``value_mean``, ``value_sd`` and
-        ``value_se`` are of the ELBO in nats per datum. ``grad_mean`` is the norm of the mean gradient of the ELBO per datum
-        and ``grad_var`` the sum of its elementwise variances, with standard error ``grad_var_se``; ``grad_snr`` =
-        ``grad_mean`` / √``grad_var``. The same with ``part_`` before it sums over the parameters of an owner. Parameters
-        with a constraint are taken on their unconstrained scale. ``kl_source`` says where each site's KL comes from;
-        ``seconds`` is the median time of one loss-and-gradient evaluation.
+        A dataset over ``elbo``, ``parameter``, ``part`` (model, guide) and ``site``:
+
+        * ``value_mean``, ``value_sd``, ``value_se``: of the bound, in nats per datum.
+        * ``grad_mean``: norm of the mean gradient of the bound per datum; ``grad_var``: sum of its elementwise variances, with
+          standard error ``grad_var_se`` and 95 % interval ``grad_var_low``, ``grad_var_high``; ``grad_snr`` = ``grad_mean`` /
+          √``grad_var``; ``work_var`` = ``grad_var`` × ``seconds``: what a second of averaging leaves of it, to choose by.
+          The same with ``part_`` before it sums over the parameters of an owner. Parameters with a constraint are taken on
+          their unconstrained scale.
+        * ``bias_z``: z-score of the mean gradient against that of the first estimator named of the same bound (attribute
+          ``target``), from common draws; ``bias_p``: its p-value, adjusted for the number of tests (Holm 1979). NaN where there
+          is nothing to compare with.
+        * ``site_var`` over ``elbo, site, part``: gradient variance that is left when the draws of all other sites are held (the
+          total effect of Jansen 1999): which site the noise comes from. NaN where draws cannot be told apart.
+        * ``kl_source`` over ``elbo, site``.
+        * ``seconds``: median time of one loss-and-gradient evaluation, with interquartile range ``seconds_iqr`` and standard
+          error ``seconds_se``, and its ``peak_bytes``; ``method``: ``"vmap"`` where many draws were evaluated at once.
 
     Raises:
         InputError: too few draws, a program that fails on the batch, or a gradient that is not finite.
@@ -115,42 +111,52 @@ def audit(
     if draws < 20:
         raise InputError(f"an audit needs at least 20 draws for its standard errors, not {draws}")
     pair, estimators = pair_of(model, guide, args), named(elbos)
-    layout = prototype(pair.model, args)
-    plate = data_plate(layout, args)
     owned = pair.owned(args)
     parameters = [parameter for _, parameter in owned.values()]
     sizes = [parameter.numel() for parameter in parameters]
-    groups = min(CHUNKS, draws // 10)
-    gradients = {name: _Moments(sum(sizes), groups, draws) for name in estimators}
-    values = {name: _Moments(1, 2, draws) for name in estimators}
-    seconds: dict[str, list[float]] = {name: [] for name in estimators}
+    groups = min(GROUPS, draws // 10)
+    records: dict[str, _Record] = {}
     with isolated(seed, validation=False), kept_buffers(pair), fitting_threads(pair, args):
         threads = torch.get_num_threads()
         seeds = torch.randint(2**62, (draws,)).tolist()
-        with torch.no_grad():
-            traces = pair.draw(args)
-        num_data = from_traces(*traces, plate, len(args[0])).num_data
-        for elbo in estimators.values():
-            _evaluate(elbo, pair, args, parameters)  # the first call sets things up, and is not timed
-        for draw_seed in seeds:
-            for name, elbo in estimators.items():
-                _seed(draw_seed, args[0].device)
-                start = time.perf_counter()
-                loss, gradient = _evaluate(elbo, pair, args, parameters)
-                seconds[name].append(time.perf_counter() - start)
-                gradients[name].add(gradient / num_data)
-                values[name].add(-loss / num_data)
-    for name, moments in gradients.items():
-        if not bool(moments.mean.isfinite().all()) or not bool(values[name].mean.isfinite().all()):
+        num_data = _num_data(pair, args)
+        evaluators = {name: Evaluator(elbo, pair, args, parameters, vectorize) for name, elbo in estimators.items()}
+        measured = costs({name: evaluator.once for name, evaluator in evaluators.items()}, seconds=0.1)
+        first: dict[str, str] = {}
+        for name, elbo in estimators.items():
+            sources = {site: str(source) for site, source in kl_sources(elbo, pair, args).items()}
+            records[name] = _Record(
+                evaluators[name],
+                target(elbo),
+                Moments(sum(sizes), groups, draws),
+                Moments(1, 2, draws),
+                sources,
+                measured[name],
+            )
+            if first.setdefault(target(elbo), name) != name:
+                records[name].against = Difference(
+                    sizes, draws, 1e-4 if parameters[0].dtype == torch.float32 else 1e-10
+                )
+        chunk = max(1, min(50, 2**22 // max(1, sum(sizes))))
+        for start in range(0, draws, chunk):
+            some = seeds[start : start + chunk]
+            seen: dict[str, Tensor] = {}
+            for name, record in records.items():
+                losses, gradients = record.evaluator(some)
+                record.values.add(-losses.unsqueeze(1) / num_data)
+                record.gradients.add(gradients / num_data)
+                if first[record.target] == name:
+                    seen[record.target] = gradients
+                elif record.against is not None:
+                    record.against.add(gradients, seen[record.target])
+        for record in records.values():
+            record.site_var = _site_variances(record.evaluator, seeds, num_data)
+    for name, record in records.items():
+        if not bool(record.gradients.mean.isfinite().all()) or not bool(record.values.mean.isfinite().all()):
             raise InputError(
                 f"the value or gradient under '{name}' is not finite at these parameters; run `check` on the pair"
             )
-    sources = {}
-    for name, elbo in estimators.items():
-        found = kl_sources(elbo, pair, args)
-        sources[name] = [str(found[site]) for site in found]
-    owners = [owner for owner, _ in owned.values()]
-    return _dataset(gradients, values, sizes, list(owned), owners, seconds, (list(found), sources)).assign_attrs(
+    return _dataset(records, sizes, list(owned), [owner for owner, _ in owned.values()]).assign_attrs(
         draws=draws,
         seed=seed,
         num_data=num_data,
@@ -161,70 +167,99 @@ def audit(
     )
 
 
-def _seed(seed: int, device: torch.device) -> None:
-    if device.type == "cpu":
-        # torch.manual_seed costs as much as a small model: it formats a stack.
-        torch.default_generator.manual_seed(seed)
-    else:
-        torch.manual_seed(seed)
+def _num_data(pair: Pair, args: Batch) -> int:
+    with torch.no_grad():
+        traces = pair.draw(args)
+    return from_traces(*traces, data_plate(prototype(pair.model, args), args), len(args[0])).num_data
 
 
-def _evaluate(elbo: ELBO, pair: Pair, args: Batch, parameters: list[Any]) -> tuple[Tensor, Tensor]:
-    loss = differentiable_loss(elbo, pair, args)
-    if not parameters or not loss.requires_grad:
-        nothing = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
-        return torch.as_tensor(loss).detach().double().reshape(1), nothing
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    flat = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
-    return loss.detach().double().reshape(1).cpu(), torch.cat([g.reshape(-1) for g in flat]).double().cpu()
+def _site_variances(evaluator: Evaluator, seeds: list[int], num_data: int) -> dict[str, Tensor]:
+    """½ E|g(z) − g(z')|² by element, where z' has other draws at one site only."""
+    captured = evaluator.captured
+    if captured is None:
+        return {}
+    half = min(SITE_DRAWS, len(seeds) // 2)
+    if half < 2:
+        return {}
+    base, other = (stacked(captured, part, evaluator.args) for part in (seeds[:half], seeds[half : 2 * half]))
+    _, gradients = evaluator.at(base)
+    result = {}
+    for site in dict.fromkeys(draw.site for draw in captured.draws):
+        if site is not None:
+            mixed = [o if draw.site == site else b for draw, b, o in zip(captured.draws, base, other, strict=True)]
+            result[site] = 0.5 * ((evaluator.at(mixed)[1] - gradients) / num_data).square().mean(0)
+    return result
 
 
-def _dataset(
-    gradients: dict[str, _Moments],
-    values: dict[str, _Moments],
-    sizes: list[int],
-    names: list[str],
-    owners: list[str],
-    seconds: dict[str, list[float]],
-    sources: tuple[list[str], dict[str, list[str]]],
-) -> xr.Dataset:
+def _dataset(records: dict[str, _Record], sizes: list[int], names: list[str], owners: list[str]) -> xr.Dataset:
     belongs = np.array([[owner == part for owner in owners] for part in PARTS], dtype=float).reshape(len(PARTS), -1)
 
     def per_parameter(vector: Tensor) -> np.ndarray:
         return np.array([float(piece.sum()) for piece in vector.split(sizes)]) if sizes else np.zeros(0)
 
     rows: dict[str, list[np.ndarray]] = {}
-    for moments in gradients.values():
+    for record in records.values():
+        moments = record.gradients
         square, variance = per_parameter(moments.mean.square()), per_parameter(moments.variance)
         grouped = np.stack([per_parameter(v) for v in moments.group_variances])
         for prefix, weights in (("", np.eye(len(sizes))), ("part_", belongs)):
-            mean, spread = np.sqrt(weights @ square), weights @ variance
-            with np.errstate(divide="ignore", invalid="ignore"):
-                snr = mean / np.sqrt(spread)
-            error = (grouped @ weights.T).std(0, ddof=1) / np.sqrt(len(grouped))
-            for key, value in (("grad_mean", mean), ("grad_var", spread), ("grad_var_se", error), ("grad_snr", snr)):
+            for key, value in _columns(weights, square, variance, grouped).items():
                 rows.setdefault(prefix + key, []).append(value)
-    value_mean = np.array([float(m.mean) for m in values.values()])
-    value_sd = np.array([float(m.variance.sqrt()) for m in values.values()])
+            rows.setdefault(prefix + "work_var", []).append(weights @ variance * record.cost.seconds)
     variables: dict[str, Any] = {
         key: (("elbo", "part" if key.startswith("part_") else "parameter"), np.stack(value))
         for key, value in rows.items()
     }
-    sites, by_name = sources
+    every = list(records.values())
+    sd = np.array([float(r.values.variance.sqrt()) for r in every])
+    z = np.stack([np.full(len(sizes), np.nan) if r.against is None else r.against.z.numpy() for r in every])
+    sites = list(dict.fromkeys(site for r in every for site in r.sources))
+    nothing = torch.full((sum(sizes),), math.nan, dtype=torch.float64)
+    site_var = [[belongs @ per_parameter(r.site_var.get(site, nothing)) for site in sites] for r in every]
     return xr.Dataset(
         {
-            "value_mean": ("elbo", value_mean),
-            "value_sd": ("elbo", value_sd),
-            "value_se": ("elbo", value_sd / np.sqrt([m.count for m in values.values()])),
+            "value_mean": ("elbo", np.array([float(r.values.mean) for r in every])),
+            "value_sd": ("elbo", sd),
+            "value_se": ("elbo", sd / np.sqrt([r.values.count for r in every])),
             **variables,
-            "kl_source": (("elbo", "site"), np.array([by_name[name] for name in gradients], dtype=object).astype(str)),
-            "seconds": ("elbo", np.array([statistics.median(times) for times in seconds.values()])),
+            "bias_z": (("elbo", "parameter"), z),
+            "bias_p": (("elbo", "parameter"), holm(2 * stats.norm.sf(np.abs(z)))),
+            "site_var": (("elbo", "site", "part"), np.array(site_var).reshape(len(every), len(sites), len(PARTS))),
+            "kl_source": (
+                ("elbo", "site"),
+                np.array([[r.sources.get(s, "") for s in sites] for r in every], dtype=str),
+            ),
+            "seconds": ("elbo", np.array([r.cost.seconds for r in every])),
+            "seconds_iqr": ("elbo", np.array([r.cost.spread for r in every])),
+            "seconds_se": ("elbo", np.array([r.cost.error for r in every])),
+            "peak_bytes": ("elbo", np.array([r.cost.peak_bytes for r in every])),
+            "method": ("elbo", np.array(["loop" if r.evaluator.captured is None else "vmap" for r in every])),
         },
         coords={
-            "elbo": list(gradients),
+            "elbo": list(records),
+            "target": ("elbo", np.array([r.target for r in every])),
             "parameter": np.array(names, dtype=str),
             "owner": ("parameter", np.array(owners, dtype=str)),
             "part": list(PARTS),
-            "site": sites,
+            "site": np.array(sites, dtype=str),
         },
     )
+
+
+def _columns(
+    weights: np.ndarray, square: np.ndarray, variance: np.ndarray, grouped: np.ndarray
+) -> dict[str, np.ndarray]:
+    mean, spread = np.sqrt(weights @ square), weights @ variance
+    error = (grouped @ weights.T).std(0, ddof=1) / np.sqrt(len(grouped))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        snr = mean / np.sqrt(spread)
+        # On the log scale, where the error of a variance is nearly normal and no bound falls below 0.
+        width = np.exp(stats.t.ppf(0.975, len(grouped) - 1) * np.where(spread > 0, error / spread, 0))
+    return {
+        "grad_mean": mean,
+        "grad_var": spread,
+        "grad_var_se": error,
+        "grad_var_low": spread / width,
+        "grad_var_high": spread * width,
+        "grad_snr": snr,
+    }

@@ -15,7 +15,7 @@ import copy
 import inspect
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
@@ -27,7 +27,6 @@ from pyro.params.param_store import normalize_param_name
 from pyro.poutine.messenger import Messenger
 from torch import nn
 from torch.distributions import constraints, transform_to
-from torch.nn.utils.stateless import _reparametrize_module
 
 from pyro_vi.errors import InputError
 
@@ -59,6 +58,29 @@ def _modules_of(program: Any) -> Iterator[nn.Module]:
     for value in values:
         if isinstance(value, nn.Module):
             yield from value.modules()
+
+
+@contextmanager
+def swapped(program: nn.Module, values: Mapping[int, torch.Tensor]) -> Iterator[None]:
+    """Within the block, tensors of ``program`` whose ``id`` is a key of ``values`` are those values, wherever they stand.
+
+    By identity and not by name, as one parameter may have several names: in networks with tied weights, or in a guide that
+    holds its model. `torch.func.functional_call` leaves a wrong tensor behind in the latter.
+    """
+    places = [
+        (held, name, value)
+        for module in program.modules()
+        for held in (module._parameters, module._buffers)
+        for name, value in held.items()
+        if value is not None and id(value) in values
+    ]
+    for held, name, value in places:
+        held[name] = values[id(value)]  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for held, name, value in places:
+            held[name] = value  # type: ignore[assignment]
 
 
 @contextmanager
@@ -138,7 +160,7 @@ class _Answer(Messenger):
     def _pyro_param(self, msg: Any) -> None:
         name = msg["name"]
         if name in self.program._constraints:
-            unconstrained = self.program.get_parameter(normalize_param_name(name))
+            unconstrained = _get(self.program, normalize_param_name(name))
             value = transform_to(self.program._constraints[name])(unconstrained)
             value.unconstrained = weakref.ref(unconstrained)  # what plates and users of the store look for
             msg["value"], msg["done"] = value, True
@@ -164,14 +186,13 @@ class FunctionProgram(nn.Module):
         super().__init__()
         self._hidden = (function, networks)  # in a tuple, so that they do not become submodules
         self._constraints: dict[str, constraints.Constraint] = {}
-        self._swaps: dict[str, dict[str, str]] = {name: {} for name in networks}
+        self._swaps: dict[str, dict[int, str]] = {name: {} for name in networks}  # id of an original -> own name
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         function, networks = self._hidden
         with ExitStack() as stack:
             for name, network in networks.items():
-                swap = {inner: _get(self, outer) for inner, outer in self._swaps[name].items()}
-                stack.enter_context(_reparametrize_module(network, swap))
+                stack.enter_context(swapped(network, {key: _get(self, own) for key, own in self._swaps[name].items()}))
                 if not self.training:  # in training each network has the mode that its owner gave it
                     stack.enter_context(_evaluating(network))
             stack.enter_context(_Answer(self))
@@ -278,9 +299,10 @@ def bind(program: Program, args: tuple[Any, ...], shared: Shared | None = None) 
             for inner, original in network.named_parameters():
                 if original.requires_grad:
                     copied = nn.Parameter(original.detach().clone())
-                    bound._swaps[name][inner] = bound._own(prefix + inner, shared.setdefault(id(original), copied))
+                    own = bound._own(prefix + inner, shared.setdefault(id(original), copied))
+                    bound._swaps[name][id(original)] = own
             for inner, buffer in network.named_buffers():
-                bound._swaps[name][inner] = bound._own(prefix + inner, buffer.detach().clone())
+                bound._swaps[name][id(buffer)] = bound._own(prefix + inner, buffer.detach().clone())
     except (KeyError, AttributeError) as error:
         raise InputError(f"a parameter's name hides another's ({error}); rename one of them") from error
     return bound

@@ -103,7 +103,8 @@ def check(
                 terms = from_traces(*traces, data_plate(layout, args), len(args[0]), kl=kl)
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
                 text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-                raise InputError(f"the model fails on the guide's draws: {text}") from error
+                shapes = ", ".join(str(tuple(a.shape)) for a in args)
+                raise InputError(f"log p and log q fail on a batch of shape {shapes}: {text.rstrip(':')}") from error
     except InputError as error:
         return [Finding("program-fails", "error", None, str(error), "mend the program, or give it data that fit")]
     view = _View(pair, args, layout, guide_layout, *traces, terms, estimator, num_data)
@@ -153,6 +154,18 @@ def _shape(site: Site) -> tuple[int, ...]:
     return shape
 
 
+def _observed_shape(view: _View) -> Iterator[Finding]:
+    for name in view.model.observed:
+        node = view.model_trace.nodes[name]
+        shape, value = node["fn"].batch_shape + node["fn"].event_shape, node["value"].shape
+        if torch.broadcast_shapes(shape, value) != shape:
+            text = (
+                f"site '{name}' has shape {tuple(shape)} in the model, but its observed values {tuple(value)}, "
+                "so one number is scored several times"
+            )
+            yield Finding("observed-shape", "error", name, text, "give the model the width of the data")
+
+
 def _observed_support(view: _View) -> Iterator[Finding]:
     for name, site in view.model.observed.items():
         node = view.model_trace.nodes[name]
@@ -188,7 +201,10 @@ def _base(support: Any) -> Any:
 
 
 def _narrower(site: Any, other: Any) -> bool:
-    # Only a guide on all reals under a model on a part of them is certain from the types alone.
+    # Only a guide on all reals under a model on a part of them is certain from the types alone. A Delta, by which Pyro's own
+    # guides give transformed draws, claims all reals whatever its value, which is looked at above.
+    if "Delta" in other.distribution:
+        return False
     real = type(torch.distributions.constraints.real)
     return isinstance(_base(other.support), real) and not isinstance(_base(site.support), real)
 
@@ -273,6 +289,7 @@ def _leaves(value: Tensor) -> Iterator[Tensor]:
 
 
 RULES: tuple[Callable[[_View], Iterator[Finding]], ...] = (
+    _observed_shape,
     _observed_support,
     _guide_support,
     _reparametrized,

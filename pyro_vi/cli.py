@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -122,8 +122,8 @@ class Evidence(_Pair):
 
     run: str | None = None
     """Folder of a fit of this pair; by default the initial parameters."""
-    method: str | None = None
-    """iw or exact; by default exact where the model has a closed form."""
+    method: Literal["iw", "exact"] | None = None
+    """By importance sampling or exactly; by default exactly where the model has a closed form."""
     particles: int = 5000
     """Draws for each datum."""
 
@@ -207,30 +207,20 @@ def _fit(command: Fit) -> int:
 
 
 def _audit(command: Audit) -> int:
+    from pyro_vi.advice import advise
     from pyro_vi.audit import audit
+    from pyro_vi.summary import audit_table
 
     pair, data = _pair(command, command.run)
     batch = data.example(min(command.batch_size, data.spec.num_data))
     found = audit(pair.model, pair.guide, batch, elbos=command.elbos, draws=command.draws, seed=command.seed)
     if command.json:
-        _print_json(found.to_dict())
+        _print_json({**found.to_dict(), "advice": [advice.text for advice in advise(found)]})
         return 0
-    shown = _table(
-        f"{command.model} with guide {command.guide} on {command.data}: {command.draws} draws", "", *command.elbos
-    )
-    for part in ("guide", "model"):
-        for label, key in (("gradient variance", "part_grad_var"), ("gradient signal to noise", "part_grad_snr")):
-            cells = [found[key].sel(elbo=name, part=part) for name in found.elbo.values]
-            shown.add_row(f"{label}, {part}", *(f"{float(cell):.3g}" for cell in cells))
-    for label, key, scale in (
-        ("ELBO (nats per datum)", "value_mean", 1),
-        ("  standard deviation of one draw", "value_sd", 1),
-        ("ms per loss and gradient", "seconds", 1000),
-    ):
-        shown.add_row(label, *(f"{float(value) * scale:.3g}" for value in found[key]))
-    for site in found.site.values:
-        shown.add_row(f"KL of {site}", *(str(value) for value in found.kl_source.sel(site=site).values))
-    _console().print(shown)
+    console = _console()
+    console.print(audit_table(found, f"{command.model} with guide {command.guide} on {command.data}"))
+    for advice in advise(found):
+        console.print(advice.text)
     return 0
 
 
@@ -256,8 +246,7 @@ def _evidence(command: Evidence) -> int:
     pair, data = _pair(command, command.run)
     if not len(data.heldout[0]):
         raise InputError(f"'{command.data}' has no held-out data")
-    method: Any = command.method
-    options = {"method": method, "particles": command.particles, "seed": command.seed}
+    options: Any = {"method": command.method, "particles": command.particles, "seed": command.seed}
     found = evidence(pair.model, pair.guide, data.heldout, **options)
     if command.json:
         _print_json({key: found.attrs[key] for key in ("method", "particles", "value", "se")})

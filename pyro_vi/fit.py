@@ -18,7 +18,7 @@ from pyro_vi.data import Data, load
 from pyro_vi.errors import UsageError
 from pyro_vi.estimators import kl_sources, named, refuse_without_loss
 from pyro_vi.loop import Loop, Optimizer, Settings
-from pyro_vi.pairs import Pair
+from pyro_vi.pairs import Pair, isolated
 from pyro_vi.programs import build_pair, name_of
 from pyro_vi.runs import RunFolder, checksum
 from pyro_vi.versions import versions
@@ -151,7 +151,8 @@ def fit(
     example = data.example(min(batch_size, data.spec.num_data))
     if check:
         refuse(run_check(pair.model, pair.guide, example, elbo=estimator, num_data=data.spec.num_data))
-    sources = kl_sources(estimator, pair, example)
+    with isolated(validation=False):
+        sources = kl_sources(estimator, pair, example)
     pair, data = pair.to(device), data.to(device=device)
     loop = Loop(pair, estimator, data, settings, optimizer or _adam(lr))
     # The folder comes last, so that what cannot be fitted leaves none.

@@ -149,7 +149,7 @@ class Loop:
             warnings.catch_warnings(),
         ):
             # Pyro's, of a loss for which the fit is ended with more to say.
-            warnings.filterwarnings("ignore", message="Encountered (NaN|inf)")
+            warnings.filterwarnings("ignore", message=r"Encountered (NaN|\+inf|-inf)")
             if resume:
                 self._restore()
             self._keep()

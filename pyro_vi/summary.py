@@ -4,9 +4,11 @@ import math
 from collections.abc import Callable, Mapping
 from itertools import combinations
 
+import numpy as np
 import xarray as xr
 from rich.table import Table
 
+from pyro_vi.advice import advise
 from pyro_vi.compare import Comparison, Result
 from pyro_vi.draws import standard_error
 
@@ -84,6 +86,9 @@ def conclude(comparison: Comparison) -> list[str]:
     sentences = [_heldout(comparison)] if len(comparison.results) > 1 else []
     if comparison.audits and len(comparison.results) > 1:
         sentences.append(_gradients(comparison))
+        first, *_, last = (*comparison.audits, *comparison.audits)
+        for stage, step in (("early", first), ("at the end", last)):
+            sentences += [advice.text for advice in advise(comparison.audits[step], stage=stage)]
     for name, result in comparison.results.items():
         for site, source in result.kl_source.items():
             if "(" in source:
@@ -153,3 +158,45 @@ def _ratio(audit: xr.Dataset, part: str, above: str, below: str) -> str:
     if abs(math.log(a / b)) <= CERTAIN * error:
         return f"equal within error ({a / b:.2f} ± {a / b * error:.2f} times)"
     return f"{a / b:.3g} ± {a / b * error:.1g} times as large"
+
+
+def audit_table(audit: xr.Dataset, title: str) -> Table:
+    """An audit at a glance: a row for each estimator; gradients of the bound per datum, at the same parameters and draws."""
+    shown = Table(
+        title=f"{title}: {audit.attrs['draws']} draws, batch of {audit.attrs['batch_size']}",
+        caption="Gradients of the bound per datum; ± one standard error. Work: variance × milliseconds. "
+        "Bias: smallest adjusted p-value against the first estimator of the same bound.",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for column in ("estimator", "bound", "value", "sd", "gradient variance", "SNR", "work", "ms", "MB", "bias"):
+        shown.add_column(column, justify="left" if column in ("estimator", "bound") else "right")
+    for part in ("guide", "model"):
+        shown.add_row(f"[bold]{part} parameters[/bold]")
+        for name in audit.elbo.values:
+            one = audit.sel(elbo=name)
+            here = one.sel(part=part)
+            shown.add_row(
+                f"  {name}",
+                str(one.target.values),
+                f"{float(one.value_mean):.2f}",
+                f"{float(one.value_sd):.2g}",
+                f"{float(here.part_grad_var):.3g} ± {float(here.part_grad_var_se):.1g}",
+                f"{float(here.part_grad_snr):.2g}",
+                f"{1000 * float(here.part_work_var):.2g}",
+                f"{1000 * float(one.seconds):.2f}",
+                f"{float(one.peak_bytes) / 2**20:.2g}",
+                _bias(one.bias_p.values[one.owner.values == part]),
+            )
+        shown.add_section()
+    for site in audit.site.values:
+        sources = {str(source) for source in audit.kl_source.sel(site=site).values}
+        for source in sorted(sources):
+            names = [str(n) for n in audit.elbo.values if str(audit.kl_source.sel(site=site, elbo=n).values) == source]
+            shown.caption = f"{shown.caption}\nKL of {site}: {source} under {', '.join(names)}."
+    return shown
+
+
+def _bias(p: np.ndarray) -> str:
+    known = p[~np.isnan(p)]
+    return "" if not len(known) else f"p = {known.min():.2g}" if known.min() < 0.05 else "none"

@@ -274,10 +274,10 @@ def scaled_pair() -> tuple[Any, Any]:
 # Sites without a registered KL, auxiliary and discrete ones, and programs without a vectorised data plate.
 
 
-def lognormal_gamma_pair() -> tuple[Any, Any]:
+def lognormal_halfcauchy_pair() -> tuple[Any, Any]:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Gamma(number(2.0), 1.5))
+            z = pyro.sample("z", dist.HalfCauchy(number(1.5)))
             pyro.sample("x", dist.Normal(z.log(), 1.0), obs=x)
 
     def guide(x: Tensor) -> None:
@@ -495,8 +495,8 @@ CATALOGUE: dict[str, Entry] = {
     "masked": Entry(masked_pair, (scalars(),), BATCH, BATCH, _LOCAL, _ANALYTIC, {"slope": "guide"}),
     "masked_rows": Entry(masked_rows_pair, (scalars(),), NUM_DATA, BATCH, _LOCAL, _ANALYTIC, {"slope": "guide"}),
     "scaled": Entry(scaled_pair, (scalars(),), NUM_DATA, BATCH, _LOCAL, _ANALYTIC, {"slope": "guide"}),
-    "lognormal_gamma": Entry(
-        lognormal_gamma_pair, (scalars(),), BATCH, BATCH, _LOCAL, {"z": "sampled"}, {"slope": "guide"}
+    "lognormal_halfcauchy": Entry(
+        lognormal_halfcauchy_pair, (scalars(),), BATCH, BATCH, _LOCAL, {"z": "sampled"}, {"slope": "guide"}
     ),
     "auxiliary": Entry(
         auxiliary_pair,

@@ -22,11 +22,13 @@ from catalogue import (
 )
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
-from pyro_vi.audit import CHUNKS, _Moments, audit
+from pyro_vi.audit import audit
 from pyro_vi.data import load
 from pyro_vi.errors import InputError, UsageError
 from pyro_vi.guides.diag_normal import DiagNormal
 from pyro_vi.models.vae import VAE
+from pyro_vi.moments import GROUPS as CHUNKS
+from pyro_vi.moments import Moments as _Moments
 
 DRAWS = 20_000
 # (x, m, s): the exact posterior, one that is too narrow, one that is too wide, the prior, one in between.

@@ -1,4 +1,4 @@
-"""The loop: every step follows the gradient, the rate, the limit and the weight of the KL it says; failures name their cause."""
+"""The loop: each step follows the gradient, rate, limit and weight of the KL that it says, and failures name their cause."""
 
 import math
 from functools import partial
@@ -273,6 +273,19 @@ def test_a_guide_density_that_is_not_finite_is_named_too():
     values[3] = 99.0
     with pytest.raises(FitError, match=r"at step 1 \(epoch 0, batch 0\): log p of site 'z' is not finite for data 3;"):
         fit(model, guide, load(values, heldout=0.0), steps=2, check=False, progress=False)
+
+
+def test_a_draw_that_fails_is_made_again_to_find_the_site():
+    """One draw in twenty is beyond the model: another one would show nothing."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(number(0.0), 1.0))
+            pyro.sample("x", dist.Normal(torch.where(z > 1.6, math.nan, z), 1.0), obs=x)
+
+    for seed in range(3):
+        with pytest.raises(FitError, match=r"log p of site 'x' is not finite for data \d+;"):
+            fit(model, slope, load(scalars(20)), steps=500, batch_size=1, lr=1e-6, seed=seed, progress=False)
 
 
 def huge(parameters: Any) -> torch.optim.Optimizer:

@@ -129,9 +129,9 @@ def test_a_datum_changes_its_own_terms_only(name):
 
 
 def test_reason_names_the_distributions_without_a_closed_form():
-    entry = CATALOGUE["lognormal_gamma"]
+    entry = CATALOGUE["lognormal_halfcauchy"]
     source = terms(*entry.build(), entry.batch, seed=1).sources["z"]
-    assert str(source) == "sampled (no closed form of KL(LogNormal || Gamma) is registered)"
+    assert str(source) == "sampled (no closed form of KL(LogNormal || HalfCauchy) is registered)"
 
 
 def test_reason_of_a_site_that_only_the_guide_has():

@@ -87,8 +87,8 @@ class Bound(ELBO):
         bound: str = "elbo",
         gradient: str = "total",
         kl: str = "sampled",
-        alpha: float = 0.0,
-        temperature: float = 0.5,
+        alpha: float | int = 0.0,
+        temperature: float | int = 0.5,
         num_particles: int = 1,
         vectorize_particles: bool | None = None,
     ) -> None:
@@ -104,16 +104,18 @@ class Bound(ELBO):
         if kl != "sampled" and (bound != "elbo" or gradient == "path"):
             what = f"gradient '{gradient}'" if bound == "elbo" else f"bound '{bound}'"
             raise UsageError(f"kl '{kl}' and {what} do not compose: it is made of the draws' log q; use kl='sampled'")
+        if not math.isfinite(alpha):
+            raise UsageError(f"alpha must be a finite number, not {alpha}; say, 0.5")
         if bound == "renyi" and alpha == 1:
             raise UsageError("the Rényi bound of order 1 is the ELBO; use 'trace'")
         if gradient in ("score", "mixed", "vimco") and num_particles < 2:
             raise UsageError(
                 f"gradient '{gradient}' takes its baseline from the other draws; set num_particles to 2 or more"
             )
-        if not temperature > 0:
-            raise UsageError(f"temperature must be positive, not {temperature}")
-        self.bound, self.gradient, self.kl, self.alpha = bound, gradient, kl, alpha
-        self.temperature, self.vectorize = temperature, vectorize_particles
+        if not 0 < temperature < math.inf:
+            raise UsageError(f"temperature must be positive and finite, not {temperature}; say, 0.5")
+        self.bound, self.gradient, self.kl, self.alpha = bound, gradient, kl, float(alpha)
+        self.temperature, self.vectorize = float(temperature), vectorize_particles
 
     def __getstate__(self) -> dict[str, Any]:
         # Plans belong to the pairs that were met: a copy meets its own.
@@ -121,7 +123,11 @@ class Bound(ELBO):
 
     def _sample(self, model: Any, guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sample:
         relaxed = self.temperature if self.gradient == "relaxed" else None
-        return draw_sample(self, model, guide, args, kwargs, self.num_particles, self.vectorize, self.kl, relaxed)
+        count, vectorize = self.num_particles, self.vectorize
+        sample = draw_sample(self, model, guide, args, kwargs, count, vectorize, self.kl, relaxed)
+        if self.bound != "elbo":
+            sample.need_scale_outside()
+        return sample
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         # Pyro's base class asks for it: the traces (model, guide) of the first draw.

@@ -24,7 +24,7 @@ class Relaxed(Bound):
     def __init__(
         self,
         *,
-        temperature: float = 0.5,
+        temperature: float | int = 0.5,
         num_particles: int = 1,
         kl: str = "sampled",
         vectorize_particles: bool | None = None,

@@ -19,7 +19,9 @@ class Renyi(Bound):
         0.5
     """
 
-    def __init__(self, *, alpha: float = 0.5, num_particles: int = 5, vectorize_particles: bool | None = None) -> None:
+    def __init__(
+        self, *, alpha: float | int = 0.5, num_particles: int = 5, vectorize_particles: bool | None = None
+    ) -> None:
         super().__init__(
             bound="renyi",
             gradient="total",

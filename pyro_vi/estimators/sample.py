@@ -19,7 +19,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_vi.errors import InputError
-from pyro_vi.pairs import PARTICLES, Plate
+from pyro_vi.pairs import PARTICLES, Plate, describe
 from pyro_vi.terms import SiteTerms, Terms, from_traces
 
 Values = dict[str, Tensor]
@@ -50,17 +50,37 @@ class Relax(Messenger):
             return
         while isinstance(fn, torch.distributions.Independent):
             fn, extra = fn.base_dist, extra + fn.reinterpreted_batch_ndims
-        temperature = torch.as_tensor(self.temperature, dtype=fn.logits.dtype, device=fn.logits.device)
+        logits = getattr(fn, "logits", torch.zeros(()))
+        temperature = torch.as_tensor(self.temperature, dtype=logits.dtype, device=logits.device)
         if isinstance(fn, torch.distributions.Bernoulli):
-            soft: Any = dist.RelaxedBernoulliStraightThrough(temperature, logits=fn.logits)
+            soft: Any = dist.RelaxedBernoulliStraightThrough(temperature, logits=logits)
         elif isinstance(fn, torch.distributions.OneHotCategorical):
-            soft = dist.RelaxedOneHotCategoricalStraightThrough(temperature, logits=fn.logits)
+            soft = dist.RelaxedOneHotCategoricalStraightThrough(temperature, logits=logits)
         else:
             raise InputError(
                 f"site '{msg['name']}' ({type(fn).__name__}) has no relaxation here; write it as Bernoulli or "
                 "OneHotCategorical, or use 'score'"
             )
         msg["value"], msg["done"] = soft.rsample(), True
+
+
+class _LinearOneHot(dist.OneHotCategorical):
+    """log q(z) = Σ_c z_c log π_c: torch looks the state up instead, and passes no gradient to z."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        smallest = torch.finfo(self.logits.dtype).min
+        return (value * self.logits.clamp(min=smallest)).sum(-1)
+
+
+class Straighten(Messenger):
+    """One-hot latents get a log-density through which a straight-through draw passes its gradient."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn, extra = msg["fn"], 0
+        while isinstance(fn, torch.distributions.Independent):
+            fn, extra = fn.base_dist, extra + fn.reinterpreted_batch_ndims
+        if not msg["is_observed"] and type(fn) is dist.OneHotCategorical:
+            msg["fn"] = _LinearOneHot(logits=fn.logits, validate_args=False).to_event(extra)
 
 
 @dataclass(frozen=True)
@@ -70,16 +90,16 @@ class Plan:
     nesting: int
     vectorized: bool
     refused: Mapping[str, str]
-    programs: tuple[Any, Any]  # kept alive, so that their ids stay theirs
 
 
 @dataclass(frozen=True)
 class _Run:
-    """Traces of one run with all values drawn in it, those of subsampling included."""
+    """Traces of one run with all values drawn in it, those of subsampling included and by themselves too."""
 
     model_trace: Any
     guide_trace: Any
     values: Values
+    subsamples: Values
 
 
 @dataclass(frozen=True)
@@ -118,6 +138,19 @@ class Sample:
             constants.append(given)
         return _stack(parts, self.particles), constants
 
+    def need_scale_outside(self) -> None:
+        """Raise InputError where a plate is subsampled whose scale would stand inside the logarithm of a bound."""
+        for run in self.runs:
+            plate = _data_plate(run.model_trace, _length(self.args))
+            for node in (*run.model_trace.nodes.values(), *run.guide_trace.nodes.values()):
+                for frame in node["cond_indep_stack"] if node["type"] == "sample" else ():
+                    if frame.size != frame.full_size and (plate is None or frame.name != plate.name):
+                        raise InputError(
+                            f"plate '{frame.name}' is subsampled and is not a vectorized plate of all data, so a "
+                            "many-sample bound would have its scale inside the logarithm; use the ELBO ('trace', "
+                            "'stl', 'score'), or full batches"
+                        )
+
     def drawn(self) -> list[Values]:
         """The draws themselves, with their gradients."""
         return [run.values for run in self.runs]
@@ -136,18 +169,18 @@ def draw_sample(
 ) -> Sample:
     """Make K draws; ``owner`` keeps the `Plan` of each pair that it met. See `Sample`."""
     plans = owner.__dict__.setdefault("_plans", {})
-    key = (id(model), id(guide))
+    key = (model, guide)  # and not their ids: a bound method is a new object, equal to the last, at each look
     if key not in plans:
         plans[key] = _plan(model, guide, args, kwargs, count, vectorize, kl)
     plan: Plan = plans[key]
     pair = (_with(model, kwargs), _with(guide, kwargs))
     particles = count if plan.vectorized and count > 1 else None
+    drawn = pair if temperature is None else (Straighten()(pair[0]), Straighten()(Relax(temperature)(pair[1])))
     runs, parts = [], []
     for _ in range(1 if particles else count):
-        if temperature is None:
-            run = _run(*pair, args, particles, plan.nesting)
-        else:
-            run = _run(pair[0], _relaxed(pair[1], temperature), args, particles, plan.nesting)
+        # The draws share the minibatch, where the programs choose it: a weight is of one datum.
+        with Give(runs[0].subsamples if runs else {}):
+            run = _run(*drawn, args, particles, plan.nesting)
         runs.append(run)
         parts.append(_terms(run, args, plan, kl, score=True))
     sites = {n: s["fn"].has_rsample for n, s in runs[0].guide_trace.nodes.items() if s["type"] == "sample"}
@@ -156,14 +189,6 @@ def draw_sample(
 
 def _with(program: Any, kwargs: Mapping[str, Any]) -> Any:
     return (lambda *args: program(*args, **kwargs)) if kwargs else program
-
-
-def _relaxed(guide: Any, temperature: float) -> Any:
-    def run(*args: Any) -> Any:
-        with Relax(temperature):
-            return guide(*args)
-
-    return run
 
 
 def _run(model: Any, guide: Any, args: tuple[Any, ...], particles: int | None, nesting: int) -> _Run:
@@ -178,39 +203,91 @@ def _run(model: Any, guide: Any, args: tuple[Any, ...], particles: int | None, n
         for name, node in trace.nodes.items()
         if node["type"] == "sample" and not node["is_observed"] and isinstance(node["value"], Tensor)
     }
+    values.pop(PARTICLES, None)
     model_trace, guide_trace = prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
+    subsamples = {n: v for n, v in values.items() if n not in model_trace.nodes and n not in guide_trace.nodes}
     model_trace.compute_log_prob()
     guide_trace.compute_log_prob()
-    return _Run(model_trace, guide_trace, {name: value for name, value in values.items() if name != PARTICLES})
+    return _Run(model_trace, guide_trace, values, subsamples)
 
 
 def _terms(run: _Run, args: tuple[Any, ...], plan: Plan, kl: str, score: bool = False) -> Terms:
-    length = len(args[0]) if args and isinstance(args[0], Tensor) and args[0].dim() else 1
+    length = _length(args)
     plate = _data_plate(run.model_trace, length)
     missing = [n for n, s in _latents(run.model_trace).items() if n not in run.guide_trace.nodes]
     if missing:
         raise InputError(f"the guide has no site '{missing[0]}' of the model; sample it in the guide")
+    for name, node in _latents(run.model_trace).items():
+        if _inside(node, plate) != _inside(run.guide_trace.nodes[name], plate):
+            assert plate is not None
+            raise InputError(
+                f"site '{name}' is in the data's plate '{plate.name}' in one program and not in the other, so that its terms "
+                f"belong to no datum; sample it in pyro.plate('{plate.name}', ...) in both"
+            )
     if kl == "sampled":
         return from_traces(run.model_trace, run.guide_trace, plate, length, kl="sampled", score=score)
-    refused = {**plan.refused, **_scaled_apart(run)}
+    apart = _scaled_apart(run)
+    refused = {**plan.refused, **apart}
     terms = from_traces(run.model_trace, run.guide_trace, plate, length, kl="analytic", refused=refused, score=score)
     if kl == "strict":
-        for name, source in terms.sources.items():
-            if source.kind != "analytic":
-                raise InputError(
-                    f"kl='strict': the KL of site '{name}' cannot be analytic: {source.reason}; choose a prior and a guide with "
-                    "a closed form (say, a Normal prior under a normal guide), or kl='analytic' to sample it"
-                )
+        _demand_analytic(terms, run, plan, apart)
     return terms
 
 
+def _demand_analytic(terms: Terms, run: _Run, plan: Plan, apart: Mapping[str, str]) -> None:
+    for name, source in terms.sources.items():
+        if source.kind == "analytic":
+            continue
+        if name in apart:
+            remedy = "do it alike in both"
+        elif name in plan.refused:
+            remedy = "draw the sites in the model's order in the guide"
+        elif name not in run.model_trace.nodes:
+            remedy = "do without the auxiliary site"
+        else:
+            remedy = "choose a prior and a guide with a closed form (say, Normal under Normal)"
+        fns = [t.nodes[name]["fn"] for t in (run.guide_trace, run.model_trace) if name in t.nodes]
+        raise InputError(
+            f"kl='strict': KL({' || '.join(describe(fn) for fn in fns)}) of site '{name}' cannot be analytic: "
+            f"{source.reason}; {remedy}, or use kl='analytic' to sample it"
+        )
+
+
+def _length(args: tuple[Any, ...]) -> int:
+    return len(args[0]) if args and isinstance(args[0], Tensor) and args[0].dim() else 1
+
+
+def _inside(node: Any, plate: Plate | None) -> bool:
+    return plate is not None and any(frame.name == plate.name for frame in node["cond_indep_stack"])
+
+
 def _scaled_apart(run: _Run) -> dict[str, str]:
+    """Sites at which an analytic KL would stand for another sum than the draws': q's and p's factors are not the same."""
     apart = {}
     for name, node in _latents(run.model_trace).items():
-        ours, theirs = (torch.as_tensor(n["scale"]) for n in (node, run.guide_trace.nodes[name]))
-        if not torch.equal(ours.double(), theirs.double()):
+        other = run.guide_trace.nodes[name]
+        masks = [m for m in (_own_mask(node["fn"]), _own_mask(other["fn"])) if m is not None]
+        if not _same(node["scale"], other["scale"]):
             apart[name] = "model and guide scale it differently"
+        elif not _same(_given_mask(node), _given_mask(other)) or (len(masks) == 2 and not _same(*masks)):
+            apart[name] = "model and guide mask it differently"
     return apart
+
+
+def _given_mask(node: Any) -> Any:
+    return True if node["mask"] is None else node["mask"]
+
+
+def _own_mask(fn: Any) -> Any:
+    # A closed form minds the mask of one distribution (pyro_vi.kl), but of two takes what both keep.
+    while fn is not None and getattr(fn, "_mask", None) is None:
+        fn = getattr(fn, "base_dist", None)
+    return None if fn is None else fn._mask
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    ours, theirs = torch.broadcast_tensors(torch.as_tensor(ours), torch.as_tensor(theirs))
+    return torch.equal(ours.double(), theirs.double())
 
 
 def _latents(trace: Any) -> dict[str, Any]:
@@ -287,7 +364,7 @@ def _plan(
         nodes = [n for t in (run.model_trace, run.guide_trace) for n in t.nodes.values() if n["type"] == "sample"]
         nesting = max(len(node["fn"].batch_shape) for node in nodes)
         refused = _refused(*pair, args) if kl != "sampled" else {}
-        plan = Plan(nesting, False, refused, (model, guide))
+        plan = Plan(nesting, False, refused)
         vectorized = vectorize if vectorize is not None else count > 1 and _vectorizes(pair, args, plan, run)
     return replace(plan, vectorized=vectorized)
 
@@ -295,7 +372,8 @@ def _plan(
 def _vectorizes(pair: tuple[Any, Any], args: tuple[Any, ...], plan: Plan, single: _Run) -> bool:
     """As `pyro_vi.draws.vectorizes`, in the parameter store that is in force."""
     try:
-        many = _run(*pair, args, 2, plan.nesting)
+        with Give(single.subsamples):
+            many = _run(*pair, args, 2, plan.nesting)
         together = _terms(many, args, plan, "sampled").elbo
     except (RuntimeError, ValueError, IndexError, AssertionError, TypeError):
         return False

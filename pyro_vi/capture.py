@@ -1,0 +1,207 @@
+"""A pair and an estimator as one flat pure function of (parameters, random draws, batch).
+
+`capture` runs loss and gradient once under a tracer and keeps the graph of tensor operations: the effect handlers are gone
+from it. Random draws whose distribution is fixed (standard normal noise, uniforms) are lifted to inputs: the same draws can
+be given to two estimators, and many to one graph at once by vmap. Draws that depend on parameters (a Bernoulli of a network's
+output, a rejection sampler) stay in the graph.
+
+* `Captured` is the graph with what it takes to draw for it; `CaptureError` says why there is none.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from pyro.infer import ELBO, trace_elbo, trace_mean_field_elbo
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, fx
+from torch.func import functionalize, vmap
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
+
+from pyro_vi.binding import swapped
+from pyro_vi.data import Batch
+from pyro_vi.estimators import differentiable_loss
+from pyro_vi.pairs import Pair
+
+
+class CaptureError(RuntimeError):
+    """The pair or the estimator has no flat graph; one line that says why."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A random draw that was lifted out of a graph: how to make it, and the site that it is for, if one is known."""
+
+    make: Callable[[], Tensor]
+    site: str | None
+
+
+@dataclass(frozen=True)
+class Captured:
+    """Loss and gradients of one estimator on a pair, as a function of parameters, draws and batch.
+
+    Attributes:
+        graph: called with ``(*parameters, *batch, *draws)``; gives the loss and one gradient for each parameter.
+        draws: the draws that it takes, in the order in which the programs make them.
+        lifted: whether all randomness is in ``draws``, so that equal draws give equal numbers.
+    """
+
+    graph: fx.GraphModule
+    draws: tuple[Draw, ...]
+    lifted: bool
+
+    def __call__(self, parameters: Sequence[Tensor], draws: Sequence[Tensor], args: Batch) -> tuple[Tensor, ...]:
+        result: tuple[Tensor, ...] = self.graph(*parameters, *args, *draws)
+        return result
+
+    def draw(self) -> list[Tensor]:
+        """Draws for one evaluation, from the generators as they are: the same ones that the programs would make."""
+        return [draw.make() for draw in self.draws]
+
+    def many(
+        self, parameters: Sequence[Tensor], draws: Sequence[Tensor], args: Batch, chunk: int | None = None
+    ) -> tuple[Tensor, ...]:
+        """Evaluations for stacked draws, at once: each result has their number as first dimension."""
+
+        def one(*draws: Tensor) -> tuple[Tensor, ...]:
+            return self(parameters, draws, args)
+
+        result: tuple[Tensor, ...] = vmap(one, chunk_size=chunk)(*draws)
+        return result
+
+
+def capture(elbo: ELBO, pair: Pair, args: Batch, parameters: Sequence[Tensor]) -> Captured:
+    """Trace loss and gradients of an estimator at a batch into a flat graph.
+
+    Call it within `pyro_vi.pairs.isolated`. Gradients are with respect to ``parameters``, which are the pair's own and become
+    inputs.
+
+    Raises:
+        CaptureError: the programs decide by the values of tensors, or use what cannot be traced.
+
+    Example:
+        >>> from pyro_vi.data import load
+        >>> from pyro_vi.estimators import get
+        >>> from pyro_vi.pairs import isolated
+        >>> from pyro_vi.programs import build_pair
+        >>> digits = load("digits")
+        >>> pair, x = build_pair("vae", "diag_normal", digits), digits.example(16)
+        >>> with isolated(0, validation=False):
+        ...     captured = capture(get("stl"), pair, x, list(pair.parameters()))
+        >>> captured.lifted, [draw.site for draw in captured.draws]
+        (True, ['z'])
+    """
+    keys = [id(parameter) for parameter in parameters]
+    count = len(keys)
+    marks = _Marks()
+
+    def loss_and_gradients(*inputs: Tensor) -> tuple[Tensor, ...]:
+        live = [value.detach().requires_grad_() for value in inputs[:count]]
+        with swapped(pair, dict(zip(keys, live, strict=True))), marks:
+            loss = differentiable_loss(elbo, pair, inputs[count:])
+        found = torch.autograd.grad(loss, live, allow_unused=True) if loss.requires_grad else [None] * count
+        gradients = [torch.zeros_like(v) if g is None else g for v, g in zip(live, found, strict=True)]
+        return (loss.detach(), *gradients)
+
+    with torch.random.fork_rng():
+        differentiable_loss(
+            elbo, pair, args
+        )  # what an estimator finds out about a pair at first is no part of the graph
+    inputs = [*(parameter.detach() for parameter in parameters), *args]
+    try:
+        with _without_items():
+            graph = make_fx(loss_and_gradients)(*inputs)
+        draws, lifted = _lift(graph, marks)
+        # Operations in place cannot be batched; a second pass replaces them.
+        with torch.random.fork_rng():
+            graph = make_fx(functionalize(graph))(*inputs, *(draw.make() for draw in draws))
+    except Exception as error:
+        text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise CaptureError(f"{type(error).__name__}: {text}") from error
+    return Captured(graph, tuple(draws), lifted)
+
+
+class _Marks(Messenger):
+    """Which random operations belong to which site: how many there are in the graph when each site has drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: list[tuple[str, int]] = []
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        mode = get_proxy_mode()
+        if mode is not None and not msg["is_observed"]:
+            nodes = mode.tracer.graph.nodes
+            self.counts.append((msg["name"], sum(_random(node) for node in nodes)))
+
+    def site(self, index: int) -> str | None:
+        return next((name for name, count in self.counts if index < count), None)
+
+
+@contextmanager
+def _without_items() -> Iterator[None]:
+    # Pyro's estimators take the loss out as a number and look whether it is nan: neither can be traced. A detached tensor
+    # is the same constant, also where the surrogate's value is not the loss (score-function sites).
+    with ExitStack() as stack:
+        for module in (trace_elbo, trace_mean_field_elbo):
+            stack.enter_context(mock.patch.object(module, "torch_item", _constant))
+            stack.enter_context(mock.patch.object(module, "warn_if_nan", _same))
+        yield
+
+
+def _constant(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _same(value: Any, *_: Any, **__: Any) -> Any:
+    return value
+
+
+def _random(node: fx.Node) -> bool:
+    tags = getattr(node.target, "tags", ())
+    return torch.Tag.nondeterministic_seeded in tags
+
+
+def _lift(module: fx.GraphModule, marks: _Marks) -> tuple[list[Draw], bool]:
+    graph, lifted = module.graph, True
+    draws: list[Draw] = []
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    for index, node in enumerate([node for node in graph.nodes if _random(node)]):
+        inputs = node.all_input_nodes
+        if any(source.target is not torch.ops.aten.empty.memory_format for source in inputs):
+            lifted = False
+            continue
+        with graph.inserting_after(last):
+            last = graph.placeholder(f"draw{len(draws)}")
+        draws.append(Draw(_maker(node), marks.site(index)))
+        node.replace_all_uses_with(last)
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+    graph.set_codegen(fx.graph.CodeGen())
+    module.recompile()
+    return draws, lifted
+
+
+def _maker(node: fx.Node) -> Callable[[], Tensor]:
+    """A function that makes the node's draw again: the same operation, on a new tensor where it fills one."""
+    # Read now: a node forgets its arguments when it is erased.
+    operation: Any = node.target
+    recipes = [_recipe(argument) for argument in node.args]
+    named = {key: _recipe(argument) for key, argument in node.kwargs.items()}
+
+    def make() -> Tensor:
+        result: Tensor = operation(*(r() for r in recipes), **{key: r() for key, r in named.items()})
+        return result
+
+    return make
+
+
+def _recipe(argument: Any) -> Callable[[], Any]:
+    if isinstance(argument, fx.Node):
+        operation: Any = argument.target
+        return partial(operation, *argument.args, **argument.kwargs)
+    return lambda: argument

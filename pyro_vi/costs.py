@@ -1,0 +1,85 @@
+"""What one evaluation costs: time, with its spread, and peak memory."""
+
+import math
+import time
+import timeit
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from torch._C import _profiler
+from torch.utils.benchmark import Timer
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one call costs.
+
+    Attributes:
+        seconds: median over rounds.
+        spread: interquartile range over rounds.
+        error: standard error of the median.
+        peak_bytes: the most bytes of new tensors that lived at once.
+    """
+
+    seconds: float
+    spread: float
+    error: float
+    peak_bytes: int
+
+
+def costs(calls: Mapping[str, Callable[[], Any]], *, seconds: float = 0.2, rounds: int = 9) -> dict[str, Cost]:
+    """Time and memory of several calls, measured in turns, so that drift of the machine hits all alike.
+
+    Args:
+        calls: what to measure, by name; each is run once before, uncounted.
+        seconds: about how long each call is measured in all.
+        rounds: turns; the spread and the error are over these.
+
+    The timer is that of `torch.utils.benchmark`, on as many threads as torch uses now.
+
+    Example:
+        >>> found = costs({"one": lambda: torch.ones(1000) + 1}, seconds=0.01)["one"]
+        >>> found.seconds > 0, 8000 <= found.peak_bytes < 9000
+        (True, True)
+    """
+    threads = torch.get_num_threads()
+    # On one thread the processor's time for it is what a quiet machine would take, whatever else this one is doing.
+    clock = time.thread_time if threads == 1 and not torch.cuda.is_initialized() else timeit.default_timer
+    timers, numbers = {}, {}
+    for name, call in calls.items():
+        call()
+        timers[name] = Timer("call()", globals={"call": call}, num_threads=threads, timer=clock)
+        numbers[name] = max(1, round(seconds / rounds / max(timers[name].timeit(1).median, 1e-7)))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, timer in timers.items():
+            times[name].append(timer.timeit(numbers[name]).median)
+    result = {}
+    for name, call in calls.items():
+        low, middle, high = np.quantile(times[name], (0.25, 0.5, 0.75))
+        # For normal times the standard deviation is IQR / 1.349, and the error of the median 1.253 of that of the mean.
+        error = 1.253 * (high - low) / 1.349 / math.sqrt(rounds)
+        result[name] = Cost(float(middle), float(high - low), float(error), peak_bytes(call))
+    return result
+
+
+def peak_bytes(call: Callable[[], Any]) -> int:
+    """The most bytes that live at once of the tensors that ``call`` makes, on the CPU and on the GPU."""
+    on_gpu = torch.cuda.is_initialized()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    # The records of the allocator itself: those of the newer profiler cost a second to set up, and it writes to stderr.
+    options = (False, True, False, False, False, _profiler._ExperimentalConfig())
+    torch.autograd._enable_profiler_legacy(_profiler.ProfilerConfig(_profiler.ProfilerState.CPU, *options))
+    try:
+        call()
+    finally:
+        threads = torch.autograd._disable_profiler_legacy()
+    records = [record for thread in threads for record in thread if record.kind() == "memory_alloc"]
+    peak = max(accumulate((record.cpu_memory_usage() for record in records), initial=0))
+    return int(peak) + (torch.cuda.max_memory_allocated() - before if on_gpu else 0)
