@@ -133,7 +133,7 @@ def audit(
                 sources,
                 measured[name],
             )
-            if first.setdefault(target(elbo), name) != name:
+            if first.setdefault(target(elbo), name) != name and parameters:
                 records[name].against = Difference(
                     sizes, draws, 1e-4 if parameters[0].dtype == torch.float32 else 1e-10
                 )
@@ -150,7 +150,7 @@ def audit(
                 elif record.against is not None:
                     record.against.add(gradients, seen[record.target])
         for record in records.values():
-            record.site_var = _site_variances(record.evaluator, seeds, num_data)
+            record.site_var = _site_variances(record.evaluator, seeds, chunk, num_data)
     for name, record in records.items():
         if not bool(record.gradients.mean.isfinite().all()) or not bool(record.values.mean.isfinite().all()):
             raise InputError(
@@ -173,21 +173,22 @@ def _num_data(pair: Pair, args: Batch) -> int:
     return from_traces(*traces, data_plate(prototype(pair.model, args), args), len(args[0])).num_data
 
 
-def _site_variances(evaluator: Evaluator, seeds: list[int], num_data: int) -> dict[str, Tensor]:
+def _site_variances(evaluator: Evaluator, seeds: list[int], chunk: int, num_data: int) -> dict[str, Tensor]:
     """½ E|g(z) − g(z')|² by element, where z' has other draws at one site only."""
     captured = evaluator.captured
     if captured is None:
         return {}
     half = min(SITE_DRAWS, len(seeds) // 2)
-    if half < 2:
-        return {}
-    base, other = (stacked(captured, part, evaluator.args) for part in (seeds[:half], seeds[half : 2 * half]))
-    _, gradients = evaluator.at(base)
-    result = {}
-    for site in dict.fromkeys(draw.site for draw in captured.draws):
-        if site is not None:
+    sites = dict.fromkeys(draw.site for draw in captured.draws if draw.site is not None)
+    result = {site: torch.zeros(evaluator.size, dtype=torch.float64) for site in sites}
+    for start in range(0, half, chunk):
+        stop = min(start + chunk, half)
+        parts = (seeds[start:stop], seeds[half + start : half + stop])
+        base, other = (stacked(captured, part, evaluator.args) for part in parts)
+        _, gradients = evaluator.at(base)
+        for site in sites:
             mixed = [o if draw.site == site else b for draw, b, o in zip(captured.draws, base, other, strict=True)]
-            result[site] = 0.5 * ((evaluator.at(mixed)[1] - gradients) / num_data).square().mean(0)
+            result[site] += 0.5 * ((evaluator.at(mixed)[1] - gradients) / num_data).square().sum(0) / half
     return result
 
 
@@ -212,7 +213,9 @@ def _dataset(records: dict[str, _Record], sizes: list[int], names: list[str], ow
     }
     every = list(records.values())
     sd = np.array([float(r.values.variance.sqrt()) for r in every])
-    z = np.stack([np.full(len(sizes), np.nan) if r.against is None else r.against.z.numpy() for r in every])
+    nan = np.full(len(sizes), np.nan)
+    z = np.stack([nan if r.against is None else r.against.z.numpy() for r in every])
+    p = np.stack([nan if r.against is None else r.against.p for r in every])
     sites = list(dict.fromkeys(site for r in every for site in r.sources))
     nothing = torch.full((sum(sizes),), math.nan, dtype=torch.float64)
     site_var = [[belongs @ per_parameter(r.site_var.get(site, nothing)) for site in sites] for r in every]
@@ -223,7 +226,7 @@ def _dataset(records: dict[str, _Record], sizes: list[int], names: list[str], ow
             "value_se": ("elbo", sd / np.sqrt([r.values.count for r in every])),
             **variables,
             "bias_z": (("elbo", "parameter"), z),
-            "bias_p": (("elbo", "parameter"), holm(2 * stats.norm.sf(np.abs(z)))),
+            "bias_p": (("elbo", "parameter"), holm(p)),
             "site_var": (("elbo", "site", "part"), np.array(site_var).reshape(len(every), len(sites), len(PARTS))),
             "kl_source": (
                 ("elbo", "site"),

@@ -1,4 +1,4 @@
-"""The command line: parses, calls, prints. One frozen dataclass a command; `COMMANDS` says which function runs it.
+"""The command line: parses, calls, prints. `COMMANDS` says which function runs which of `pyro_vi.commands`.
 
 Results go to stdout, progress and problems to stderr. Exit codes: 0 done, 1 a problem with the data, the pair or the run,
 2 bad usage, 130 interrupted.
@@ -13,129 +13,16 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
+from pyro_vi.commands import Audit, Check, Compare, Evidence, Fit, FittingCommand, List, PairCommand
 from pyro_vi.errors import FitError, InputError, UsageError
 from pyro_vi.runs import finite, write_json
-
-Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-Guide = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="GUIDE")]
-
-
-@dataclass(frozen=True)
-class _Pair:
-    model: Model = "vae"
-    """Model: a name, path/file.py:Name or package.module:Name, options in parentheses: 'vae(latent_dim=2)'."""
-    guide: Guide = "diag_normal"
-    """Guide: named in the same ways."""
-    data: str = "digits"
-    """Data set's name, or a .npy, .npz, .csv or .parquet file."""
-    seed: int = 0
-    """Seed of everything."""
-    json: bool = False
-    """Print one JSON document and nothing else on stdout."""
-    debug: bool = False
-    """Show the traceback of a problem."""
-
-
-@dataclass(frozen=True)
-class _Fitting(_Pair):
-    epochs: int | None = None
-    """Passes over the data; 100 by default."""
-    steps: int | None = None
-    """Optimisation steps, instead of epochs."""
-    batch_size: int = 128
-    """Data in a step."""
-    lr: float = 3e-3
-    """Learning rate of Adam."""
-    schedule: str = "cosine"
-    """How the learning rate falls to 0: constant, linear or cosine."""
-    clip_norm: float | None = None
-    """Limit on the joint norm of all gradients (nats per datum)."""
-    beta: float = 1.0
-    """Weight of the KL; the unannealed ELBO is reported beside."""
-    warmup: int = 0
-    """Steps over which the weight of the KL rises from 0."""
-    out: str | None = None
-    """Folder to write to; by default a new one below runs/."""
-    resume: bool = False
-    """Go on with the interrupted run in --out."""
-
-    def options(self) -> dict[str, Any]:
-        names = ("epochs", "steps", "batch_size", "lr", "schedule", "clip_norm", "beta", "warmup", "seed", "resume")
-        return {name: getattr(self, name) for name in names}
-
-
-@dataclass(frozen=True)
-class Compare(_Fitting):
-    """Fit one pair under several ELBO estimators and compare them: the main job."""
-
-    elbos: tuple[str, ...] = ("trace", "mean_field")
-    """Estimators; the audits follow the fit of the first."""
-    audit_draws: int = 1000
-    """Draws of each audit; 0 for no audits."""
-    particles: int = 1000
-    """Draws for each held-out datum's evidence, where it is not exact."""
-
-
-@dataclass(frozen=True)
-class Fit(_Fitting):
-    """Fit one pair by SVI."""
-
-    elbo: str = "mean_field"
-    """Estimator."""
-
-
-@dataclass(frozen=True)
-class Audit(_Pair):
-    """Measure value and gradient of estimators at fixed parameters, from common random draws."""
-
-    elbos: tuple[str, ...] = ("trace", "mean_field")
-    """Estimators."""
-    draws: int = 1000
-    """Evaluations of each estimator."""
-    batch_size: int = 128
-    """Data in the batch."""
-    run: str | None = None
-    """Folder of a fit of this pair, to audit at its parameters; by default at the initial ones."""
-
-
-@dataclass(frozen=True)
-class Check(_Pair):
-    """Look for silent errors of a pair before a fit."""
-
-    elbo: str | None = None
-    """Estimator that is to be used."""
-    batch_size: int = 128
-    """Data in the batch."""
-
-
-@dataclass(frozen=True)
-class Evidence(_Pair):
-    """Evidence log p(x) of the held-out data under a fitted pair."""
-
-    run: str | None = None
-    """Folder of a fit of this pair; by default the initial parameters."""
-    method: Literal["iw", "exact"] | None = None
-    """By importance sampling or exactly; by default exactly where the model has a closed form."""
-    particles: int = 5000
-    """Draws for each datum."""
-
-
-@dataclass(frozen=True)
-class List:
-    """List the models, guides, data sets and estimators that there are."""
-
-    json: bool = False
-    """Print one JSON document and nothing else on stdout."""
-    debug: bool = False
-    """Show the traceback of a problem."""
 
 
 def _compare(command: Compare) -> int:
@@ -290,7 +177,7 @@ COMMANDS: dict[type, Callable[[Any], int]] = {
 }
 
 
-def _pair(command: _Pair, run: str | None) -> tuple[Any, Any]:
+def _pair(command: PairCommand, run: str | None) -> tuple[Any, Any]:
     from pyro_vi.data import load
     from pyro_vi.programs import build_pair
     from pyro_vi.runs import config_of, load_parameters
@@ -304,7 +191,7 @@ def _pair(command: _Pair, run: str | None) -> tuple[Any, Any]:
     return pair, data
 
 
-def _folder(command: _Fitting) -> Path:
+def _folder(command: FittingCommand) -> Path:
     if command.out is not None:
         return Path(command.out)
     if command.resume:
@@ -354,7 +241,9 @@ def main(args: list[str] | None = None) -> int:
         args=args,
     )
     try:
-        if isinstance(command, _Fitting):  # named here, so that an interruption can say which folder to go on with
+        if isinstance(
+            command, FittingCommand
+        ):  # named here, so that an interruption can say which folder to go on with
             command = dataclasses.replace(command, out=str(_folder(command)))
         with _one_line_warnings():
             return COMMANDS[type(command)](command)

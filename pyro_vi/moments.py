@@ -7,6 +7,7 @@
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 GROUPS = 40
@@ -103,6 +104,13 @@ class Difference:
         variance = (squares / count - mean.square()).clamp(min=0) * count / (count - 1)
         z = mean / (variance / count).sqrt()
         return torch.where(mean.abs() <= self.resolution * (scale / count).sqrt(), torch.zeros_like(z), z)
+
+    @property
+    def p(self) -> np.ndarray:
+        """Two-sided p-value of each block, by Student's t: the variance is that of the second half of the pairs."""
+        count = self._totals[0].numpy()
+        result: np.ndarray = 2 * stats.t.sf(self.z.abs().numpy(), count - 1)
+        return result
 
 
 def holm(p: np.ndarray) -> np.ndarray:

@@ -53,7 +53,8 @@ def draw(numbers: xr.Dataset) -> Figure:
         for name, look in looks(list(ELBOS)).items():
             one = numbers.sel(elbo=name, part=part)
             error = 2 * one.part_grad_var_se if key == "part_grad_var" else None
-            axis.errorbar(place, one[key], yerr=error, label=f"{name} [{numbers.target.sel(elbo=name).values}]", **look)
+            label = f"{name} [{numbers.target.sel(elbo=name).values}]"
+            axis.errorbar(place, one[key], yerr=error, label=label, color=look.colour, marker=look.marker, ms=5, lw=1.2)
         axis.set(title=title, xlabel="step of the fit", yscale="log", xticks=place)
         axis.set_xticklabels([str(step) for step in numbers.step.values])
     axes[0].set_ylabel("of the bound per datum, summed over parameters")

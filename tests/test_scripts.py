@@ -63,7 +63,7 @@ def test_script_runs_as_it_is(name, tmp_path):
 @pytest.fixture(scope="module")
 def widths():
     module = study("guide_width")
-    return module, module.measure(draws=1500)
+    return module, module.measure(draws=2000)
 
 
 def test_gradient_variances_are_the_closed_forms(widths):
@@ -88,7 +88,7 @@ def test_order_of_estimators_flips_with_the_width(widths):
 @pytest.fixture(scope="module")
 def samples():
     module = study("many_samples")
-    return module, module.measure(rows=600, draws=40)
+    return module, module.measure(rows=500, draws=30)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("iwae", -0.5), ("dreg", 0.5)])
@@ -130,7 +130,7 @@ def test_bound_rises_from_the_elbo_to_the_evidence(samples):
 
 @pytest.fixture(scope="module")
 def errors():
-    return study("evidence").measure(most=3, repetitions=16, rows=4, steps=500)
+    return study("evidence").measure(most=3, repetitions=16, rows=4, steps=400)
 
 
 def test_exact_posterior_gives_the_evidence_from_every_draw(errors):
@@ -160,7 +160,7 @@ def test_draws_needed_grow_with_the_divergence_from_the_posterior(errors):
 @pytest.fixture(scope="module")
 def courses():
     module = study("floor_and_ceiling")
-    return module, *module.measure(rounds=4, steps=50)
+    return module, *module.measure(rounds=3, steps=50)
 
 
 def test_em_reaches_the_closed_form_maximum(courses):
@@ -189,17 +189,17 @@ def test_e_steps_close_the_gap_and_m_steps_raise_the_evidence(courses):
     module, found, most, _ = courses
     course = found["SVI, alternating"]
     guide_ends, model_ends = module.ends(course)
-    assert len(guide_ends) == len(model_ends) == 4
+    assert len(guide_ends) == len(model_ends) == 3
     assert ((course.evidence - course.elbo)[guide_ends] < 0.03).all()
     assert (course.evidence[model_ends] > course.evidence[guide_ends]).all()
     assert (np.diff(course.elbo[guide_ends]) > 0).all()
-    assert most - course.evidence[-1] < 0.3
+    assert most - course.evidence[-1] < 1.0
 
 
 def test_joint_steps_come_to_the_same_point(courses):
     _, found, most, _ = courses
     joint = found["SVI, joint"]
-    assert most - joint.elbo[-1] < 0.02
+    assert most - joint.elbo[-1] < 0.03
 
 
 # Direction of the KL.
@@ -208,7 +208,7 @@ def test_joint_steps_come_to_the_same_point(courses):
 @pytest.fixture(scope="module")
 def directions():
     module = study("kl_direction")
-    return module, module.measure(steps=500)
+    return module, module.measure(steps=400)
 
 
 def test_svi_finds_the_least_reverse_divergence(directions):

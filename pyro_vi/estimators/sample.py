@@ -400,8 +400,11 @@ def _refused(model: Any, guide: Any, args: tuple[Any, ...]) -> dict[str, str]:
     There E_q of the closed form is taken over draws that already know z. Dependence is what the values show, by tracking
     which draws enter the parameters of which site, and not the order of the statements.
     """
-    ours = _parents(model, args)
-    theirs = _parents(guide, args)
+    flag = torch.distributions.Distribution._validate_args  # Pyro's look-up leaves its own in its place
+    try:
+        ours, theirs = _parents(model, args), _parents(guide, args)
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(flag)
     refused = {}
     for name in ours:
         later = {other for other in theirs if name in _ancestors(other, theirs)}

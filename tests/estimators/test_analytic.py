@@ -53,7 +53,9 @@ def reversed_loss(guide, x):
 def losses(elbo, model, guide, x, count):
     torch.manual_seed(0)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Failed to verify mean field restriction")  # Pyro's own, at the pair of trap 3
+        warnings.filterwarnings(
+            "ignore", "Failed to verify mean field restriction"
+        )  # Pyro's own, at the pair of trap 3
         return torch.tensor([elbo.loss(model, guide, x) for _ in range(count)], dtype=torch.float64) / (len(x) / 4)
 
 

@@ -10,15 +10,20 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-import zuko
 from catalogue import columns, exact_pair
 from estimator_catalogue import DATA, assert_near, mean_gradient, row_gradients
-from pyro.contrib.zuko import ZukoToPyro
 from pyro.distributions import transforms as T
 from torch import nn
 
 from pyro_vi import estimators
 from pyro_vi.errors import InputError
+
+# Importing zuko turns torch's validation of distributions off for the whole process.
+_FLAG = torch.distributions.Distribution._validate_args
+import zuko  # noqa: E402
+from pyro.contrib.zuko import ZukoToPyro  # noqa: E402
+
+torch.distributions.Distribution.set_default_validate_args(_FLAG)
 
 PATHS = ["stl", "stl(num_particles=3)", "dreg(num_particles=3)"]
 both_ways = pytest.mark.parametrize("vectorize", [True, False], ids=["vectorized", "loop"])
@@ -37,16 +42,20 @@ def test_the_total_derivative_is_not_zero_there():
 
 
 @pytest.mark.parametrize("name", PATHS)
-def test_with_an_exact_guide_the_models_gradient_is_that_of_the_evidence_in_every_draw(name):
-    """The guide reads the model's parameters; what it gets through them is 0."""
+def test_with_an_exact_guide_the_models_mean_gradient_is_that_of_the_evidence(name):
+    """The guide reads the model's parameters; what it gets through them is 0 (oracles, section 3)."""
     model, guide = exact_pair()
     x = columns()
     expected = torch.autograd.grad(-50 * model.log_evidence(x).mean(), list(model.parameters()))
-    for seed in range(3):
-        torch.manual_seed(seed)
-        loss = estimators.get(name).differentiable_loss(model, guide, x)
-        for ours, exact in zip(torch.autograd.grad(loss, list(model.parameters())), expected, strict=True):
-            torch.testing.assert_close(ours, exact, rtol=1e-9, atol=1e-9)
+    elbo = estimators.get(name)
+    torch.manual_seed(0)
+    found = []
+    for _ in range(300):
+        loss = elbo.differentiable_loss(model, guide, x)
+        found.append(torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(model.parameters()))]))
+    stacked = torch.stack(found)
+    error = stacked.std(0) / math.sqrt(300)
+    assert_near(stacked.mean(0), torch.cat([g.reshape(-1) for g in expected]), error, largest_error=5.0)
 
 
 # A chain: z1 ~ N(0, 1), z2 | z1 ~ N(z1, 1), x | z2 ~ N(z2, 1); q(z1) = N(a + g x, e^r²), q(z2 | z1) = N(c z1 + h x, e^t²).
@@ -148,17 +157,16 @@ class ZukoGuide(nn.Module):
             pyro.sample("z", ZukoToPyro(self.flow(x)))
 
 
-class AutoregressiveGuide(nn.Module):
-    """A transformed normal, which keeps its last draw's inverse."""
+class CouplingGuide(nn.Module):
+    """A transformed normal, which keeps its last draw's inverse; with zero weights it is the identity."""
 
     def __init__(self, zero):
         super().__init__()
         torch.manual_seed(5)
-        self.flow = T.affine_autoregressive(2, hidden_dims=[4]).double()
+        self.flow = T.affine_coupling(2, hidden_dims=[4]).double()
         self.loc = nn.Parameter(torch.zeros(2, dtype=torch.float64))
         for p in self.flow.parameters():
             p.data.mul_(0.0 if zero else 1.0)
-        # Its scale is a clamped exponential of a network's output, so that zero weights are the identity.
 
     def forward(self, x):
         base = dist.Normal(self.loc.expand(len(x), 2), 1.0).to_event(1)
@@ -169,10 +177,9 @@ class AutoregressiveGuide(nn.Module):
 class MixtureGuide(nn.Module):
     """A mixture with a reparameterised draw (Pyro's own, of diagonal normals)."""
 
-    def __init__(self, zero):
+    def __init__(self, zero=False):
         super().__init__()
-        start = [[0.0, 0.0], [0.0, 0.0]] if zero else [[0.5, -0.3], [-0.9, 0.4]]
-        self.locs = nn.Parameter(torch.tensor(start, dtype=torch.float64))
+        self.locs = nn.Parameter(torch.tensor([[0.5, -0.3], [-0.9, 0.4]], dtype=torch.float64))
         self.log_scale = nn.Parameter(torch.zeros(2, 2, dtype=torch.float64))
         self.logits = nn.Parameter(torch.tensor([0.2, -0.3], dtype=torch.float64))
 
@@ -187,11 +194,11 @@ class MixtureGuide(nn.Module):
             )
 
 
-FLOWS = {"zuko": ZukoGuide, "autoregressive": AutoregressiveGuide, "mixture": MixtureGuide}
+FLOWS = {"zuko": ZukoGuide, "coupling": CouplingGuide, "mixture": MixtureGuide}
 every_flow = pytest.mark.parametrize("kind", FLOWS)
 
 
-@every_flow
+@pytest.mark.parametrize("kind", ["zuko", "coupling"])
 @pytest.mark.parametrize("name", PATHS)
 def test_a_flow_has_no_gradient_at_the_posterior(kind, name):
     """A density that is kept with its draw must be seen at fixed values with fixed parameters."""
