@@ -7,6 +7,7 @@ there is no advice.
 
 import math
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import xarray as xr
@@ -68,11 +69,8 @@ def _among(audit: xr.Dataset, names: list[str], part: str, prefix: str) -> Advic
         return Advice(None, math.nan, math.nan, math.nan, f"{prefix}no recommendation: too few to choose from{tail}")
     best, *others = (chosen.isel(elbo=int(i)) for i in np.argsort(chosen.part_work_var.values))
     ratios = {_name(other): _ratio(other, best) for other in others}
-    if math.isinf(next(iter(ratios.values()))[0]):
-        text = f"{prefix}{_name(best)}: its {part} gradient does not vary here, that of the others does{tail}"
-        return Advice(_name(best), math.inf, math.inf, math.inf, text)
-    tied = [name for name, (_, low, _) in ratios.items() if low <= 1]
-    clear = [name for name in ratios if name not in tied]
+    clear = [name for name, (_, low, _) in ratios.items() if low > 1]
+    tied = list(takewhile(lambda name: name not in clear, ratios))  # none that ranks after one that does differ
     if not clear:
         ratio, low, high = ratios[tied[0]]
         text = (
@@ -81,6 +79,11 @@ def _among(audit: xr.Dataset, names: list[str], part: str, prefix: str) -> Advic
         )
         return Advice(None, ratio, low, high, text)
     ratio, low, high = ratios[clear[0]]
+    if math.isinf(ratio):
+        text = (
+            f"{prefix}{' or '.join([_name(best), *tied])}: the {part} gradient does not vary here, that of others does"
+        )
+        return Advice(_name(best), ratio, low, high, text + tail)
     text = (
         f"{prefix}{' or '.join([_name(best), *tied])}: {ratio:.3g} times less work-normalised variance in the {part} than "
         f"{clear[0]}, the next best (95 % interval {low:.3g} to {high:.3g})"
@@ -96,11 +99,11 @@ def _name(one: xr.Dataset) -> str:
 
 def _ratio(one: xr.Dataset, best: xr.Dataset) -> tuple[float, float, float]:
     """Work-normalised variance of one over that of the best, with its 95 % interval."""
+    if float(one.part_work_var) == 0:  # then that of the best is too
+        return 1.0, 0.0, math.inf
     # A variance of the size of rounding, next to one that is not, is none.
     if float(best.part_grad_var) <= 1e-12 * float(one.part_grad_var):
         return math.inf, math.inf, math.inf
-    if float(best.part_work_var) == 0:
-        return 1.0, 0.0, math.inf
     ratio = float(one.part_work_var) / float(best.part_work_var)
     error = math.hypot(_relative(one), _relative(best))  # on the log scale
     width = math.exp(float(stats.norm.ppf(0.975)) * error)

@@ -28,6 +28,10 @@ from pyro_vi.estimators import differentiable_loss
 from pyro_vi.pairs import Pair
 
 
+BATCHABLE: dict[Any, Callable[..., Any]] = {torch.ops.aten.fill.Scalar: torch.full_like}
+"""Operations that vmap cannot batch, and what does the same."""
+
+
 class CaptureError(RuntimeError):
     """The pair or the estimator has no flat graph; one line that says why."""
 
@@ -70,7 +74,12 @@ class Captured:
         def one(*draws: Tensor) -> tuple[Tensor, ...]:
             return self(parameters, draws, args)
 
-        result: tuple[Tensor, ...] = vmap(one, chunk_size=chunk)(*draws)
+        # An operation without a batching rule is run one by one, which torch would say on stderr each time.
+        torch._C._functorch._set_vmap_fallback_warning_enabled(False)
+        try:
+            result: tuple[Tensor, ...] = vmap(one, chunk_size=chunk)(*draws)
+        finally:
+            torch._C._functorch._set_vmap_fallback_warning_enabled(True)
         return result
 
 
@@ -107,21 +116,20 @@ def capture(elbo: ELBO, pair: Pair, args: Batch, parameters: Sequence[Tensor]) -
         gradients = [torch.zeros_like(v) if g is None else g for v, g in zip(live, found, strict=True)]
         return (loss.detach(), *gradients)
 
-    with torch.random.fork_rng():
-        differentiable_loss(
-            elbo, pair, args
-        )  # what an estimator finds out about a pair at first is no part of the graph
     inputs = [*(parameter.detach() for parameter in parameters), *args]
-    try:
-        with _without_items():
-            graph = make_fx(loss_and_gradients)(*inputs)
-        draws, lifted = _lift(graph, marks)
-        # Operations in place cannot be batched; a second pass replaces them.
-        with torch.random.fork_rng():
-            graph = make_fx(functionalize(graph))(*inputs, *(draw.make() for draw in draws))
-    except Exception as error:
-        text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        raise CaptureError(f"{type(error).__name__}: {text}") from error
+    with torch.random.fork_rng():
+        # What an estimator finds out about a pair at first is no part of the graph.
+        differentiable_loss(elbo, pair, args)
+        try:
+            with _without_items():
+                graph = make_fx(loss_and_gradients)(*inputs)
+            draws, lifted = _lift(graph, marks)
+            # Operations in place cannot be batched; a second pass replaces them.
+            flat = make_fx(functionalize(graph), decomposition_table=BATCHABLE)
+            graph = flat(*inputs, *(draw.make() for draw in draws))
+        except Exception as error:
+            text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+            raise CaptureError(f"{type(error).__name__}: {text}") from error
     return Captured(graph, tuple(draws), lifted)
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pyro.infer import ELBO
+from pyro.infer import ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
 from torch import Tensor
 
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
-from pyro_vi.estimators import kl_treatment, named
+from pyro_vi.estimators import kl_treatment, named, needs_reparametrized
 from pyro_vi.pairs import Pair, Prototype, Site, isolated, prototype
 from pyro_vi.programs import pair_of
 from pyro_vi.terms import Terms, data_plate, from_traces
@@ -93,7 +93,7 @@ def check(
     try:
         pair = pair_of(model, guide, args)
         layout, guide_layout = prototype(pair.model, args), prototype(pair.guide, args)
-        missing = list(_missing(layout, guide_layout))
+        missing = list(_missing(layout, guide_layout, estimator))
         if missing:
             return missing
         kl = "sampled" if estimator is None else kl_treatment(estimator)
@@ -126,10 +126,11 @@ def refuse(findings: Iterable[Finding]) -> None:
             warnings.warn(str(finding), stacklevel=3)
 
 
-def _missing(model: Prototype, guide: Prototype) -> Iterator[Finding]:
+def _missing(model: Prototype, guide: Prototype, elbo: ELBO | None) -> Iterator[Finding]:
     have = ", ".join(model.latents) or "none"
-    for name in model.latents:
-        if name not in guide.sites:
+    for name, site in model.latents.items():
+        summed = site.enumerated and isinstance(elbo, (TraceEnum_ELBO, TraceTMC_ELBO))
+        if name not in guide.sites and not summed:
             text = f"the guide has no site '{name}', so its latent would be drawn from the prior and its KL be lost"
             yield Finding("missing-in-guide", "error", name, text, f"sample '{name}' in the guide")
     for name, site in guide.sites.items():
@@ -210,13 +211,15 @@ def _narrower(site: Any, other: Any) -> bool:
 
 
 def _reparametrized(view: _View) -> Iterator[Finding]:
-    if view.elbo is None or kl_treatment(view.elbo) != "analytic":
+    if view.elbo is None or not needs_reparametrized(view.elbo):
         return
     for name in view.shared:
         if not view.guide.sites[name].reparametrized:
             kind = view.guide.sites[name].distribution
             text = f"the guide's {kind} at '{name}' cannot be reparameterised, so its gradient is lost"
-            yield Finding("not-reparametrized", "error", name, text, "use the estimator 'trace', or a continuous guide")
+            yield Finding(
+                "not-reparametrized", "error", name, text, "use the estimator 'score' or 'mixed', or a continuous guide"
+            )
 
 
 def _fallback(view: _View) -> Iterator[Finding]:
@@ -228,12 +231,12 @@ def _fallback(view: _View) -> Iterator[Finding]:
 
 
 def _order(view: _View) -> Iterator[Finding]:
-    if view.elbo is None or kl_treatment(view.elbo) != "analytic":
+    if not isinstance(view.elbo, TraceMeanField_ELBO):  # the estimators of our own look at the dependence itself
         return
     guide_order = [name for name in view.guide.sites if name in view.shared]
     if guide_order != view.shared:
         text = f"the guide samples {', '.join(guide_order)}, the model {', '.join(view.shared)}: an analytic KL may be wrong"
-        yield Finding("site-order", "warning", guide_order[0], text, "sample in the model's order, or use 'trace'")
+        yield Finding("site-order", "warning", guide_order[0], text, "sample in the model's order, or use 'analytic'")
 
 
 def _scales(view: _View) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
 from pyro_vi.pairs import Pair, Prototype, isolated, prototype
-from pyro_vi.terms import KL, Terms, data_plate, from_traces
+from pyro_vi.terms import KL, Terms, data_plate, from_traces, traced_plate
 
 MEMORY = 2**22
 """Numbers that a tensor of one chunk may hold: draws × rows × numbers in a datum."""
@@ -85,16 +85,19 @@ def stream(
     Raises:
         InputError: the programs draw a minibatch of their own, so that a row is another datum in each draw.
     """
-    layout, guide = prototype(pair.model, args), prototype(pair.guide, args)
-    plate, nesting = data_plate(layout, args), max(layout.max_plate_nesting, guide.max_plate_nesting)
     if vectorized is None:
-        vectorized = vectorizes(pair, args, layout)
-    widest = max([a.numel() for a in args] + [s.numel for s in (*layout.sites.values(), *guide.sites.values())])
-    chunk = max(1, MEMORY // max(1, widest)) if vectorized else 1
+        vectorized = draws > 1 and vectorizes(pair, args)
+    chunk, nesting = 1, 0
+    if vectorized:
+        layout, guide = prototype(pair.model, args), prototype(pair.guide, args)
+        nesting = max(layout.max_plate_nesting, guide.max_plate_nesting)
+        widest = max([a.numel() for a in args] + [s.numel for s in (*layout.sites.values(), *guide.sites.values())])
+        chunk = max(1, MEMORY // max(1, widest))
     with torch.no_grad():
         for start in range(0, draws, chunk):
             particles = min(chunk, draws - start) if vectorized else None
             traces = pair.draw(args, particles, nesting)
+            plate = traced_plate(traces[0], len(args[0]))
             terms = from_traces(*traces, plate, len(args[0]), kl=kl)
             if plate is not None and terms.rows != len(args[0]):
                 raise InputError(
@@ -141,7 +144,7 @@ def evaluate(
     """
     parts = []
     with evaluating(pair), isolated(seed, validation=False):
-        vectorized = vectorizes(pair, tuple(a[:rows] for a in args))
+        vectorized = draws > 1 and vectorizes(pair, tuple(a[:rows] for a in args))
         for start in range(0, len(args[0]), rows):
             batch = tuple(a[start : start + rows] for a in args)
             totals: list[Tensor] = [torch.zeros(()), torch.zeros(())]

@@ -86,6 +86,7 @@ class Site:
     plates: tuple[str, ...]
     reparametrized: bool
     dtype: torch.dtype
+    enumerated: bool = False
 
     @property
     def numel(self) -> int:
@@ -175,6 +176,7 @@ def prototype(program: Any, args: Batch) -> Prototype:
             plates=tuple(f.name for f in sorted(node["cond_indep_stack"], key=lambda f: f.dim or 0) if f.vectorized),
             reparametrized=bool(fn.has_rsample),
             dtype=value.dtype,
+            enumerated=bool((node["infer"] or {}).get("enumerate")),
         )
     return Prototype(sites, plates)
 

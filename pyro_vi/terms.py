@@ -172,6 +172,19 @@ def data_plate(layout: Prototype, args: Batch) -> Plate | None:
     return layout.data_plate(len(args[0]) if args and args[0].dim() else 0)
 
 
+def traced_plate(trace: Any, length: int) -> Plate | None:
+    """The plate that all observed sites share, read from a trace: as `pyro_vi.pairs.Prototype.data_plate`."""
+    stacks = [
+        [f for f in n["cond_indep_stack"] if f.vectorized and f.name != PARTICLES]
+        for n in trace.nodes.values()
+        if n["type"] == "sample" and n["is_observed"]
+    ]
+    shared = [f for f in stacks[0] if all(f.name in [g.name for g in s] for s in stacks)] if stacks else []
+    shared.sort(key=lambda frame: frame.dim)
+    frame = next((f for f in shared if f.size == length), shared[0] if shared else None)
+    return None if frame is None else Plate(frame.name, frame.dim, frame.full_size)
+
+
 def from_traces(
     model_trace: Any,
     guide_trace: Any,

@@ -206,7 +206,7 @@ def main(
         out: folder for the picture.
         evaluations: gradients of each estimator for the discrete latent.
         draws: evaluations of each estimator for the normal one.
-        sizes: of the normal latent.
+        sizes: numbers of dimensions of the normal latent.
     """
     discrete, continuous = measure_discrete(evaluations), measure_continuous(draws, sizes=sizes)
     table = Table(
@@ -221,10 +221,11 @@ def main(
     Console(highlight=False, width=110).print(table)
     relaxed = discrete.sel(elbo=[f"relaxed, {t:g}" for t in TEMPERATURES])
     best = relaxed.isel(elbo=int(relaxed.rmse.values.argmin()))
+    against = float(best.rmse / discrete.rmse.sel(elbo="score"))
     ratio = continuous.part_grad_var.sel(elbo="score") / continuous.part_grad_var.sel(elbo="trace")
     print(
-        f"The relaxation errs least at '{best.elbo.item()}', by {float(best.rmse / discrete.rmse.sel(elbo='score')):.2f} of "
-        f"score's error, with a bias of {float(best.bias) / discrete.exact:.0%} of the gradient.\n"
+        f"Of the temperatures {best.elbo.item().split()[-1]} errs least, {against:.2f} times as much as "
+        f"score, with a bias of {float(best.bias) / discrete.exact:.0%} of the gradient.\n"
         f"In {sizes[0]} to {sizes[-1]} continuous dimensions score has {float(ratio[0]):.1f} to "
         f"{float(ratio[-1]):.1f} times the variance of trace."
     )

@@ -106,7 +106,7 @@ def draw(numbers: xr.Dataset) -> Figure:
     figure = Figure(figsize=(10.5, 3.9), layout="constrained")
     s, styles = np.linspace(WIDTHS[0], WIDTHS[-1], 2000), looks(ELBOS)
     panels = [("m", MEANS[0], "in m (the same at every m)")]
-    panels += [("log s", m, f"in log s, guide at m = {m}, posterior at {X / 2}") for m in MEANS]
+    panels += [("log s", m, f"in log s, at m = {m} (posterior: {X / 2})") for m in MEANS]
     for axes, (parameter, m, title) in zip(figure.subplots(1, 3), panels, strict=True):
         lines = np.array([theory(elbo, m, s)[parameter] for elbo in ELBOS])
         for elbo, line in zip(ELBOS, lines, strict=True):

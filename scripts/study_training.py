@@ -57,7 +57,7 @@ def draw(numbers: xr.Dataset) -> Figure:
             axis.errorbar(place, one[key], yerr=error, label=label, color=look.colour, marker=look.marker, ms=5, lw=1.2)
         axis.set(title=title, xlabel="step of the fit", yscale="log", xticks=place)
         axis.set_xticklabels([str(step) for step in numbers.step.values])
-    axes[0].set_ylabel("of the bound per datum, summed over parameters")
+    axes[0].set_ylabel("variance (of the bound per datum)")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, title="estimator [bound]")
     figure.suptitle("Estimators at the same parameters along one fit: VAE on digits (bars: ±2 standard errors)")

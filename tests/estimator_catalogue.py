@@ -33,8 +33,9 @@ class Small:
     """A pair with one latent a datum.
 
     Attributes:
-        prior: p(z).
-        guide: q(z | x) from m, l and x.
+        prior: p(z), from x for its dtype.
+        guide: q(z | x) from x, m and l: its loc and log scale, or the shift and slope of its logit.
+        mean: E[x | z] − b.
         log_weight: log p(x, z) − log q(z | x) from z, x and the parameters, written out by hand.
         points: values and log-probabilities of one draw under q, as functions of x and the parameters.
     """
@@ -80,14 +81,14 @@ def _discrete_points(x: Tensor, p: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 SMALL: dict[str, Small] = {
     "continuous": Small(
         lambda x: dist.Normal(x.new_zeros(()), x.new_ones(())),
-        lambda x, m, l: dist.Normal(m, l.exp()),
+        lambda x, m, slope: dist.Normal(m, slope.exp()),
         lambda z: z,
         _continuous_weight,
         _continuous_points,
     ),
     "discrete": Small(
         lambda x: dist.Bernoulli(logits=x.new_tensor(PRIOR_LOGIT)),
-        lambda x, m, l: dist.Bernoulli(logits=m + l * x),
+        lambda x, m, slope: dist.Bernoulli(logits=m + slope * x),
         lambda z: 2 * z - 1,
         _discrete_weight,
         _discrete_points,
@@ -102,10 +103,10 @@ def run_model(small: Small, x: Tensor, b: Tensor, size: int | None) -> None:
         pyro.sample("x", dist.Normal(small.mean(z) + b, x.new_ones(())), obs=x)
 
 
-def run_guide(small: Small, x: Tensor, m: Tensor, l: Tensor, size: int | None, infer: dict[str, Any]) -> None:
+def run_guide(small: Small, x: Tensor, m: Tensor, slope: Tensor, size: int | None, infer: dict[str, Any]) -> None:
     """The variational program."""
     with data_plate(size, x):
-        pyro.sample("z", small.guide(x, m, l), infer=dict(infer))
+        pyro.sample("z", small.guide(x, m, slope), infer=dict(infer))
 
 
 class _Model(nn.Module):

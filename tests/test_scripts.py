@@ -19,11 +19,11 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 # Small settings: enough for the script to run through, too few for its numbers.
 STUDIES = {
     "guide_width": ["--draws", "40"],
-    "many_samples": ["--rows", "50", "--draws", "20"],
-    "evidence": ["--most", "2", "--repetitions", "4", "--rows", "2", "--steps", "20"],
-    "floor_and_ceiling": ["--rounds", "4", "--steps", "5"],
-    "kl_direction": ["--steps", "20"],
-    "discrete": ["--evaluations", "20", "--draws", "20", "--sizes", "1", "3"],
+    "many_samples": ["--rows", "20", "--draws", "20"],
+    "evidence": ["--most", "2", "--repetitions", "4", "--rows", "2", "--steps", "10"],
+    "floor_and_ceiling": ["--rounds", "4", "--steps", "3"],
+    "kl_direction": ["--steps", "10"],
+    "discrete": ["--evaluations", "5", "--draws", "20", "--sizes", "3"],
 }
 PLAIN = ("fit_one_pair", "compare_estimators", "evidence_identity")
 
@@ -88,7 +88,7 @@ def test_order_of_estimators_flips_with_the_width(widths):
 @pytest.fixture(scope="module")
 def samples():
     module = study("many_samples")
-    return module, module.measure(rows=500, draws=30)
+    return module, module.measure(rows=500, draws=25)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("iwae", -0.5), ("dreg", 0.5)])
@@ -208,7 +208,7 @@ def test_joint_steps_come_to_the_same_point(courses):
 @pytest.fixture(scope="module")
 def directions():
     module = study("kl_direction")
-    return module, module.measure(steps=400)
+    return module, module.measure(steps=300)
 
 
 def test_svi_finds_the_least_reverse_divergence(directions):
@@ -241,7 +241,7 @@ def test_each_direction_is_best_at_its_own_divergence(directions):
 @pytest.fixture(scope="module")
 def discrete():
     module = study("discrete")
-    return module, module.measure_discrete(evaluations=120)
+    return module, module.measure_discrete(evaluations=100)
 
 
 def test_enumeration_is_exact_and_score_unbiased(discrete):

@@ -136,6 +136,11 @@ def kl_treatment(elbo: ELBO) -> KL:
     return "analytic" if isinstance(elbo, TraceMeanField_ELBO) else "sampled"
 
 
+def needs_reparametrized(elbo: ELBO) -> bool:
+    """Whether an estimator's gradient goes through every draw, and would be lost where a site cannot be reparameterised."""
+    return elbo.gradient in ("total", "path", "doubly") if isinstance(elbo, Bound) else kl_treatment(elbo) == "analytic"
+
+
 def kl_sources(elbo: ELBO, pair: Pair, args: Batch) -> dict[str, KLSource]:
     """Where each latent site's KL comes from under an estimator, looked up on one draw of the batch."""
     if isinstance(elbo, Bound):

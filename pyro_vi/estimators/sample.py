@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyro_vi.errors import InputError
 from pyro_vi.pairs import PARTICLES, Plate, describe
-from pyro_vi.terms import SiteTerms, Terms, from_traces
+from pyro_vi.terms import SiteTerms, Terms, from_traces, traced_plate
 
 Values = dict[str, Tensor]
 
@@ -141,7 +141,7 @@ class Sample:
     def need_scale_outside(self) -> None:
         """Raise InputError where a plate is subsampled whose scale would stand inside the logarithm of a bound."""
         for run in self.runs:
-            plate = _data_plate(run.model_trace, _length(self.args))
+            plate = traced_plate(run.model_trace, _length(self.args))
             for node in (*run.model_trace.nodes.values(), *run.guide_trace.nodes.values()):
                 for frame in node["cond_indep_stack"] if node["type"] == "sample" else ():
                     if frame.size != frame.full_size and (plate is None or frame.name != plate.name):
@@ -175,12 +175,12 @@ def draw_sample(
     plan: Plan = plans[key]
     pair = (_with(model, kwargs), _with(guide, kwargs))
     particles = count if plan.vectorized and count > 1 else None
-    drawn = pair if temperature is None else (Straighten()(pair[0]), Straighten()(Relax(temperature)(pair[1])))
-    runs, parts = [], []
+    runs: list[_Run] = []
+    parts = []
     for _ in range(1 if particles else count):
         # The draws share the minibatch, where the programs choose it: a weight is of one datum.
         with Give(runs[0].subsamples if runs else {}):
-            run = _run(*drawn, args, particles, plan.nesting)
+            run = _run(*pair, args, particles, plan.nesting, temperature)
         runs.append(run)
         parts.append(_terms(run, args, plan, kl, score=True))
     sites = {n: s["fn"].has_rsample for n, s in runs[0].guide_trace.nodes.items() if s["type"] == "sample"}
@@ -191,10 +191,14 @@ def _with(program: Any, kwargs: Mapping[str, Any]) -> Any:
     return (lambda *args: program(*args, **kwargs)) if kwargs else program
 
 
-def _run(model: Any, guide: Any, args: tuple[Any, ...], particles: int | None, nesting: int) -> _Run:
+def _run(
+    model: Any, guide: Any, args: tuple[Any, ...], particles: int | None, nesting: int, temperature: float | None = None
+) -> _Run:
     if particles is not None:
         plate = pyro.plate(PARTICLES, particles, dim=-1 - nesting)
         model, guide = plate(model), plate(guide)
+    if temperature is not None:  # outside the particles, so that each has a draw of its own
+        model, guide = Straighten()(model), Straighten()(Relax(temperature)(guide))
     guide_trace = poutine.trace(guide).get_trace(*args)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
     values = {
@@ -213,7 +217,7 @@ def _run(model: Any, guide: Any, args: tuple[Any, ...], particles: int | None, n
 
 def _terms(run: _Run, args: tuple[Any, ...], plan: Plan, kl: str, score: bool = False) -> Terms:
     length = _length(args)
-    plate = _data_plate(run.model_trace, length)
+    plate = traced_plate(run.model_trace, length)
     missing = [n for n, s in _latents(run.model_trace).items() if n not in run.guide_trace.nodes]
     if missing:
         raise InputError(f"the guide has no site '{missing[0]}' of the model; sample it in the guide")
@@ -292,19 +296,6 @@ def _same(ours: Any, theirs: Any) -> bool:
 
 def _latents(trace: Any) -> dict[str, Any]:
     return {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
-
-
-def _data_plate(trace: Any, length: int) -> Plate | None:
-    """The plate that all observed sites share, read from a trace: as `pyro_vi.pairs.Prototype.data_plate`."""
-    stacks = [
-        [f for f in n["cond_indep_stack"] if f.vectorized and f.name != PARTICLES]
-        for n in trace.nodes.values()
-        if n["type"] == "sample" and n["is_observed"]
-    ]
-    shared = [f for f in stacks[0] if all(f.name in [g.name for g in s] for s in stacks)] if stacks else []
-    shared.sort(key=lambda frame: frame.dim)
-    frame = next((f for f in shared if f.size == length), shared[0] if shared else None)
-    return None if frame is None else Plate(frame.name, frame.dim, frame.full_size)
 
 
 def _stack(parts: list[Terms], particles: int | None) -> Terms:

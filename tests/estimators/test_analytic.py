@@ -244,7 +244,7 @@ def test_strict_refuses_scales_apart_with_what_would_help():
 
 def test_strict_refuses_an_auxiliary_site():
     entry = CATALOGUE["auxiliary"]
-    with pytest.raises(InputError, match="site 'u' cannot be analytic.*auxiliary"):
+    with pytest.raises(InputError, match=r"site 'u' cannot be analytic.*auxiliary"):
         estimators.get("analytic(kl='strict')").loss(*entry.build(), *entry.batch)
     pyro.clear_param_store()
 

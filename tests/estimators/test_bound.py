@@ -55,7 +55,7 @@ def test_what_composes_has_the_gradient_of_its_bound(bound, gradient, kl):
     ("bound", "gradient", "kl"), [c for c in itertools.product(BOUNDS, GRADIENTS, KLS) if not composes(*c)]
 )
 def test_what_does_not_compose_is_refused_with_a_remedy(bound, gradient, kl):
-    with pytest.raises(UsageError, match="do not compose: .*use ") as caught:
+    with pytest.raises(UsageError, match=r"do not compose: .*use ") as caught:
         Bound(bound=bound, gradient=gradient, kl=kl, alpha=0.5, num_particles=3)
     message = str(caught.value)
     assert f"'{bound}'" in message or f"'{gradient}'" in message
@@ -160,7 +160,7 @@ MANY = [n for n in OURS if SERVES[n].bound != "elbo"]
 
 @pytest.mark.parametrize("name", MANY)
 def test_a_global_latent_under_a_subsampled_plate_is_refused_by_many_sample_bounds(name):
-    with pytest.raises(InputError, match="site 'w' is shared by all data.*all 10.*not 4; use the ELBO"):
+    with pytest.raises(InputError, match=r"site 'w' is shared by all data.*all 10.*not 4; use the ELBO"):
         make(name).loss(GlobalModel(), GlobalGuide(), DATA)
 
 

@@ -253,11 +253,13 @@ def test_vectorized_and_loop_are_equal_on_given_draws(name, kind):
     for vectorize in (True, False):
         noise = Noise()
         small = SMALL[kind]
-        normal = lambda x, m, l, n=noise: GivenNormal(m, l.exp(), n)  # noqa: E731
-        bernoulli = lambda x, m, l, n=noise: GivenBernoulli(m + l * x, n)  # noqa: E731
-        given = Small(
-            small.prior, normal if kind == "continuous" else bernoulli, small.mean, small.log_weight, small.points
-        )
+
+        def guide(x: Tensor, m: Tensor, slope: Tensor, noise: Noise = noise) -> Any:
+            if kind == "continuous":
+                return GivenNormal(m, slope.exp(), noise)
+            return GivenBernoulli(m + slope * x, noise)
+
+        given = Small(small.prior, guide, small.mean, small.log_weight, small.points)
         pair = Pair(*modules(given))
         elbo = make(name, num_particles=4, vectorize_particles=vectorize)
         loss_and_gradient(elbo, pair, DATA)  # the first evaluation finds the plates, on draws of its own

@@ -9,6 +9,7 @@ import torch
 from estimator_catalogue import assert_near, row_gradients, row_model, variance_and_error
 
 from pyro_vi import estimators
+from pyro_vi.errors import InputError
 
 ROWS = 40_000
 CASES = [(1.3, 0.65, 0.5**0.5), (1.3, 0.65, 0.2), (1.3, 0.6, 0.75), (-0.7, 0.4, 1.5), (0.0, -0.8, 0.9)]
@@ -69,20 +70,20 @@ def test_at_the_posterior_the_sampled_value_has_no_variance_and_the_analytic_one
     torch.manual_seed(0)
     estimator = {name: estimators.get(name) for name in ("trace", "stl", "mean_field", "analytic")}
     values = {
-        name: -torch.tensor([elbo.loss(row_model, guide, x) for _ in range(400)], dtype=torch.float64)
+        name: -torch.tensor([elbo.loss(row_model, guide, x) for _ in range(150)], dtype=torch.float64)
         for name, elbo in estimator.items()
     }
     evidence = dist.Normal(x.new_zeros(()), x.new_tensor(2.0).sqrt()).log_prob(x[0])
     for name in ("trace", "stl"):
-        torch.testing.assert_close(values[name], evidence.expand(400), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(values[name], evidence.expand(150), rtol=1e-10, atol=1e-10)
     for name in ("mean_field", "analytic"):
         variance, error = variance_and_error(values[name])
-        assert_near(variance, 0.564**2, error, largest_error=0.05)
+        assert_near(variance, 0.564**2, error, largest_error=0.1)
 
 
-@pytest.mark.parametrize("name", ["trace", "mean_field", "analytic", "stl", "iwae", "dreg", "renyi", "relaxed"])
+@pytest.mark.parametrize("name", ["analytic", "stl", "iwae", "dreg", "renyi", "relaxed"])
 def test_a_draw_that_cannot_be_reparameterised_is_refused_with_the_remedy(name):
-    """Pyro's own hold only score terms there; ours that go through the draws would lose the gradient (traps, 10)."""
+    """Its gradient would be lost without a word (traps, 10)."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -94,11 +95,9 @@ def test_a_draw_that_cannot_be_reparameterised_is_refused_with_the_remedy(name):
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Poisson(rate))
 
-    if estimators.TABLE[name].cls.__module__.startswith("pyro.infer"):
-        pytest.skip("Pyro's own take the score function at such a site")
     x = torch.tensor([1.0, 3.0])
     try:
-        with pytest.raises(estimators.InputError, match=r"site 'z'.*use 'score'"):
+        with pytest.raises(InputError, match=r"site 'z'.*use 'score'"):
             estimators.get(name).differentiable_loss(model, guide, x)
     finally:
         pyro.clear_param_store()

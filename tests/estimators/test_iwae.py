@@ -86,7 +86,7 @@ def test_with_one_draw_it_is_trace_bit_for_bit():
 
 def test_sticking_the_landing_is_refused_with_dreg_as_the_remedy():
     """With q detached the mean gradient at K = 4 is .091 for .0214 (oracles, section 5)."""
-    with pytest.raises(UsageError, match="biased.*'dreg'"):
+    with pytest.raises(UsageError, match=r"biased.*'dreg'"):
         Bound(bound="iwae", gradient="path", num_particles=4)
 
 
@@ -104,7 +104,7 @@ def test_it_rises_to_the_evidence():
         for k in (1, 4, 16, 64)
     ]
     assert bounds == sorted(bounds)
-    # K (log p − bound) tends to half the variance of the weight (Domke and Sheldon 2018, arXiv:1808.09034), the χ² of the guide.
+    # K (log p − bound) tends to half the variance of the weight p(z | x) / q(z) (Domke and Sheldon 2018, arXiv:1808.09034).
     z = torch.linspace(-12, 12, 100_001, dtype=torch.float64)
     weight = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z, 1.0).log_prob(x[0]) - evidence
     chi = torch.trapezoid((2 * weight - dist.Normal(0.2, 0.9).log_prob(z)).exp(), z) - 1
@@ -143,7 +143,7 @@ def test_under_a_subsampled_plate_the_mean_over_minibatches_is_the_bound_of_all_
     """Whether the particles are made at once or one by one: they share the minibatch, which they weigh datum by datum."""
     count = 50 if vectorize else 5
     elbo = estimators.get(name, num_particles=count, vectorize_particles=vectorize)
-    part, full = bounds_of(elbo, 2, 400 if vectorize else 300), bounds_of(elbo, None, 60)
+    part, full = bounds_of(elbo, 2, 350), bounds_of(elbo, None, 60)
     error = part.std() / math.sqrt(len(part)), full.std() / math.sqrt(len(full))
     assert abs(float(part.mean() - full.mean())) < 4 * math.hypot(*error)
     assert float(part.mean()) < EVIDENCE + 4 * float(error[0])
@@ -153,7 +153,7 @@ def test_under_a_subsampled_plate_the_mean_over_minibatches_is_the_bound_of_all_
 
 def test_pyros_own_is_above_the_evidence_there():
     """What is guarded against: with N / B inside the logarithm, 8 data look better than they can."""
-    found = bounds_of(RenyiELBO(alpha=0, num_particles=50, vectorize_particles=True, max_plate_nesting=1), 2, 600)
+    found = bounds_of(RenyiELBO(alpha=0, num_particles=50, vectorize_particles=True, max_plate_nesting=1), 2, 300)
     assert float(found.mean()) > EVIDENCE + 4 * float(found.std()) / math.sqrt(len(found))
-    ours = bounds_of(estimators.get("iwae", num_particles=50, vectorize_particles=True), 2, 600)
+    ours = bounds_of(estimators.get("iwae", num_particles=50, vectorize_particles=True), 2, 300)
     assert float(found.mean()) - float(ours.mean()) > 1
