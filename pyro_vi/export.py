@@ -61,7 +61,7 @@ def to_datatree(
     }
     nesting = max(layout.max_plate_nesting, guide_layout.max_plate_nesting)
     with evaluating(pair), isolated(seed, validation=False), torch.no_grad():
-        vectorized = vectorizes(pair, args, layout)
+        vectorized = vectorizes(pair, args)
         widest = max([a.numel() for a in args] + [site.numel for site in layout.sites.values()])
         chunk = max(1, min(draws, MEMORY // widest)) if vectorized else 1
         for start in range(0, draws, chunk):

@@ -22,6 +22,7 @@ from torch.distributions import kl_divergence
 import pyro_vi.kl  # noqa: F401  (registers closed forms that torch lacks)
 from pyro_vi.binding import kept_buffers
 from pyro_vi.data import Batch
+from pyro_vi.errors import InputError
 from pyro_vi.pairs import PARTICLES, Plate, Prototype, describe, isolated, prototype
 
 KL = Literal["analytic", "sampled"]
@@ -211,6 +212,11 @@ def from_traces(
             sites[name] = SiteTerms(name, local, log_p, None, None, None)
             continue
         other = guide_trace.nodes[name]
+        if plate is not None and _local(other, plate) != local:
+            raise InputError(
+                f"site '{name}' is in the data's plate '{plate.name}' in one program and not in the other, so that its terms "
+                f"belong to no datum; sample it in pyro.plate('{plate.name}', ...) in both"
+            )
         log_q = _reduce(other["log_prob"], other, plate)
         if kl == "sampled":
             closed, source = None, KLSource("sampled")

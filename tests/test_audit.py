@@ -379,8 +379,8 @@ def test_a_pair_that_cannot_be_evaluated_at_once_is_refused_where_that_is_asked(
         audit(*entry.build(), entry.batch, elbos="score(num_particles=2)", draws=20, vectorize=True)
 
 
-@pytest.mark.parametrize("vectorize", [True, False], ids=["vmap", "loop"])
-def test_memory_does_not_grow_with_the_draws(vectorize, monkeypatch):
+@pytest.mark.parametrize(("vectorize", "draws"), [(True, 2000), (False, 600)], ids=["vmap", "loop"])
+def test_memory_does_not_grow_with_the_draws(vectorize, draws, monkeypatch):
     # Costs are measured with the same profiler, which does not nest.
     monkeypatch.setattr(module, "costs", lambda calls, **_: dict.fromkeys(calls, Cost(1.0, 0.0, 0.0, 0)))
     model, guide = CATALOGUE["linear_gaussian_wrong"].build()
@@ -388,10 +388,10 @@ def test_memory_does_not_grow_with_the_draws(vectorize, monkeypatch):
     def peak(draws: int) -> int:
         return peak_bytes(lambda: audit(model, guide, columns(), elbos="trace", draws=draws, vectorize=vectorize))
 
-    few, many = peak(200), peak(2000)
+    few, many = peak(200), peak(draws)
     assert few > 50 * 8 * 8  # a chunk of gradients is seen at all
     # Growing are the seeds, 8 bytes a draw, and the variances of 40 groups in place of 20.
-    assert many - few <= 1800 * 8 + 20 * 8 * 8
+    assert many - few <= (draws - 200) * 8 + 20 * 8 * 8
 
 
 # Bias.
@@ -500,14 +500,3 @@ def test_total_effects_of_independent_sites_are_their_variances(cases, monkeypat
         assert abs(total - float(part.part_grad_var)) < 4 * (total_error + float(part.part_grad_var_se))
         assert total_error < 0.1 * total  # else agreement would say little
     assert (found.site_var.sel(part="model") == 0).all()
-
-
-def test_only_the_draws_of_the_site_itself_are_others():
-    """Of two sites that are drawn one after the other: with w's draw held, what is left is E Var(g | w), below Var g."""
-    entry = CATALOGUE["global"]
-    found = audit(*entry.build(), entry.batch, elbos="trace", draws=400).squeeze("elbo")
-    shares = found.site_var.sel(part="guide")
-    assert (shares > 0).all()
-    # An interaction counts for both: total effects add up to the variance or more.
-    error = float(found.part_grad_var.sel(part="guide")) * math.sqrt(2 / 200)
-    assert float(shares.sum()) > float(found.part_grad_var.sel(part="guide")) - 4 * error

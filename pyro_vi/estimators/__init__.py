@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from pyro_vi.estimators.renyi import Renyi
 from pyro_vi.estimators.score import Mixed, Score
 from pyro_vi.estimators.stl import STL
 from pyro_vi.estimators.vimco import VIMCO
-from pyro_vi.pairs import Pair, isolated
+from pyro_vi.pairs import Pair, isolated, prototype
 from pyro_vi.specs import check_options, parse, unknown
 from pyro_vi.terms import KL, KLSource, terms
 
@@ -116,6 +117,10 @@ def differentiable_loss(elbo: Any, pair: Pair, args: Batch) -> Tensor:
         InputError: the estimator has none.
     """
     refuse_without_loss(elbo)
+    summing = isinstance(elbo, (TraceEnum_ELBO, TraceTMC_ELBO)) or getattr(elbo, "vectorize_particles", False)
+    if summing and not isinstance(elbo, Bound) and math.isinf(elbo.max_plate_nesting):
+        # Pyro would guess the same, and write so to stderr.
+        elbo.max_plate_nesting = max(prototype(p, args).max_plate_nesting for p in (pair.model, pair.guide))
     if isinstance(elbo, TraceGraph_ELBO):
         value, surrogate = elbo._loss_and_surrogate_loss(pair.model, pair.guide, args, {})
         return -torch.as_tensor(value).detach() + (surrogate - surrogate.detach())

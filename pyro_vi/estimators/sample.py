@@ -10,77 +10,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.infer.inspect import get_dependencies
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_vi.errors import InputError
-from pyro_vi.pairs import PARTICLES, Plate, describe
+from pyro_vi.estimators.dependence import refused_by_dependence
+from pyro_vi.estimators.handlers import Give, Relax, Straighten, Values
+from pyro_vi.pairs import PARTICLES, describe
 from pyro_vi.terms import SiteTerms, Terms, from_traces, traced_plate
-
-Values = dict[str, Tensor]
-
-
-class Give(Messenger):
-    """Sites take given values, still as draws and not as observations."""
-
-    def __init__(self, values: Values) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
-
-
-class Relax(Messenger):
-    """Discrete sites draw straight through: a discrete value whose gradient is that of its Gumbel-softmax relaxation."""
-
-    def __init__(self, temperature: float) -> None:
-        super().__init__()
-        self.temperature = temperature
-
-    def _pyro_sample(self, msg: Any) -> None:
-        fn, extra = msg["fn"], 0
-        if msg["is_observed"] or fn.has_rsample or type(fn).__name__ == "_Subsample":
-            return
-        while isinstance(fn, torch.distributions.Independent):
-            fn, extra = fn.base_dist, extra + fn.reinterpreted_batch_ndims
-        logits = getattr(fn, "logits", torch.zeros(()))
-        temperature = torch.as_tensor(self.temperature, dtype=logits.dtype, device=logits.device)
-        if isinstance(fn, torch.distributions.Bernoulli):
-            soft: Any = dist.RelaxedBernoulliStraightThrough(temperature, logits=logits)
-        elif isinstance(fn, torch.distributions.OneHotCategorical):
-            soft = dist.RelaxedOneHotCategoricalStraightThrough(temperature, logits=logits)
-        else:
-            raise InputError(
-                f"site '{msg['name']}' ({type(fn).__name__}) has no relaxation here; write it as Bernoulli or "
-                "OneHotCategorical, or use 'score'"
-            )
-        msg["value"], msg["done"] = soft.rsample(), True
-
-
-class _LinearOneHot(dist.OneHotCategorical):
-    """log q(z) = Σ_c z_c log π_c: torch looks the state up instead, and passes no gradient to z."""
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        smallest = torch.finfo(self.logits.dtype).min
-        return (value * self.logits.clamp(min=smallest)).sum(-1)
-
-
-class Straighten(Messenger):
-    """One-hot latents get a log-density through which a straight-through draw passes its gradient."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        fn, extra = msg["fn"], 0
-        while isinstance(fn, torch.distributions.Independent):
-            fn, extra = fn.base_dist, extra + fn.reinterpreted_batch_ndims
-        if not msg["is_observed"] and type(fn) is dist.OneHotCategorical:
-            msg["fn"] = _LinearOneHot(logits=fn.logits, validate_args=False).to_event(extra)
 
 
 @dataclass(frozen=True)
@@ -171,7 +110,7 @@ def draw_sample(
     plans = owner.__dict__.setdefault("_plans", {})
     key = (model, guide)  # and not their ids: a bound method is a new object, equal to the last, at each look
     if key not in plans:
-        plans[key] = _plan(model, guide, args, kwargs, count, vectorize, kl)
+        plans[key] = make_plan(model, guide, args, kwargs, count, vectorize, kl)
     plan: Plan = plans[key]
     pair = (_with(model, kwargs), _with(guide, kwargs))
     particles = count if plan.vectorized and count > 1 else None
@@ -221,13 +160,6 @@ def _terms(run: _Run, args: tuple[Any, ...], plan: Plan, kl: str, score: bool = 
     missing = [n for n, s in _latents(run.model_trace).items() if n not in run.guide_trace.nodes]
     if missing:
         raise InputError(f"the guide has no site '{missing[0]}' of the model; sample it in the guide")
-    for name, node in _latents(run.model_trace).items():
-        if _inside(node, plate) != _inside(run.guide_trace.nodes[name], plate):
-            assert plate is not None
-            raise InputError(
-                f"site '{name}' is in the data's plate '{plate.name}' in one program and not in the other, so that its terms "
-                f"belong to no datum; sample it in pyro.plate('{plate.name}', ...) in both"
-            )
     if kl == "sampled":
         return from_traces(run.model_trace, run.guide_trace, plate, length, kl="sampled", score=score)
     apart = _scaled_apart(run)
@@ -259,10 +191,6 @@ def _demand_analytic(terms: Terms, run: _Run, plan: Plan, apart: Mapping[str, st
 
 def _length(args: tuple[Any, ...]) -> int:
     return len(args[0]) if args and isinstance(args[0], Tensor) and args[0].dim() else 1
-
-
-def _inside(node: Any, plate: Plate | None) -> bool:
-    return plate is not None and any(frame.name == plate.name for frame in node["cond_indep_stack"])
 
 
 def _scaled_apart(run: _Run) -> dict[str, str]:
@@ -340,7 +268,7 @@ def weights(terms: Terms) -> tuple[Tensor, float]:
     return terms.num_data * terms.log_weight.mean(-1, keepdim=True), 1.0
 
 
-def _plan(
+def make_plan(
     model: Any,
     guide: Any,
     args: tuple[Any, ...],
@@ -349,19 +277,20 @@ def _plan(
     vectorize: bool | None,
     kl: str,
 ) -> Plan:
+    """Find out about a pair, by running it once, and with two draws at once and one by one if ``count`` is above 1."""
     pair = (_with(model, kwargs), _with(guide, kwargs))
     with torch.random.fork_rng(), torch.no_grad(), poutine.block():
         run = _run(*pair, args, None, 0)
         nodes = [n for t in (run.model_trace, run.guide_trace) for n in t.nodes.values() if n["type"] == "sample"]
         nesting = max(len(node["fn"].batch_shape) for node in nodes)
-        refused = _refused(*pair, args) if kl != "sampled" else {}
+        refused = refused_by_dependence(*pair, args) if kl != "sampled" else {}
         plan = Plan(nesting, False, refused)
         vectorized = vectorize if vectorize is not None else count > 1 and _vectorizes(pair, args, plan, run)
     return replace(plan, vectorized=vectorized)
 
 
 def _vectorizes(pair: tuple[Any, Any], args: tuple[Any, ...], plan: Plan, single: _Run) -> bool:
-    """As `pyro_vi.draws.vectorizes`, in the parameter store that is in force."""
+    """Whether two draws in one run have the terms of two single runs on the same values."""
     try:
         with Give(single.subsamples):
             many = _run(*pair, args, 2, plan.nesting)
@@ -383,39 +312,3 @@ def _vectorizes(pair: tuple[Any, Any], args: tuple[Any, ...], plan: Plan, single
     expected = torch.stack(apart)
     tolerance = 1e-4 if expected.dtype == torch.float32 else 1e-9
     return together.shape == expected.shape and torch.allclose(together, expected, rtol=tolerance, atol=tolerance)
-
-
-def _refused(model: Any, guide: Any, args: tuple[Any, ...]) -> dict[str, str]:
-    """Sites at which an analytic KL is wrong: z whose prior depends on a latent that the guide draws given z.
-
-    There E_q of the closed form is taken over draws that already know z. Dependence is what the values show, by tracking
-    which draws enter the parameters of which site, and not the order of the statements.
-    """
-    flag = torch.distributions.Distribution._validate_args  # Pyro's look-up leaves its own in its place
-    try:
-        ours, theirs = _parents(model, args), _parents(guide, args)
-    finally:
-        torch.distributions.Distribution.set_default_validate_args(flag)
-    refused = {}
-    for name in ours:
-        later = {other for other in theirs if name in _ancestors(other, theirs)}
-        clash = sorted(ours[name] & later)
-        if clash:
-            refused[name] = f"its prior depends on '{clash[0]}', which the guide draws given '{name}'"
-    return refused
-
-
-def _parents(program: Any, args: tuple[Any, ...]) -> dict[str, set[str]]:
-    found: Any = get_dependencies(program, args)["prior_dependencies"]
-    return {name: set(above) - {name} for name, above in found.items()}
-
-
-def _ancestors(name: str, parents: Mapping[str, set[str]]) -> set[str]:
-    seen: set[str] = set()
-    stack = list(parents.get(name, ()))
-    while stack:
-        one = stack.pop()
-        if one not in seen:
-            seen.add(one)
-            stack += parents.get(one, ())
-    return seen

@@ -1,0 +1,43 @@
+"""Which sites of a pair depend on which, and where that forbids an analytic KL."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro.infer.inspect import get_dependencies
+
+
+def refused_by_dependence(model: Any, guide: Any, args: tuple[Any, ...]) -> dict[str, str]:
+    """Sites at which an analytic KL is wrong: z whose prior depends on a latent that the guide draws given z.
+
+    There E_q of the closed form is taken over draws that already know z. Dependence is what the values show, by tracking
+    which draws enter the parameters of which site, and not the order of the statements.
+    """
+    flag = torch.distributions.Distribution._validate_args  # Pyro's look-up leaves its own in its place
+    try:
+        ours, theirs = _parents(model, args), _parents(guide, args)
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(flag)
+    refused = {}
+    for name in ours:
+        later = {other for other in theirs if name in _ancestors(other, theirs)}
+        clash = sorted(ours[name] & later)
+        if clash:
+            refused[name] = f"its prior depends on '{clash[0]}', which the guide draws given '{name}'"
+    return refused
+
+
+def _parents(program: Any, args: tuple[Any, ...]) -> dict[str, set[str]]:
+    found: Any = get_dependencies(program, args)["prior_dependencies"]
+    return {name: set(above) - {name} for name, above in found.items()}
+
+
+def _ancestors(name: str, parents: Mapping[str, set[str]]) -> set[str]:
+    seen: set[str] = set()
+    stack = list(parents.get(name, ()))
+    while stack:
+        one = stack.pop()
+        if one not in seen:
+            seen.add(one)
+            stack += parents.get(one, ())
+    return seen
