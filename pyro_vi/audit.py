@@ -22,7 +22,7 @@ from pyro_vi.binding import kept_buffers
 from pyro_vi.costs import Cost, costs
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
-from pyro_vi.estimators import kl_sources, named, target
+from pyro_vi.estimators import kl_sources, known_biased, named, target
 from pyro_vi.evaluations import Evaluator, stacked
 from pyro_vi.moments import GROUPS, Difference, Moments, holm
 from pyro_vi.pairs import Pair, isolated, prototype
@@ -81,7 +81,7 @@ def audit(
           √``grad_var``; ``work_var`` = ``grad_var`` × ``seconds``: what a second of averaging leaves of it, to choose by.
           The same with ``part_`` before it sums over the parameters of an owner. Parameters with a constraint are taken on
           their unconstrained scale.
-        * ``bias_z``: z-score of the mean gradient against that of the first estimator named of the same bound (attribute
+        * ``bias_z``: z-score of the mean gradient against that of the first unbiased estimator of the same bound (coordinate
           ``target``), from common draws; ``bias_p``: its p-value, adjusted for the number of tests (Holm 1979). NaN where there
           is nothing to compare with.
         * ``site_var`` over ``elbo, site, part``: gradient variance that is left when the draws of all other sites are held (the
@@ -122,7 +122,7 @@ def audit(
         num_data = _num_data(pair, args)
         evaluators = {name: Evaluator(elbo, pair, args, parameters, vectorize) for name, elbo in estimators.items()}
         measured = costs({name: evaluator.once for name, evaluator in evaluators.items()}, seconds=0.1)
-        first: dict[str, str] = {}
+        references = _references(estimators)
         for name, elbo in estimators.items():
             sources = {site: str(source) for site, source in kl_sources(elbo, pair, args).items()}
             records[name] = _Record(
@@ -133,21 +133,21 @@ def audit(
                 sources,
                 measured[name],
             )
-            if first.setdefault(target(elbo), name) != name and parameters:
-                records[name].against = Difference(
-                    sizes, draws, 1e-4 if parameters[0].dtype == torch.float32 else 1e-10
-                )
+            if name not in references.values() and parameters:
+                resolution = 1e-4 if parameters[0].dtype == torch.float32 else 1e-10
+                records[name].against = Difference(sizes, draws, resolution)
         chunk = max(1, min(50, 2**22 // max(1, sum(sizes))))
         for start in range(0, draws, chunk):
             some = seeds[start : start + chunk]
             seen: dict[str, Tensor] = {}
-            for name, record in records.items():
+            for name in sorted(records, key=lambda name: name not in references.values()):
+                record = records[name]
                 losses, gradients = record.evaluator(some)
                 record.values.add(-losses.unsqueeze(1) / num_data)
                 record.gradients.add(gradients / num_data)
-                if first[record.target] == name:
+                if record.against is None:
                     seen[record.target] = gradients
-                elif record.against is not None:
+                else:
                     record.against.add(gradients, seen[record.target])
         for record in records.values():
             record.site_var = _site_variances(record.evaluator, seeds, chunk, num_data)
@@ -165,6 +165,14 @@ def audit(
         device=str(args[0].device),
         **{f"version_{k}": v for k, v in versions().items()},
     )
+
+
+def _references(estimators: dict[str, ELBO]) -> dict[str, str]:
+    """By bound, the estimator that the others are held against: the first that is not biased by its making."""
+    references: dict[str, str] = {}
+    for name in sorted(estimators, key=lambda name: known_biased(estimators[name])):
+        references.setdefault(target(estimators[name]), name)
+    return references
 
 
 def _num_data(pair: Pair, args: Batch) -> int:

@@ -132,7 +132,8 @@ def _missing(model: Prototype, guide: Prototype, elbo: ELBO | None) -> Iterator[
         summed = site.enumerated and isinstance(elbo, (TraceEnum_ELBO, TraceTMC_ELBO))
         if name not in guide.sites and not summed:
             text = f"the guide has no site '{name}', so its latent would be drawn from the prior and its KL be lost"
-            yield Finding("missing-in-guide", "error", name, text, f"sample '{name}' in the guide")
+            remedy = f"sample '{name}' in the guide" + (", or use the estimator 'enum'" if site.enumerated else "")
+            yield Finding("missing-in-guide", "error", name, text, remedy)
     for name, site in guide.sites.items():
         if name not in model.sites and not site.auxiliary:
             text = f"the guide samples '{name}', which the model does not have (its latent sites: {have})"
@@ -266,6 +267,13 @@ def _batch_as_all(view: _View) -> Iterator[Finding]:
             yield Finding("batch-as-all", "error", name, text, remedy)
 
 
+def _tensor_monte_carlo(view: _View) -> Iterator[Finding]:
+    if isinstance(view.elbo, TraceTMC_ELBO) and view.terms.rows != view.terms.num_data:
+        rows, num_data = view.terms.rows, view.terms.num_data
+        text = f"under 'tmc' the scale of {rows} of {num_data} data stands inside a logarithm, and the bound is biased"
+        yield Finding("tmc-subsampled", "error", None, text, "use full batches, or 'enum' or 'score'")
+
+
 def _unregistered(view: _View) -> Iterator[Finding]:
     owned = {id(p) for p in view.pair.parameters()}
     foreign = [leaf for leaf in _leaves(view.terms.loss) if id(leaf) not in owned]
@@ -298,6 +306,7 @@ RULES: tuple[Callable[[_View], Iterator[Finding]], ...] = (
     _reparametrized,
     _scales,
     _batch_as_all,
+    _tensor_monte_carlo,
     _unregistered,
     _order,
     _fallback,

@@ -31,7 +31,7 @@ class Cost:
     peak_bytes: int
 
 
-def costs(calls: Mapping[str, Callable[[], Any]], *, seconds: float = 0.2, rounds: int = 9) -> dict[str, Cost]:
+def costs(calls: Mapping[str, Callable[[], Any]], *, seconds: float = 0.2, rounds: int = 15) -> dict[str, Cost]:
     """Time and memory of several calls, measured in turns, so that drift of the machine hits all alike.
 
     Args:

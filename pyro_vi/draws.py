@@ -7,6 +7,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +55,7 @@ def stream(
         for start in range(0, draws, chunk):
             particles = min(chunk, draws - start) if vectorized else None
             traces = pair.draw(args, particles, nesting)
+            refuse_unguided(*traces)
             plate = traced_plate(traces[0], len(args[0]))
             terms = from_traces(*traces, plate, len(args[0]), kl=kl)
             if plate is not None and terms.rows != len(args[0]):
@@ -62,6 +64,16 @@ def stream(
                     "draws of a minibatch of their own are of other data each time; call them with minibatches instead"
                 )
             yield terms
+
+
+def refuse_unguided(model_trace: Any, guide_trace: Any) -> None:
+    """Raise InputError for a latent site that the guide lacks: drawn from the prior, it has no term in an ELBO."""
+    for name, node in model_trace.nodes.items():
+        if node["type"] == "sample" and not node["is_observed"] and name not in guide_trace.nodes:
+            raise InputError(
+                f"the guide has no site '{name}', so the ELBO has no terms for it but under an estimator that sums it out "
+                f"('enum'); sample '{name}' in the guide"
+            )
 
 
 @dataclass(frozen=True)

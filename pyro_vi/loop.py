@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from pyro_vi.data import Batch, Data
-from pyro_vi.draws import evaluate
+from pyro_vi.draws import evaluate, evaluating
 from pyro_vi.errors import FitError, UsageError
 from pyro_vi.estimators import differentiable_loss, kl_treatment
 from pyro_vi.pairs import Pair, isolated, prototype
@@ -124,7 +124,9 @@ class Loop:
             raise UsageError("the pair has no parameters to fit; look at it with `audit` or `evidence`")
         self.optimizer = make_optimizer(self.parameters)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
-        plate = data_plate(prototype(pair.model, data.example(2)), data.example(2))
+        layout, guide_layout = (prototype(program, data.example(2)) for program in (pair.model, pair.guide))
+        plate = data_plate(layout, data.example(2))
+        self.summed = not set(layout.latents) <= set(guide_layout.sites)
         self.num_data = plate.size if plate is not None else None
         self.position = Position()
         self.used = (0.0, 0.0)  # weight of the KL and learning rate of the last step
@@ -247,33 +249,39 @@ class Loop:
         if overflow:
             raise FitError(f"the fit ends after step {now.step}: {overflow}")
         weight, rate = self.used
-        kl = kl_treatment(self.elbo)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         heldout = tuple(column[:ROWS] for column in self.data.heldout)
         with self._failing(f"after step {now.step}"):
-            seen, held = (
-                evaluate(self.pair, rows, draws=1, kl=kl, seed=now.step) if len(rows[0]) else None
-                for rows in (self.seen, heldout)
-            )
-        assert seen is not None
+            seen = self._look(self.seen)
+            held = self._look(heldout) if len(heldout[0]) else None
         record: dict[str, Any] = {
             "step": now.step,
             "epoch": now.epoch,
             "loss": sum(now.losses) / len(now.losses),
-            "elbo": float(seen.elbo.mean()),
-            "reconstruction": float(seen.reconstruction.mean()),
-            "kl": float(seen.kl.mean()),
+            **seen,
             "beta": weight,
             "lr": rate,
             "grad_norm": float(get_total_norm(gradients)),
             "seconds": now.seconds,
         }
         if held is not None:
-            record["heldout_elbo"] = float(held.elbo.mean())
+            record["heldout_elbo"] = held["elbo"]
         now.losses.clear()
         self.history.append(record)
         if self.folder:
             self.folder.log(record)
+
+    def _look(self, rows: Batch) -> dict[str, float]:
+        """The unannealed ELBO of some data and its two parts, which do not exist where a site is summed out."""
+        seed = self.position.step
+        if not self.summed:
+            found = evaluate(self.pair, rows, draws=1, kl=kl_treatment(self.elbo), seed=seed)
+            parts = {"elbo": found.elbo, "reconstruction": found.reconstruction, "kl": found.kl}
+            return {name: float(part.mean()) for name, part in parts.items()}
+        with evaluating(self.pair), isolated(seed, validation=False):
+            estimator: Any = self.elbo
+            loss = float(estimator.loss(self.pair.model, self.pair.guide, *rows))
+        return {"elbo": -loss / (self.num_data or len(rows[0])), "reconstruction": math.nan, "kl": math.nan}
 
     def _keep(self) -> None:
         step = self.position.step

@@ -166,10 +166,9 @@ TIMES = ["seconds", "seconds_iqr", "seconds_se", "work_var", "part_work_var"]
 
 @pytest.mark.parametrize("vectorize", [True, False], ids=["vmap", "loop"])
 def test_equal_seeds_give_equal_bits_whatever_the_order_of_estimators(vectorize):
-    model, guide = vae_pair()
-    batch = CATALOGUE["vae"].batch
+    entry = CATALOGUE["global"]
     first, again, turned, other = (
-        audit(model, guide, batch, elbos=elbos, draws=20, seed=seed, vectorize=vectorize).drop_vars(TIMES)
+        audit(*entry.build(), entry.batch, elbos=elbos, draws=20, seed=seed, vectorize=vectorize).drop_vars(TIMES)
         for elbos, seed in ((ELBOS, 5), (ELBOS, 5), (ELBOS[::-1], 5), (ELBOS, 6))
     )
     xr.testing.assert_identical(first, again)
@@ -355,12 +354,12 @@ MANY = ("trace", "mean_field", "stl", "score(num_particles=2)", "dreg(num_partic
 
 @pytest.mark.parametrize(
     ("name", "elbos"),
-    [("closure", MANY), ("linear_gaussian_exact", ("trace", "stl")), ("inner_subsample", ("trace", "stl"))],
+    [("closure", MANY), ("inner_subsample", ("trace", "stl"))],
 )
 def test_many_draws_at_once_and_one_by_one_give_the_same_numbers(name, elbos):
     entry = CATALOGUE[name]
     at_once, looped = (
-        audit(*entry.build(), entry.batch, elbos=elbos, draws=70, seed=2, vectorize=vectorize)
+        audit(*entry.build(), entry.batch, elbos=elbos, draws=60, seed=2, vectorize=vectorize)
         for vectorize in (True, False)
     )
     assert (at_once.method == "vmap").all()
@@ -436,7 +435,7 @@ def test_estimators_that_are_equal_draw_for_draw_have_no_bias_at_all():
 def test_the_relaxed_gradient_is_found_biased():
     entry = CATALOGUE["discrete"]
     elbos = ("score(num_particles=2)", "mixed(num_particles=2)", "relaxed(temperature=5.0)")
-    found = audit(*entry.build(), entry.batch, elbos=elbos, draws=400)
+    found = audit(*entry.build(), entry.batch, elbos=elbos, draws=240)
     assert found.bias_p.sel(elbo=elbos[1]).item() > 0.01
     assert found.bias_p.sel(elbo=elbos[2]).item() < 1e-6
 
@@ -483,7 +482,7 @@ def fourth_moments(elbo: str, x: float, m: float, s: float) -> list[float]:
 @pytest.mark.parametrize("cases", [CASES[4:], CASES[2:4]], ids=["one", "two"])
 def test_total_effects_of_independent_sites_are_their_variances(cases, monkeypatch):
     """½ (g − g')² of independent g, g' has the standard error √((μ₄ + σ⁴) / 2 n); those of m and log s at most add."""
-    pairs = 4000
+    pairs = 2000
     monkeypatch.setattr(module, "SITE_DRAWS", pairs)
     found = audit(*two_sites(*cases), torch.zeros(1, dtype=torch.float64), draws=2 * pairs, seed=1)
     assert found.site.values.tolist() == [f"z{i}" for i in range(len(cases))]
@@ -498,5 +497,5 @@ def test_total_effects_of_independent_sites_are_their_variances(cases, monkeypat
             total, total_error = total + share, total_error + error
         part = found.sel(elbo=elbo, part="guide")
         assert abs(total - float(part.part_grad_var)) < 4 * (total_error + float(part.part_grad_var_se))
-        assert total_error < 0.1 * total  # else agreement would say little
+        assert total_error < 0.12 * total  # else agreement would say little
     assert (found.site_var.sel(part="model") == 0).all()

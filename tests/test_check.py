@@ -35,6 +35,7 @@ CODES = {
     "unregistered",
     "site-order",
     "kl-fallback",
+    "tmc-subsampled",
 }
 
 
@@ -104,6 +105,12 @@ def registered() -> Program:
             pyro.sample("z", dist.Normal(network(x.unsqueeze(-1)).squeeze(-1), 1.0))
 
     return guide
+
+
+def summed_out(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(number(0.3)), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
 def broken(x: Tensor) -> None:
@@ -187,6 +194,18 @@ WRONG: dict[str, tuple[Any, Any, Tensor, dict[str, Any], tuple[str, str, str | N
         *(NARROW, vector(1), columns(12), {}),
         ("observed-shape", "error", "x", "site 'x' has shape (12, 1) in the model, but its observed values (12, 3)"),
     ),
+    "1: tensor Monte Carlo of a minibatch": (
+        *(program(NORMAL, around, plate=60), program(NORMAL, plate=60), X, {"elbo": "tmc"}),
+        ("tmc-subsampled", "error", None, "the scale of 12 of 60 data stands inside a logarithm"),
+    ),
+    "5: marked for a sum that the estimator does not make": (
+        *(summed_out, lambda x: None, X, {"elbo": "trace"}),
+        ("missing-in-guide", "error", "z", "the guide has no site 'z'"),
+    ),
+    "10: a draw without a gradient, of our own": (
+        *(DISCRETE, program(dist.Bernoulli(number(0.4))), X, {"elbo": "stl"}),
+        ("not-reparametrized", "error", "z", "the guide's Bernoulli at 'z' cannot be reparameterised"),
+    ),
     "a program that fails": (
         *(MODEL, broken, X, {}),
         ("program-fails", "error", None, "the guide fails on a batch of shape (12,): no such thing"),
@@ -216,6 +235,8 @@ SOUND: dict[str, tuple[Any, Any, Tensor, dict[str, Any]]] = {
     "2": (GAMMA, program(dist.Gamma(number(1.0), 1.0)), X, {"elbo": "mean_field"}),
     "2, sampled anyway": (HEAVY, GUIDE, X, {"elbo": "trace"}),
     "3, sampled": (two_sites, other_order, X, {"elbo": "trace"}),
+    "3, by its values": (two_sites, other_order, X, {"elbo": "analytic"}),
+    "5, summed out": (summed_out, lambda x: None, X, {"elbo": "enum"}),
     "4": (program(NORMAL, around, scale=0.3), program(NORMAL, scale=0.3), X, {}),
     "4, minibatch": (program(NORMAL, around, plate=60), program(NORMAL, plate=60), X, {"num_data": 60}),
     "7": (MODEL, registered(), X, {}),

@@ -16,8 +16,8 @@ from pyro_vi.errors import InputError
 from pyro_vi.pairs import Pair, isolated
 from pyro_vi.programs import pair_of
 
-# A likelihood expanded to the shape of x has no room for draws, and a program's own minibatch is another in each run.
-LOOPED = {"no_plate", "inner_subsample"}
+# A likelihood expanded to the shape of x has no room for draws.
+LOOPED = {"no_plate"}
 
 
 def guide(x):

@@ -608,3 +608,29 @@ def test_the_checkpoint_holds_tensors_and_plain_numbers_only(whole):
     assert state["position"]["step"] == 14
     names = {path.name for path in whole.out.iterdir()}
     assert names == {"config.json", "metrics.jsonl", "checkpoint.pt", *(f"snapshot-{step}.pt" for step in (0, 7, 14))}
+
+
+def test_a_latent_that_is_summed_out_is_fitted_under_enum_and_its_records_have_no_parts():
+    """Two far components: the maximum likelihood is that of each by itself, to the overlap of 1e-6."""
+    torch.manual_seed(0)
+    which = torch.rand(500, dtype=torch.float64) < 0.3
+    x = torch.where(which, 10.0, -10.0) + torch.randn(500, dtype=torch.float64)
+
+    def model(x):
+        weight = pyro.param("weight", torch.tensor(0.5, dtype=torch.float64), constraint=dist.constraints.unit_interval)
+        loc = pyro.param("loc", torch.tensor([-5.0, 5.0], dtype=torch.float64))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(weight), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(loc[z.long()], 1.0), obs=x)
+
+    options = {"steps": 400, "lr": 0.2, "schedule": "cosine", "batch_size": 500, "progress": False}
+    run = fit(model, lambda x: None, load(x, heldout=0.0), elbo="enum", **options)
+    found = {name: value.detach() for name, value in run.model.named_parameters()}
+    share = which.double().mean()
+    assert run.kl_source == {"z": "enumerated"}
+    assert abs(float(found["weight"].sigmoid()) - float(share)) < 1e-3
+    assert torch.allclose(found["loc"], torch.stack([x[~which].mean(), x[which].mean()]), atol=1e-3)
+    exact = torch.where(which, share.log(), (1 - share).log()) - 0.5 * (x - found["loc"][which.long()]) ** 2
+    last = run.history[-1]
+    assert abs(last["elbo"] - float(exact.mean() - 0.5 * math.log(2 * math.pi))) < 1e-3
+    assert math.isnan(last["kl"]) and math.isnan(last["reconstruction"])

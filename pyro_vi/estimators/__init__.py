@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from pyro_vi.estimators.renyi import Renyi
 from pyro_vi.estimators.score import Mixed, Score
 from pyro_vi.estimators.stl import STL
 from pyro_vi.estimators.vimco import VIMCO
-from pyro_vi.pairs import Pair, isolated, prototype
+from pyro_vi.pairs import Pair, prototype
 from pyro_vi.specs import check_options, parse, unknown
 from pyro_vi.terms import KL, KLSource, terms
 
@@ -120,7 +119,8 @@ def differentiable_loss(elbo: Any, pair: Pair, args: Batch) -> Tensor:
     summing = isinstance(elbo, (TraceEnum_ELBO, TraceTMC_ELBO)) or getattr(elbo, "vectorize_particles", False)
     if summing and not isinstance(elbo, Bound) and math.isinf(elbo.max_plate_nesting):
         # Pyro would guess the same, and write so to stderr.
-        elbo.max_plate_nesting = max(prototype(p, args).max_plate_nesting for p in (pair.model, pair.guide))
+        nesting = max(prototype(p, args).max_plate_nesting for p in (pair.model, pair.guide))
+        elbo.max_plate_nesting = nesting + int(elbo.vectorize_particles and elbo.num_particles > 1)
     if isinstance(elbo, TraceGraph_ELBO):
         value, surrogate = elbo._loss_and_surrogate_loss(pair.model, pair.guide, args, {})
         return -torch.as_tensor(value).detach() + (surrogate - surrogate.detach())
@@ -152,13 +152,17 @@ def kl_sources(elbo: ELBO, pair: Pair, args: Batch) -> dict[str, KLSource]:
         return elbo.sources(pair.model, pair.guide, args)
     summed = _marked(pair, args) if isinstance(elbo, (TraceEnum_ELBO, TraceTMC_ELBO)) else set()
     found = terms(pair.model, pair.guide, args, kl=kl_treatment(elbo), seed=0).sources
-    return {name: KLSource("enumerated") if name in summed else source for name, source in found.items()}
+    return {**found, **{name: KLSource("enumerated") for name in summed}}
 
 
 def _marked(pair: Pair, args: Batch) -> set[str]:
-    with isolated(seed=0), torch.no_grad():
-        nodes = poutine.trace(pair.guide).get_trace(*args).nodes
-    return {name for name, node in nodes.items() if node["type"] == "sample" and (node["infer"] or {}).get("enumerate")}
+    sites = [site for program in (pair.model, pair.guide) for site in prototype(program, args).latents.values()]
+    return {site.name for site in sites if site.enumerated}
+
+
+def known_biased(elbo: ELBO) -> bool:
+    """Whether an estimator's gradient is biased by its making, as a relaxation's is."""
+    return isinstance(elbo, Bound) and elbo.gradient == "relaxed"
 
 
 def target(elbo: ELBO) -> str:
