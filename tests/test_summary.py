@@ -27,13 +27,20 @@ def base() -> Comparison:
 
 
 def audit(variance: dict[str, dict[str, tuple[float, float]]]) -> xr.Dataset:
-    """The part of an audit that is read: variance and its standard error, by part and estimator."""
+    """The part of an audit that is read: variance and its standard error, by part and estimator; all take a second."""
     parts, names = ["model", "guide"], list(variance["guide"])
     column = [[[variance[part][name][i] for part in parts] for name in names] for i in (0, 1)]
     dims = ("elbo", "part")
     return xr.Dataset(
-        {"part_grad_var": (dims, column[0]), "part_grad_var_se": (dims, column[1])},
-        coords={"elbo": names, "part": parts},
+        {
+            "part_grad_var": (dims, column[0]),
+            "part_grad_var_se": (dims, column[1]),
+            "part_work_var": (dims, column[0]),
+            "seconds": ("elbo", [1.0] * len(names)),
+            "seconds_se": ("elbo", [0.0] * len(names)),
+            "bias_p": (("elbo", "parameter"), [[math.nan]] * len(names)),
+        },
+        coords={"elbo": names, "part": parts, "target": ("elbo", ["elbo"] * len(names))},
     )
 
 
