@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import json
 import operator
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from rich.table import Table
 
 from pyro_vi.commands import Audit, Check, Compare, Evidence, Fit, FittingCommand, List, PairCommand
 from pyro_vi.errors import FitError, InputError, UsageError
-from pyro_vi.runs import finite, write_json
+from pyro_vi.runs import finite, slug, write_json
 
 
 def _compare(command: Compare) -> int:
@@ -44,12 +43,13 @@ def _compare(command: Compare) -> int:
         **command.options(),
     )
     audits = {"audit": result.audit_dataset()} if result.audits else {}
+    written = []
     for name, one in result.results.items():
         groups = {"fit": history_dataset(one.run.history), **audits}
         tree = to_datatree(
             one.run.model, one.run.guide, one.run.data.heldout, draws=100, seed=command.seed, groups=groups
         )
-        write(tree, out / name / "result.nc")
+        written.append(write(tree, out / slug(name) / "result.nc"))
     plots = save(result, out)
     document = finite(result.to_dict(plots))
     write_json(out / "result.json", document)
@@ -61,7 +61,7 @@ def _compare(command: Compare) -> int:
     for sentence in conclude(result):
         console.print(sentence)
     console.print()
-    for path in [*plots, out / "result.json", *(out / name / "result.nc" for name in result.results)]:
+    for path in [*plots, out / "result.json", *written]:
         console.print(str(path), soft_wrap=True)
     return 0
 
@@ -197,7 +197,7 @@ def _folder(command: FittingCommand) -> Path:
     if command.resume:
         raise UsageError("to resume a run, say which: --out FOLDER --resume")
     parts = (command.model, command.guide, command.data, f"seed{command.seed}")
-    stem = "-".join(re.sub(r"[^\w.=]+", "_", part).strip("_") for part in parts)
+    stem = "-".join(slug(part) for part in parts)
     numbered = (Path("runs") / (stem if i == 1 else f"{stem}-{i}") for i in range(1, 10_000))
     return next(path for path in numbered if not path.exists())
 

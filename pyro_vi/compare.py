@@ -16,10 +16,11 @@ from pyro_vi.audit import audit
 from pyro_vi.data import Data, load
 from pyro_vi.draws import Evaluation, evaluate
 from pyro_vi.errors import InputError, UsageError
-from pyro_vi.estimators import named, refuse_without_loss
+from pyro_vi.estimators import named, refuse_without_loss, target
 from pyro_vi.evidence import evidence
 from pyro_vi.fit import Run, fit
 from pyro_vi.programs import name_of
+from pyro_vi.runs import slug
 from pyro_vi.versions import versions
 
 AUDITED = (0.0, 0.5, 1.0)
@@ -33,6 +34,7 @@ class Result:
     Attributes:
         run: the fit.
         cls: name of the estimator's class.
+        target: the bound that it estimates: ``"elbo"``, ``"iwae(5)"``.
         kl_source: where each latent site's KL comes from.
         evaluation: ELBO, reconstruction and KL of each held-out datum.
         evidence: see `pyro_vi.evidence`; None where the evidence is no sum over data, and ``note`` says why.
@@ -40,6 +42,7 @@ class Result:
 
     run: Run
     cls: str
+    target: str
     kl_source: dict[str, str]
     evaluation: Evaluation
     evidence: xr.Dataset | None
@@ -184,7 +187,7 @@ def compare(
             steps=steps,
             epochs=epochs,
             seed=seed,
-            out=None if folder is None else folder / name,
+            out=None if folder is None else folder / slug(name),
             resume=resume,
             snapshots=AUDITED if not runs else (),
             **options,
@@ -195,13 +198,11 @@ def compare(
     for step in first.snapshots if audit_draws else ():
         pair = first.at(step)
         audits[step] = audit(pair.model, pair.guide, batch, elbos=given, draws=audit_draws, seed=seed)
-    results = {
-        name: _result(run, type(estimators[name]).__name__, draws, particles, seed) for name, run in runs.items()
-    }
+    results = {name: _result(run, estimators[name], draws, particles, seed) for name, run in runs.items()}
     return Comparison(name_of(model), name_of(guide), data, seed, results, audits, folder)
 
 
-def _result(run: Run, cls: str, draws: int, particles: int, seed: int) -> Result:
+def _result(run: Run, elbo: ELBO, draws: int, particles: int, seed: int) -> Result:
     data, pair = run.data, run.pair
     evaluation = evaluate(pair, data.heldout, draws=draws, seed=seed)
     note, found = "", None
@@ -209,4 +210,4 @@ def _result(run: Run, cls: str, draws: int, particles: int, seed: int) -> Result
         found = evidence(pair.model, pair.guide, data.heldout, particles=particles, seed=seed)
     except InputError as error:
         note = str(error)
-    return Result(run, cls, run.kl_source, evaluation, found, note)
+    return Result(run, type(elbo).__name__, target(elbo), run.kl_source, evaluation, found, note)

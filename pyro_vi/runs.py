@@ -8,6 +8,7 @@ kept. Files are written under a temporary name and renamed, so that an interrupt
 import json
 import os
 import random
+import re
 import signal
 import threading
 import zlib
@@ -162,6 +163,16 @@ def deferred_interrupt() -> Iterator[list[int]]:
             signal.signal(signal.SIGINT, before)
     if pressed:
         raise KeyboardInterrupt
+
+
+def slug(text: str) -> str:
+    """A name as a part of a path, with nothing in it that a shell minds.
+
+    Example:
+        >>> slug("iwae(num_particles=8)")
+        'iwae_num_particles=8'
+    """
+    return re.sub(r"[^\w.=]+", "_", text).strip("_")
 
 
 def make_folder(path: str | Path) -> Path:

@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 from itertools import combinations
 
 import numpy as np
+import torch
 import xarray as xr
 from rich.table import Table
+from torch import Tensor
 
 from pyro_vi.advice import advise
 from pyro_vi.compare import Comparison, Result
@@ -83,7 +85,7 @@ def _variance(audit: xr.Dataset, part: str) -> Callable[[str, Result], str]:
 
 def conclude(comparison: Comparison) -> list[str]:
     """What the numbers support, in sentences; a difference within its error is said to be none."""
-    sentences = [_heldout(comparison)] if len(comparison.results) > 1 else []
+    sentences = _heldout(comparison) if len(comparison.results) > 1 else []
     if comparison.audits and len(comparison.results) > 1:
         sentences.append(_gradients(comparison))
         first, *_, last = (*comparison.audits, *comparison.audits)
@@ -107,29 +109,47 @@ def _unsure(evidence: xr.Dataset) -> bool:
     return evidence.attrs["method"] == "iw" and float(evidence.ess.median()) < 10
 
 
-def _heldout(comparison: Comparison) -> str:
-    ranked = sorted(comparison.results, key=lambda name: -comparison.results[name].elbo)
-    best, second = ranked[0], ranked[1]
-    paired = comparison.results[best].evaluation.elbo - comparison.results[second].evaluation.elbo
+def _heldout(comparison: Comparison) -> list[str]:
+    results = comparison.results
+    sentences = [_ranked({name: result.evaluation.elbo for name, result in results.items()}, "ELBO")]
+    # A fit of another bound does not try for the highest ELBO: such fits are compared by their evidence.
+    found = {n: torch.as_tensor(r.evidence.log_evidence.values) for n, r in results.items() if r.evidence is not None}
+    if len({result.target for result in results.values()}) > 1 and len(found) > 1:
+        sentences.append(_ranked(found, "evidence"))
+    return sentences
+
+
+def _ranked(values: Mapping[str, Tensor], what: str) -> str:
+    best, second, *_ = sorted(values, key=lambda name: -float(values[name].mean()))
+    paired = values[best] - values[second]
     difference, error = float(paired.mean()), standard_error(paired)
     figure = f"{difference:.2f} ± {error:.2f} nats per datum, paired over {len(paired)} held-out data"
     if difference > CERTAIN * error:
+        over = "" if len(values) == 2 else f" than that under {second}, the next"
         return (
-            f"On held-out data the fit under {best} has the higher ELBO, by {figure}; "
+            f"On held-out data the fit under {best} has the higher {what}{over}, by {figure}; "
             "this is one seed, and another may differ by as much."
         )
-    return f"On held-out data the fits under {best} and {second} do not differ beyond error ({figure}; one seed)."
+    by = "" if what == "ELBO" else f" in {what}"
+    return f"On held-out data the fits under {best} and {second} do not differ{by} beyond error ({figure}; one seed)."
 
 
 def _gradients(comparison: Comparison) -> str:
     first, *_, last = (*comparison.audits, *comparison.audits)
-    names = list(comparison.results)
-    low, high = _extremes(comparison.audits[first], names)
+    low, high = _extremes(comparison.audits[first], _of_one_bound(comparison))
     parts = []
     for part in ("guide", "model"):
         start, end = (_ratio(comparison.audits[step], part, high, low) for step in (first, last))
         parts.append(f"the {part}'s gradient variance under {high} is {start} at the start and {end} at the end")
     return f"Against {low}, " + ", ".join(parts) + "."
+
+
+def _of_one_bound(comparison: Comparison) -> list[str]:
+    """The estimators of the bound that most of them share: gradients of different bounds are different things."""
+    targets = [result.target for result in comparison.results.values()]
+    most = max(targets, key=targets.count)
+    names = [name for name, result in comparison.results.items() if result.target == most]
+    return names if len(names) > 1 else list(comparison.results)
 
 
 def _extremes(audit: xr.Dataset, names: list[str]) -> tuple[str, str]:

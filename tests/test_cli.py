@@ -415,7 +415,7 @@ def test_compare_for_people_has_the_table_and_paths_that_exist(folder, capsys):
         assert f"{result['evidence']['value']:.2f} ± {result['evidence']['se']:.2f}" in out
     paths = out[out.rindex("\n\n") :].split()
     assert len(paths) >= 5 and all(Path(path).is_file() for path in paths)
-    config = json.loads(Path("it/trace(num_particles=2)/config.json").read_text())
+    config = json.loads(Path("it/trace_num_particles=2/config.json").read_text())
     assert config["elbo"] == "trace(num_particles=2)" and config["data"] == "five.npy"
 
 

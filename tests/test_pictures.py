@@ -35,7 +35,7 @@ def comparison(model: Any, guide: Any, data: Any, names: tuple[str, ...] = ("tra
     for seed, name in enumerate(names):
         pair = build_pair(model, guide, made, seed=seed)
         run = Run(pair, name, made, [{"step": 1, "elbo": -1.0, "reconstruction": -1.0, "kl": 0.0}], {}, 1, 1.0, {})
-        results[name] = Result(run, "ELBO", {}, Evaluation(torch.zeros(3), torch.zeros(3)), None)
+        results[name] = Result(run, "ELBO", "elbo", {}, Evaluation(torch.zeros(3), torch.zeros(3)), None)
     title = [program if isinstance(program, str) else "own" for program in (model, guide)]
     return Comparison(*title, made, 0, results, {})
 

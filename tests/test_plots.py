@@ -65,6 +65,7 @@ def comparison(names: tuple[str, ...] = NAMES[:2], steps: tuple[int, ...] = (0, 
         name: Result(
             Run(pair, name, made, history(0.5 * k), {}, 100, 1.0, {"z": "analytic"}),
             "ELBO",
+            "elbo",
             {"z": "analytic"},
             Evaluation(torch.zeros(3), torch.zeros(3)),
             None,

@@ -12,6 +12,7 @@ from catalogue import columns
 from rich.console import Console
 
 from pyro_vi import Comparison, compare
+from pyro_vi.audit import PARTS
 from pyro_vi.data import load
 from pyro_vi.draws import Evaluation
 from pyro_vi.summary import conclude, table
@@ -82,7 +83,7 @@ def test_two_standard_errors_make_a_difference(base, shift, apart):
 
 def test_of_three_the_best_two_are_compared(base):
     found = with_elbos(base, a=DATA, b=DATA + 2, c=DATA + 1)
-    assert "the fit under b has the higher ELBO, by 1.00 ± 0.00" in conclude(found)[0]
+    assert "the fit under b has the higher ELBO than that under c, the next, by 1.00 ± 0.00" in conclude(found)[0]
 
 
 START = {
@@ -145,7 +146,8 @@ def test_a_sampled_kl_is_told_with_its_reason(base):
 def test_evidence_from_few_effective_draws_is_warned_of(base):
     def evidence(ess: float) -> xr.Dataset:
         attrs = {"method": "iw", "value": -20.0, "se": 0.1, "particles": 50}
-        return xr.Dataset({"ess": ("datum", [1.0, ess, 40.0])}, attrs=attrs)
+        columns = {"ess": ("datum", [1.0, ess, 40.0]), "log_evidence": ("datum", [-20.0, -19.0, -21.0])}
+        return xr.Dataset(columns, attrs=attrs)
 
     for ess, told in ((9.0, True), (11.0, False)):
         results = {name: dataclasses.replace(result, evidence=evidence(ess)) for name, result in base.results.items()}
@@ -191,3 +193,39 @@ def test_the_exact_evidence_is_said_to_be_exact(base):
     assert value is not None
     assert rows["evidence (exact)"][0] == f"{value.attrs['value']:.2f} ± {value.attrs['se']:.2f}"
     assert not any("gradient variance" in label for label in rows)
+
+
+def test_fits_of_different_bounds_are_compared_by_their_evidence_too(base):
+    """The ELBO prefers the first by 0.5, the evidence the second by 1; both paired, over 100 data."""
+
+    def exact(values: torch.Tensor) -> xr.Dataset:
+        attrs = {"method": "exact", "value": float(values.mean()), "se": 0.3, "particles": 0}
+        return xr.Dataset({"log_evidence": ("datum", values.numpy())}, attrs=attrs)
+
+    found = with_elbos(base, trace=DATA + 0.5 + 0.1 * NOISE, iwae=DATA)
+    evidence = {"trace": exact(DATA + 1), "iwae": exact(DATA + 2 + 0.1 * NOISE)}
+    targets = {"trace": "elbo", "iwae": "iwae(5)"}
+    results = {
+        name: dataclasses.replace(result, evidence=evidence[name], target=targets[name])
+        for name, result in found.results.items()
+    }
+    first, second, *_ = conclude(dataclasses.replace(found, results=results))
+    assert "the fit under trace has the higher ELBO, by 0.50 ± 0.01 nats per datum" in first
+    assert "the fit under iwae has the higher evidence, by 1.00 ± 0.01 nats per datum" in second
+    same = {name: dataclasses.replace(result, target="elbo") for name, result in results.items()}
+    assert not any("evidence" in sentence for sentence in conclude(dataclasses.replace(found, results=same)))
+
+
+def test_gradients_are_compared_among_estimators_of_one_bound(base):
+    """dreg's gradient is that of another bound: 30 and not 3000 times is what trace has over mean_field."""
+    names = {"trace": "elbo", "mean_field": "elbo", "dreg": "iwae(5)"}
+    variance = {part: {"trace": (3.0, 0.03), "mean_field": (0.1, 0.001), "dreg": (0.001, 1e-5)} for part in PARTS}
+    made = audit(variance).assign_coords(target=("elbo", list(names.values())))
+    results = {
+        name: dataclasses.replace(base.results["trace"], target=target, evidence=None) for name, target in names.items()
+    }
+    sentences = conclude(dataclasses.replace(base, results=results, audits={0: made}))
+    (sentence,) = [s for s in sentences if s.startswith("Against")]
+    assert sentence.startswith(
+        "Against mean_field, the guide's gradient variance under trace is 30 ± 0.4 times as large"
+    )
