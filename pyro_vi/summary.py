@@ -192,6 +192,8 @@ def audit_table(audit: xr.Dataset, title: str) -> Table:
     for column in ("estimator", "bound", "value", "sd", "gradient variance", "SNR", "work", "ms", "MB", "bias"):
         shown.add_column(column, justify="left" if column in ("estimator", "bound") else "right")
     for part in ("guide", "model"):
+        if part not in audit.owner.values:
+            continue
         shown.add_row(f"[bold]{part} parameters[/bold]")
         for name in audit.elbo.values:
             one = audit.sel(elbo=name)
@@ -214,7 +216,19 @@ def audit_table(audit: xr.Dataset, title: str) -> Table:
         for source in sorted(sources):
             names = [str(n) for n in audit.elbo.values if str(audit.kl_source.sel(site=site, elbo=n).values) == source]
             shown.caption = f"{shown.caption}\nKL of {site}: {source} under {', '.join(names)}."
+    if audit.sizes["site"] > 1:
+        for name in audit.elbo.values:
+            shares = _shares(audit.sel(elbo=name, part="guide"))
+            shown.caption = f"{shown.caption}\nGuide's gradient variance that each site's draws make, {name}: {shares}."
     return shown
+
+
+def _shares(one: xr.Dataset) -> str:
+    whole = float(one.part_grad_var)
+    parts = {str(site): float(one.site_var.sel(site=site)) for site in one.site.values}
+    if not whole > 0 or any(math.isnan(part) for part in parts.values()):
+        return "not known, its draws cannot be told apart" if whole > 0 else "none"
+    return ", ".join(f"{site} {100 * part / whole:.0f} %" for site, part in parts.items())
 
 
 def _bias(p: np.ndarray) -> str:

@@ -3,8 +3,11 @@
 import dataclasses
 import io
 import math
+import re
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
@@ -13,9 +16,10 @@ from rich.console import Console
 
 from pyro_vi import Comparison, compare
 from pyro_vi.audit import PARTS
+from pyro_vi.audit import audit as measure
 from pyro_vi.data import load
 from pyro_vi.draws import Evaluation
-from pyro_vi.summary import conclude, table
+from pyro_vi.summary import audit_table, conclude, table
 
 NAMES = ("trace", "mean_field")
 
@@ -229,3 +233,32 @@ def test_gradients_are_compared_among_estimators_of_one_bound(base):
     assert sentence.startswith(
         "Against mean_field, the guide's gradient variance under trace is 30 ± 0.4 times as large"
     )
+
+
+def test_the_audit_table_shows_what_has_parameters_and_what_each_site_adds():
+    """w ~ N(0, 1), z_n ~ N(w, 1), x_n ~ N(z_n, 1): no parameter in the model, draws at two sites."""
+
+    def model(x):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(w, 1.0)), 1.0), obs=x)
+
+    def guide(x):
+        loc, width = pyro.param("loc", torch.tensor(0.5)), pyro.param("width", torch.tensor(0.7))
+        pyro.sample("w", dist.Normal(loc, 0.3))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, width))
+
+    x = torch.linspace(-1.0, 2.0, 7)
+    found = measure(model, guide, x, elbos=["trace", "mean_field"], draws=400)
+    console = Console(width=200, file=io.StringIO())
+    console.print(audit_table(found, "two sites"))
+    text = console.file.getvalue()
+    assert "guide parameters" in text and "model parameters" not in text
+    assert "KL of z: analytic under mean_field." in text and "KL of z: sampled under trace." in text
+    shares = re.findall(r"site's draws make, (\w+): w (\d+) %, z (\d+) %", text)
+    assert [name for name, *_ in shares] == ["trace", "mean_field"]
+    for name, w, z in shares:
+        here = found.sel(elbo=name, part="guide")
+        assert (int(w), int(z)) == tuple(round(100 * float(v / here.part_grad_var)) for v in here.site_var)
+        assert int(w) + int(z) + 8 >= 100  # total effects add up to the variance or more, to their error on 200 pairs
