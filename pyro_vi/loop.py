@@ -61,7 +61,7 @@ class Settings:
         UsageError: a setting out of range.
     """
 
-    total: int
+    steps: int
     batch_size: int
     schedule: str
     clip_norm: float | None
@@ -72,7 +72,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for what, bad, wanted in (
-            (f"steps {self.total}", self.total < 1, "at least 1"),
+            (f"steps {self.steps}", self.steps < 1, "at least 1"),
             (f"batch_size {self.batch_size}", self.batch_size < 1, "at least 1"),
             (f"clip_norm {self.clip_norm}", self.clip_norm is not None and not self.clip_norm > 0, "positive"),
             (f"beta {self.beta}", not (0 <= self.beta < math.inf), "0 or more"),
@@ -82,9 +82,9 @@ class Settings:
         ):
             if bad:
                 raise UsageError(f"{what} is out of range; it must be {wanted}")
-        if self.warmup > self.total:
+        if self.warmup > self.steps:
             raise UsageError(
-                f"a warmup of {self.warmup} steps is longer than the fit ({self.total} steps), "
+                f"a warmup of {self.warmup} steps is longer than the fit ({self.steps} steps), "
                 "which would never see the whole KL; shorten it, or set beta"
             )
 
@@ -132,7 +132,7 @@ class Loop:
         self.used = (0.0, 0.0)  # weight of the KL and learning rate of the last step
         self.history: list[dict[str, Any]] = []
         self.snapshots: dict[int, dict[str, Tensor]] = {}
-        self.every = max(1, settings.total // LOGGED)
+        self.every = max(1, settings.steps // LOGGED)
         self.seen = data.example(min(ROWS, data.spec.num_data))  # the same rows for every record
 
     def run(self, title: str, folder: RunFolder | None = None, *, resume: bool, progress: bool) -> None:
@@ -145,7 +145,7 @@ class Loop:
         self.pair.train()
         with (
             isolated(self.settings.seed, validation=False),
-            Progress(title, self.settings.total, progress) as bar,
+            Progress(title, self.settings.steps, progress) as bar,
             deferred_interrupt() as interrupted,
             fitting_threads(self.pair, self.data.example(self.settings.batch_size)),
             warnings.catch_warnings(),
@@ -155,7 +155,7 @@ class Loop:
             if resume:
                 self._restore()
             self._keep()
-            while self.position.step < self.settings.total and not interrupted:
+            while self.position.step < self.settings.steps and not interrupted:
                 self._epoch(bar, interrupted)
             self._checkpoint()
 
@@ -166,12 +166,12 @@ class Loop:
             self._step(rows, batch)
             now.batch += 1
             self._keep()
-            if now.step % self.every == 0 or now.step in (1, self.settings.total):
+            if now.step % self.every == 0 or now.step in (1, self.settings.steps):
                 self._record()
                 bar.update(now.step, self.history[-1]["elbo"])
-            if now.step % max(1, self.settings.total // 10) == 0:
+            if now.step % max(1, self.settings.steps // 10) == 0:
                 self._checkpoint()
-            if now.step == self.settings.total or interrupted:
+            if now.step == self.settings.steps or interrupted:
                 return
         now.epoch, now.batch = now.epoch + 1, 0
 
@@ -199,7 +199,7 @@ class Loop:
         return beta * min(1.0, self.position.step / warmup) if warmup else beta
 
     def _rate(self, step: int) -> float:
-        done = min(1.0, step / self.settings.total)
+        done = min(1.0, step / self.settings.steps)
         return SCHEDULES[self.settings.schedule](done)
 
     def _blame(self, value: float, rows: Tensor, batch: Batch, generator: Tensor) -> str:

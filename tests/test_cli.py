@@ -440,7 +440,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(folder):
     assert 0 < state["position"]["step"] < 20000
     config = json.loads((run / "config.json").read_text())
     # To the end it would take a minute: the last steps tell as much. The schedule keeps its length.
-    assert config["total"] == 20000 and "Traceback" not in err
+    assert config["steps"] == 20000 and "Traceback" not in err
 
 
 def test_ctrl_c_and_resume_in_one_process(folder, monkeypatch, capsys):

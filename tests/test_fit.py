@@ -546,7 +546,7 @@ def test_a_folder_that_holds_a_run_is_refused(whole):
 @pytest.mark.parametrize(
     ("options", "difference"),
     [
-        ({"steps": 15, "snapshots": (0.0, 7 / 15, 14 / 15)}, "total was 14, is 15"),
+        ({"steps": 15, "snapshots": (0.0, 7 / 15, 14 / 15)}, "steps was 14, is 15"),
         ({"seed": 1, "data": load("digits")}, "seed was 0, is 1"),
         ({"beta": 2.0}, "beta was 1.0, is 2.0"),
         ({"elbo": "trace"}, "elbo was 'mean_field', is 'trace'"),
@@ -560,7 +560,7 @@ def test_a_run_is_not_resumed_with_other_settings(whole, options, difference):
     with pytest.raises(UsageError) as caught:
         digits(whole.out, resume=True, **options)
     assert f"holds a run with other settings ({difference})" in str(caught.value)
-    assert json.loads((whole.out / "config.json").read_text())["total"] == 14
+    assert json.loads((whole.out / "config.json").read_text())["steps"] == 14
 
 
 def test_a_run_is_not_resumed_on_other_data_of_the_same_name(tmp_path):
@@ -579,7 +579,7 @@ def test_the_configuration_repeats_the_fit(whole):
         config["guide"],
         config["data"],
         elbo=config["elbo"],
-        steps=config["total"],
+        steps=config["steps"],
         batch_size=config["batch_size"],
         optimizer=interrupting(),
         lr=config["lr"],
@@ -588,7 +588,7 @@ def test_the_configuration_repeats_the_fit(whole):
         beta=config["beta"],
         warmup=config["warmup"],
         seed=config["seed"],
-        snapshots=[step / config["total"] for step in config["kept"]],
+        snapshots=[step / config["steps"] for step in config["kept"]],
         progress=False,
     )
     assert same_fit(again, whole)
