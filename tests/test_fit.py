@@ -335,6 +335,19 @@ def full_rank(x: Tensor, y: Tensor) -> None:
     pyro.sample("w", dist.MultivariateNormal(loc, scale_tril=tril))
 
 
+def test_a_regression_on_full_batches_ends_at_the_exact_posterior(few_records):
+    """The path derivative has no noise at the posterior, so that what is left is the optimizer's: 1e-4 posterior sds."""
+    x = columns(60, 2) @ torch.tensor([[1.0, 0.6], [0.0, 0.8]], dtype=torch.float64)
+    y = x @ torch.tensor([0.7, -1.2], dtype=torch.float64) + 0.5 * scalars(60, seed=8)
+    options = {"batch_size": 60, "steps": 1500, "lr": 0.03, "schedule": "cosine", "progress": False}
+    run = fit(regression(60), full_rank, load((x, y), heldout=0.0), elbo="stl", **options)
+    covariance = torch.linalg.inv(x.mT @ x / 0.25 + torch.eye(2, dtype=x.dtype) / 4)
+    found = {name: value.detach() for name, value in run.guide.named_parameters()}
+    tril = torch.distributions.transform_to(constraints.lower_cholesky)(found["tril"])
+    assert float(((found["loc"] - covariance @ (x.mT @ y) / 0.25) / covariance.diagonal().sqrt()).abs().max()) < 1e-4
+    assert float((tril @ tril.mT / covariance - 1).abs().max()) < 1e-4
+
+
 @pytest.mark.parametrize("guide", ["full_rank", "diag_normal"])
 def test_a_regression_in_minibatches_recovers_the_exact_posterior(few_records, guide):
     """Posterior precision P = XᵀX / 0.25 + I / 4; the best diagonal guide has variances 1 / P_ii (oracles, section 4).
