@@ -1,5 +1,6 @@
 """What is installed: the packages, their links, the wheel and the pinned versions."""
 
+import ast
 import configparser
 import os
 import shutil
@@ -119,3 +120,20 @@ def test_direct_dependencies_are_pinned():
 @pytest.mark.parametrize("requirement", direct_requirements(), ids=str)
 def test_range_admits_its_pin(requirement):
     assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)])
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names that a file imports."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    origins = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return {name.split(".")[0] for name in plain | origins}
+
+
+def test_what_the_packages_import_is_what_they_require() -> None:
+    """h5netcdf and h5py are imported by xarray, by name; pyarrow is the extra's."""
+    names = {"sklearn": "scikit-learn", "pyro": "pyro-ppl", "arviz_base": "arviz-base"}
+    files = [path for top in ("pyro_vi", *LINKED) for path in (ROOT / top).rglob("*.py")]
+    found = set().union(*map(imported, files)) - set(sys.stdlib_module_names) - {"pyro_vi"}
+    required = {Requirement(line).name for line in lines(read_setup()["options"]["install_requires"])}
+    assert {names.get(name, name) for name in found} | {"h5netcdf", "h5py"} == required | {"pyarrow"} & found
