@@ -25,9 +25,9 @@ from pyro_vi.errors import InputError
 from pyro_vi.estimators import kl_sources, known_biased, named, target
 from pyro_vi.evaluations import Evaluator, stacked
 from pyro_vi.moments import GROUPS, Difference, Moments, holm
-from pyro_vi.pairs import Pair, isolated, prototype
+from pyro_vi.pairs import Pair, isolated
 from pyro_vi.programs import pair_of
-from pyro_vi.terms import data_plate, from_traces
+from pyro_vi.terms import from_traces
 from pyro_vi.threads import fitting_threads
 from pyro_vi.versions import versions
 
@@ -178,7 +178,7 @@ def _references(estimators: dict[str, ELBO]) -> dict[str, str]:
 def _num_data(pair: Pair, args: Batch) -> int:
     with torch.no_grad():
         traces = pair.draw(args)
-    return from_traces(*traces, data_plate(prototype(pair.model, args), args), len(args[0])).num_data
+    return from_traces(*traces, len(args[0])).num_data
 
 
 def _site_variances(evaluator: Evaluator, seeds: list[int], chunk: int, num_data: int) -> dict[str, Tensor]:

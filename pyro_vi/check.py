@@ -17,7 +17,7 @@ from pyro_vi.errors import InputError
 from pyro_vi.estimators import kl_treatment, named, needs_reparametrized
 from pyro_vi.pairs import Pair, Prototype, Site, isolated, prototype
 from pyro_vi.programs import pair_of
-from pyro_vi.terms import Terms, data_plate, from_traces
+from pyro_vi.terms import Terms, from_traces
 
 Severity = Literal["error", "warning", "note"]
 
@@ -100,7 +100,7 @@ def check(
         with isolated(seed=0, validation=False):
             try:
                 traces = pair.draw(args)
-                terms = from_traces(*traces, data_plate(layout, args), len(args[0]), kl=kl)
+                terms = from_traces(*traces, len(args[0]), kl=kl)
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
                 text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
                 shapes = ", ".join(str(tuple(a.shape)) for a in args)
@@ -254,7 +254,7 @@ def _number(value: Tensor) -> str:
 
 
 def _batch_as_all(view: _View) -> Iterator[Finding]:
-    plate = data_plate(view.model, view.args)
+    plate = view.model.data_plate(len(view.args[0]))
     if view.num_data is None or view.num_data <= len(view.args[0]) or (plate is not None and plate.size is not None):
         return
     for name, site in view.model.latents.items():

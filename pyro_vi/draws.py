@@ -57,7 +57,7 @@ def stream(
             traces = pair.draw(args, particles, nesting)
             refuse_unguided(*traces)
             plate = traced_plate(traces[0], len(args[0]))
-            terms = from_traces(*traces, plate, len(args[0]), kl=kl)
+            terms = from_traces(*traces, len(args[0]), kl=kl)
             if plate is not None and terms.rows != len(args[0]):
                 raise InputError(
                     f"plate '{plate.name}' holds {terms.rows} of the {len(args[0])} rows that the programs are called with: "

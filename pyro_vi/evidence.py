@@ -13,7 +13,6 @@ from pyro_vi.draws import evaluating, standard_error, stream, vectorizes
 from pyro_vi.errors import InputError
 from pyro_vi.pairs import Pair, isolated, prototype, title
 from pyro_vi.programs import pair_of
-from pyro_vi.terms import data_plate
 
 Method = Literal["iw", "exact"]
 
@@ -88,7 +87,7 @@ def evidence(
 def refuse_global(pair: Pair, args: Batch) -> None:
     """Raise unless every latent site is local: only then is the evidence a sum over data."""
     layout = prototype(pair.model, args)
-    plate = data_plate(layout, args)
+    plate = layout.data_plate(len(args[0]))
     outside = [n for n, site in layout.latents.items() if plate is None or plate.name not in site.plates]
     if outside:
         raise InputError(

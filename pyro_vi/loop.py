@@ -27,7 +27,7 @@ from pyro_vi.estimators import differentiable_loss, kl_treatment
 from pyro_vi.pairs import Pair, isolated, prototype
 from pyro_vi.progress import Progress
 from pyro_vi.runs import RunFolder, deferred_interrupt, generators, set_generators
-from pyro_vi.terms import data_plate, from_traces
+from pyro_vi.terms import from_traces
 from pyro_vi.threads import fitting_threads
 
 Optimizer = torch.optim.Optimizer
@@ -125,7 +125,7 @@ class Loop:
         self.optimizer = make_optimizer(self.parameters)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         layout, guide_layout = (prototype(program, data.example(2)) for program in (pair.model, pair.guide))
-        plate = data_plate(layout, data.example(2))
+        plate = layout.data_plate(len(data.example(2)[0]))
         self.summed = not set(layout.latents) <= set(guide_layout.sites)
         self.num_data = plate.size if plate is not None else None
         self.position = Position()
@@ -208,10 +208,9 @@ class Loop:
         if overflow:
             return f"{where}: {overflow}"
         torch.set_rng_state(generator)  # the same draw again
-        layout = prototype(self.pair.model, batch)
         with torch.no_grad():
             traces = self.pair.draw(batch)
-        terms = from_traces(*traces, data_plate(layout, batch), len(batch[0]), kl=kl_treatment(self.elbo))
+        terms = from_traces(*traces, len(batch[0]), kl=kl_treatment(self.elbo))
         for name, site in terms.sites.items():
             for what, part in (("log p", site.log_p), ("log q", site.log_q), ("KL", site.kl)):
                 if part is not None and not bool(part.isfinite().all()):

@@ -23,7 +23,7 @@ import pyro_vi.kl  # noqa: F401  (registers closed forms that torch lacks)
 from pyro_vi.binding import kept_buffers
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
-from pyro_vi.pairs import PARTICLES, Plate, Prototype, describe, isolated, prototype
+from pyro_vi.pairs import PARTICLES, Plate, describe, isolated
 
 KL = Literal["analytic", "sampled"]
 
@@ -162,15 +162,9 @@ def terms(model: Any, guide: Any, batch: Batch | Tensor, *, kl: KL = "analytic",
 
     args = batch if isinstance(batch, tuple) else (batch,)
     pair = pair_of(model, guide, args)
-    layout = prototype(pair.model, args)
     with isolated(seed), kept_buffers(pair):
         traces = pair.draw(args)
-    return from_traces(*traces, data_plate(layout, args), len(args[0]), kl=kl)
-
-
-def data_plate(layout: Prototype, args: Batch) -> Plate | None:
-    """The data plate of a model's prototype for a batch."""
-    return layout.data_plate(len(args[0]) if args and args[0].dim() else 0)
+    return from_traces(*traces, len(args[0]), kl=kl)
 
 
 def traced_plate(trace: Any, length: int) -> Plate | None:
@@ -189,7 +183,6 @@ def traced_plate(trace: Any, length: int) -> Plate | None:
 def from_traces(
     model_trace: Any,
     guide_trace: Any,
-    plate: Plate | None,
     length: int,
     *,
     kl: KL = "analytic",
@@ -201,6 +194,7 @@ def from_traces(
     ``length`` is the batch's: what *per datum* divides by where there is no data plate. At the sites of ``refused`` the KL is
     sampled, for the reason that stands there. With ``score`` each latent site has its unscaled log q too.
     """
+    plate = traced_plate(model_trace, length)
     sites: dict[str, SiteTerms] = {}
     for name, node in model_trace.nodes.items():
         if node["type"] != "sample":

@@ -26,7 +26,7 @@ from torch.distributions import kl_divergence
 from pyro_vi.errors import InputError
 from pyro_vi.pairs import Pair, isolated, prototype
 from pyro_vi.programs import pair_of
-from pyro_vi.terms import KLSource, Terms, data_plate, from_traces, terms
+from pyro_vi.terms import KLSource, Terms, from_traces, terms
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 PYRO = {"sampled": Trace_ELBO, "analytic": TraceMeanField_ELBO}
@@ -53,11 +53,10 @@ def at(pair: Pair, values: dict[str, Tensor], *args: Tensor) -> Terms:
         with Give():
             return pair.guide(*args)
 
-    plate = data_plate(prototype(pair.model, args), args)
     fixed = Pair(pair.model, torch.nn.Module())
     fixed.guide.forward = guide
     with isolated():
-        return from_traces(*fixed.draw(args), plate, len(args[0]))
+        return from_traces(*fixed.draw(args), len(args[0]))
 
 
 @every_entry
@@ -91,7 +90,7 @@ def test_many_draws_in_a_plate_keep_their_dimension(name):
     nesting = max(layout.max_plate_nesting, prototype(pair.guide, entry.batch).max_plate_nesting)
     with isolated(1):
         traces = pair.draw(entry.batch, 5, nesting)
-    found = from_traces(*traces, data_plate(layout, entry.batch), entry.rows)
+    found = from_traces(*traces, entry.rows)
     assert found.elbo.shape == (5, entry.rows)
     assert found.loss.shape == (5,)
     # Draw k in the plate has the terms of a single run on its values.
@@ -229,7 +228,7 @@ def test_jensens_bound_on_average():
     x, model, guide = columns(), linear_gaussian(), WrongGuide()
     with isolated(3):
         traces = Pair(model, guide).draw((x,), 20_000, 1)
-    elbo = from_traces(*traces, data_plate(prototype(model, (x,)), (x,)), BATCH).elbo
+    elbo = from_traces(*traces, BATCH).elbo
     q = guide.distribution(x)
     gap = kl_divergence(dist.MultivariateNormal(q.mean, scale_tril=q.stddev.diag_embed()), model.posterior(x)["z"])
     error = elbo.std(0) / 20_000**0.5

@@ -156,15 +156,14 @@ def _run(
 
 def _terms(run: _Run, args: tuple[Any, ...], plan: Plan, kl: str, score: bool = False) -> Terms:
     length = _length(args)
-    plate = traced_plate(run.model_trace, length)
     missing = [n for n, s in _latents(run.model_trace).items() if n not in run.guide_trace.nodes]
     if missing:
         raise InputError(f"the guide has no site '{missing[0]}' of the model; sample it in the guide")
     if kl == "sampled":
-        return from_traces(run.model_trace, run.guide_trace, plate, length, kl="sampled", score=score)
+        return from_traces(run.model_trace, run.guide_trace, length, kl="sampled", score=score)
     apart = _scaled_apart(run)
     refused = {**plan.refused, **apart}
-    terms = from_traces(run.model_trace, run.guide_trace, plate, length, kl="analytic", refused=refused, score=score)
+    terms = from_traces(run.model_trace, run.guide_trace, length, kl="analytic", refused=refused, score=score)
     if kl == "strict":
         _demand_analytic(terms, run, plan, apart)
     return terms
