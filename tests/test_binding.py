@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -315,3 +316,15 @@ def test_the_generator_runs_on_as_if_nothing_had_run():
     state = torch.get_rng_state()
     bind(scale_guide, (columns(),))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_generators_are_where_they_were():
+    """Python's is not looked at: under pytest the type checker draws from it."""
+
+    def program(x):
+        pyro.param("a", torch.randn(3) + float(np.random.normal()))
+
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), np.random.get_state()[2]
+    bind(program, (torch.zeros(2),))
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all() and np.random.get_state()[2] == states[2]
