@@ -30,27 +30,34 @@ class Evaluator:
         self.size = sum(parameter.numel() for parameter in parameters)
         work = self.size * len(args[0]) * getattr(elbo, "num_particles", 1)
         wanted = work <= WORTH if vectorize is None else vectorize
-        self.captured = self._capture() if wanted and parameters else None
-        if vectorize and self.captured is None:
-            raise InputError(
-                "these draws cannot be evaluated at once: the programs draw from what depends on parameters"
-            )
+        self.captured: Captured | None = None
+        if wanted:
+            try:
+                self.captured = self._capture()
+            except CaptureError as error:  # then one by one
+                if vectorize:
+                    raise InputError(
+                        f"these draws cannot be evaluated at once: {error}; leave vectorize out"
+                    ) from error
 
-    def _capture(self) -> Captured | None:
-        try:
-            captured = capture(self.elbo, self.pair, self.args, self.parameters)
-        except CaptureError:
-            return None
-        if not captured.lifted or not captured.draws:
-            return None
+    def _capture(self) -> Captured:
+        if not self.parameters:
+            raise CaptureError("the pair has no parameters")
+        captured = capture(self.elbo, self.pair, self.args, self.parameters)
+        if not captured.lifted:
+            raise CaptureError("the programs draw from what depends on parameters")
+        if not captured.draws:
+            raise CaptureError("the programs draw nothing")
         try:
             together = _flat(captured.many(self._values(), stacked(captured, [0, 1], self.args), self.args))
-        except RuntimeError:
-            return None  # an operation that cannot be batched
+        except RuntimeError as error:
+            raise CaptureError(f"an operation cannot be batched ({str(error).splitlines()[0]})") from error
         apart = self._loop([0, 1])
         digits = 1e-4 if self.parameters[0].dtype == torch.float32 else 1e-8
         agree = all(_agree(one, two, digits) for one, two in zip(together, apart, strict=True))
-        return captured if agree else None
+        if not agree:
+            raise CaptureError("evaluated at once they give other numbers than one by one")
+        return captured
 
     def _values(self) -> list[Tensor]:
         return [parameter.detach() for parameter in self.parameters]
