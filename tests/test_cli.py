@@ -161,11 +161,16 @@ BAD: dict[str, tuple[tuple[str, ...], int, str]] = {
 # One of each way to fail: each costs a few seconds, most of them imports.
 REAL = (
     "unknown model",
+    "unknown guide",
     "unknown data",
+    "unknown estimator",
     "no such program file",
     "program file that fails",
+    "no such data file",
     "other width",
     "NaN in an array",
+    "infinity in a table",
+    "grey pixels, theirs",
     "zero steps",
     "unwritable folder",
 )
