@@ -28,7 +28,7 @@ def _compare(command: Compare) -> int:
     from pyro_vi.compare import compare
     from pyro_vi.export import history_dataset, to_datatree, write
     from pyro_vi.plots import save
-    from pyro_vi.summary import conclude, table
+    from pyro_vi.summary import table
 
     out = Path(command.out or "")
     result = compare(
@@ -58,7 +58,7 @@ def _compare(command: Compare) -> int:
         return 0
     console = _console()
     console.print(table(result))
-    for sentence in conclude(result):
+    for sentence in document["conclusion"]:
         console.print(sentence)
     console.print()
     for path in [*plots, out / "result.json", *written]:
@@ -241,9 +241,8 @@ def main(args: list[str] | None = None) -> int:
         args=args,
     )
     try:
-        if isinstance(
-            command, FittingCommand
-        ):  # named here, so that an interruption can say which folder to go on with
+        if isinstance(command, FittingCommand):
+            # Named here, so that an interruption can say which folder to go on with.
             command = dataclasses.replace(command, out=str(_folder(command)))
         with _one_line_warnings():
             return COMMANDS[type(command)](command)

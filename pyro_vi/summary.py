@@ -185,7 +185,7 @@ def audit_table(audit: xr.Dataset, title: str) -> Table:
     shown = Table(
         title=f"{title}: {audit.attrs['draws']} draws, batch of {audit.attrs['batch_size']}",
         caption="Gradients of the bound per datum; ± one standard error. Work: variance × milliseconds. "
-        "Bias: smallest adjusted p-value against the first estimator of the same bound.",
+        "Bias: smallest adjusted p-value against the first unbiased estimator of the bound.",
         title_justify="left",
         caption_justify="left",
     )
