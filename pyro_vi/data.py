@@ -4,7 +4,8 @@ Roles, in the order data flow:
 
 * `load` turns a name, a file, an array or columns of arrays into a `Data`; `available` lists the names.
 * `DataSpec` says what one datum is (shape, support, dtype): models are built from it, and new values checked by it.
-* `Data` holds the training columns as stored and the fixed held-out `Batch`, and deals training batches out by epoch.
+* `Data` holds the training columns as stored (tensors, or `pyro_vi.columns.Mapped` ones, whose rows stay in their file)
+  and the fixed held-out `Batch`, and deals training batches out by epoch.
 
 A `Batch` is what a program is called with: `program(*batch)`. Everything random depends on (seed, epoch, purpose)
 alone, through generators of its own: the same seed gives the same bits, and the global random state is not touched.
@@ -12,19 +13,35 @@ alone, through generators of its own: the same seed gives the same bits, and the
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vi.columns import (
+    SUPPORTS,
+    Mapped,
+    ahead,
+    check_finite,
+    count_and_row,
+    default_heldout,
+    draw,
+    first,
+    floats,
+    mapped_file,
+    survey,
+)
 from pyro_vi.datasets import DATASETS, FILES, Array, find, generator, read_file, split
 from pyro_vi.errors import InputError, UsageError
 from pyro_vi.specs import parse, unknown
 
 Batch = tuple[Tensor, ...]
+Stored = tuple[Tensor | Mapped, ...]
 
 _ALLOWED = {
     "boolean": "only 0 and 1",
@@ -32,7 +49,6 @@ _ALLOWED = {
     "nonnegative_integer": "whole numbers from 0",
     "real": "any finite number",
 }
-_BLOCK = 4096  # rows drawn at a time: bounds memory, and lets the first rows be drawn without the others
 
 
 @dataclass(frozen=True)
@@ -64,7 +80,7 @@ class DataSpec:
                 f"{self.name}: values have shape {tuple(values.shape)}, not ({', '.join(map(str, wanted))}); "
                 "give rows like those of the training data"
             )
-        _check_finite(values, self.name)
+        check_finite(values, self.name)
         if self.support == "real":
             return
         if self.support == "boolean":
@@ -75,7 +91,7 @@ class DataSpec:
             outside = (values < 0) | (values != values.floor() if values.is_floating_point() else False)
         if outside.any():
             raise InputError(
-                f"{self.name}: {_count_and_row(outside)} outside the support {self.support!r} "
+                f"{self.name}: {count_and_row(outside)} outside the support {self.support!r} "
                 f"({_ALLOWED[self.support]}); scale or code the values like the training data"
             )
 
@@ -95,53 +111,95 @@ class Data:
     spec: DataSpec
     seed: int
     heldout: Batch = field(repr=False)
-    columns: Batch = field(repr=False)
+    columns: Stored = field(repr=False)
     levels: int | None = None
     binarize: bool = False
 
-    def train(self, epoch: int = 0) -> Batch:
-        """The training columns, each (num_data, ...), as seen in that epoch."""
-        return self._values(self._stored(epoch, self.spec.num_data))
+    @property
+    def mapped(self) -> bool:
+        """Whether rows of a column are read from its file as they are wanted."""
+        return any(isinstance(column, Mapped) for column in self.columns)
 
-    def batches(self, epoch: int, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
+    def train(self, epoch: int = 0) -> Batch:
+        """The training columns, each (num_data, ...), as seen in that epoch; all in memory, mapped ones too."""
+        return self.values(tuple(first(column, self.spec.num_data) for column in self.stored(epoch)))
+
+    def batches(self, epoch: int, batch_size: int) -> Generator[tuple[Tensor, Batch], None, None]:
         """Row numbers, (size,), and the rows of `train(epoch)` they name, shuffled by (seed, epoch).
 
-        Every row comes once; the last batch may be smaller. Raises InputError unless batch_size >= 1.
+        Every row comes once; the last batch may be smaller. Of mapped columns the next batches are read meanwhile, by a
+        thread that ends with the generator. Raises InputError unless batch_size >= 1.
         """
         _check_positive("batch_size", batch_size)
-        return self._batches(epoch, batch_size)
+        return (self._read_ahead if self.mapped else self._batches)(epoch, batch_size)
 
-    def _batches(self, epoch: int, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
+    def order(self, epoch: int) -> Tensor:
+        """The row numbers of the training data, (num_data,), as shuffled in that epoch."""
+        return self._order(epoch).to(self.columns[0].device)
+
+    def stored(self, epoch: int) -> tuple[Any, ...]:
+        """The training columns as stored and as seen in that epoch, redrawn where `binarize` is set.
+
+        Tensors, unless the data are `mapped`: in a way that type checkers cannot follow.
+        """
+        return self._drawn(epoch, self.spec.num_data) if self.binarize else self.columns
+
+    def values(self, rows: Batch) -> Batch:
+        """Rows of the stored columns as floats: what a program is called with."""
+        return tuple(floats(column, self.spec.dtype, None if self.binarize else self.levels) for column in rows)
+
+    def gather(self, stored: Stored, index: Tensor) -> Batch:
+        """The `values` of the indexed rows."""
         # Rows are gathered before they become floats: pictures stay at a byte per pixel.
-        stored = self._stored(epoch, self.spec.num_data)
-        order = torch.randperm(self.spec.num_data, generator=generator(self.seed, epoch, "shuffle"))
-        for index in torch.split(order.to(stored[0].device), batch_size):
-            yield index, self._values(tuple(column.index_select(0, index) for column in stored))
+        return self.values(tuple(column.index_select(0, index) for column in stored))
 
     def example(self, size: int = 2) -> Batch:
         """The first rows of `train(0)`, at most `size`; raises InputError unless size >= 1."""
         _check_positive("size", size)
-        return self._values(self._stored(0, size))
+        stored = self._drawn(0, size) if self.binarize else self.columns
+        return self.values(tuple(first(column, size) for column in stored))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Data":
-        """The same data on another device or as another floating dtype; draws do not depend on either."""
+        """The same data on another device or as another floating dtype; draws do not depend on either.
+
+        Rows of mapped columns are moved and cast as they are read.
+        """
         dtype = _check_dtype(dtype or self.spec.dtype)
         return dataclasses.replace(
             self,
             spec=dataclasses.replace(self.spec, dtype=dtype),
             heldout=tuple(column.to(device=device, dtype=dtype) for column in self.heldout),
-            columns=tuple(c.to(device=device, dtype=dtype if c.is_floating_point() else c.dtype) for c in self.columns),
+            columns=tuple(
+                c.to(device=device, dtype=dtype if c.dtype.is_floating_point else c.dtype) for c in self.columns
+            ),
         )
 
-    def _stored(self, epoch: int, rows: int) -> Batch:
-        if not self.binarize:
-            return tuple(column[:rows] for column in self.columns) if rows < self.spec.num_data else self.columns
+    def _order(self, epoch: int) -> Tensor:
+        return torch.randperm(self.spec.num_data, generator=generator(self.seed, epoch, "shuffle"))
+
+    def _batches(self, epoch: int, batch_size: int) -> Generator[tuple[Tensor, Batch], None, None]:
+        stored = self.stored(epoch)
+        for index in torch.split(self.order(epoch), batch_size):
+            yield index, self.gather(stored, index)
+
+    def _read_ahead(self, epoch: int, batch_size: int) -> Generator[tuple[Tensor, Batch], None, None]:
+        # The thread reads and casts; what touches the device (and what is there already) is left to the consumer.
+        def read(index: Tensor) -> list[Tensor]:
+            return [column.read(index) for column in self.columns if isinstance(column, Mapped)]
+
+        with closing(ahead(read, torch.split(self._order(epoch), batch_size))) as batches:
+            for index, found in batches:
+                index, rest = index.to(self.columns[0].device), iter(found)
+                stored = (
+                    next(rest).to(column.device) if isinstance(column, Mapped) else column.index_select(0, index)
+                    for column in self.columns
+                )
+                yield index, self.values(tuple(stored))
+
+    def _drawn(self, epoch: int, rows: int) -> Batch:
         assert self.levels is not None
         blocks = generator(self.seed, epoch, "train")
-        return tuple(_draw(column, self.levels, blocks, rows) for column in self.columns)
-
-    def _values(self, stored: Batch) -> Batch:
-        return tuple(_floats(column, self.spec.dtype, None if self.binarize else self.levels) for column in stored)
+        return tuple(draw(column, self.levels, blocks, rows) for column in self.columns if isinstance(column, Tensor))
 
 
 def available() -> dict[str, str]:
@@ -158,9 +216,12 @@ def load(data: object, *, seed: int = 0, heldout: float | None = None, dtype: to
 
     Args:
         data: "digits", "mnist(binarize=False)", a path to .npy, .npz, .csv or .parquet, values (rows, ...), columns
-            such as (x, y), or a Data, which is returned as it is.
+            such as (x, y), or a Data, which is returned as it is. Columns are copied, but for an `np.memmap` and a .npy
+            file of more than 256 MB: their training rows stay in the file, which must not change, and are read batch by
+            batch (copied all the same: copy-on-write maps, other byte orders, and views that are not C-contiguous).
         seed: what the split, the binarisation and the order of the batches depend on.
         heldout: held-out fraction of the rows, by default 1/10 (digits: 1/6); data with a split of their own take none.
+            They are kept in memory: where rows stay in a file, by default at most 10,000 and 256 MB of them.
         dtype: floating dtype of all columns; by default that of the tensors given, else torch's default.
 
     Raises:
@@ -218,15 +279,15 @@ def _load_set(
     label = f"{name}({written})" if options else name
     spec = DataSpec(label, len(raw.train), shape, raw.support, dtype, raw.source, raw.image_shape)
     if raw.binarize and raw.levels is not None:
-        fixed = _draw(raw.heldout, raw.levels, generator(seed, 0, "heldout"), len(raw.heldout)).to(dtype)
+        fixed = draw(raw.heldout, raw.levels, generator(seed, 0, "heldout"), len(raw.heldout)).to(dtype)
     else:
-        fixed = _floats(raw.heldout, dtype, raw.levels)
+        fixed = floats(raw.heldout, dtype, raw.levels)
     stored = raw.train if raw.train.dtype == torch.uint8 else raw.train.to(dtype)
     return Data(spec, seed, (fixed,), (stored,), raw.levels, raw.binarize)
 
 
 def _load_file(path: Path, seed: int, heldout: float | None, dtype: torch.dtype | None) -> Data:
-    columns = read_file(path)
+    columns = mapped_file(path) or read_file(path)
     if columns.test is not None and heldout is not None:
         raise UsageError(f"{path.name} has a test part of its own; leave heldout out")
     return _own(path.stem, columns.train, f"{path.name}{columns.note}", seed, heldout, dtype, columns.test)
@@ -248,94 +309,29 @@ def _own(
         dtype = floats[0] if floats else torch.get_default_dtype()
         for wider in floats:
             dtype = torch.promote_types(dtype, wider)
-    tensors = {label: _tensor(values, f"{name}: {label}") for label, values in columns.items()}
-    lengths = {label: len(values) for label, values in tensors.items()}
-    if len(set(lengths.values())) > 1:
-        listed = ", ".join(f"{label} {length}" for label, length in lengths.items())
+    found = {label: survey(values, dtype, f"{name}: {label}") for label, values in columns.items()}
+    whole = [column for column, _ in found.values()]
+    if len({len(column) for column in whole}) > 1:
+        listed = ", ".join(f"{label} {len(column)}" for label, (column, _) in found.items())
         raise InputError(f"{name}: columns differ in their number of rows ({listed}); give all of them the same rows")
-    rows = next(iter(lengths.values()))
+    rows, shape = len(whole[0]), tuple(whole[0].shape[1:])
     if rows < 2:
         raise InputError(f"{name}: {rows} row{'s' * (rows != 1)} cannot be fitted; give at least 2 rows")
-    whole = [_cast(values, dtype, f"{name}: {label}") for label, values in tensors.items()]
-    first = next(iter(tensors.values()))
-    seen = [first]
+    supports = next(iter(found.values()))[1]
     if test is None:
-        chosen, rest = split(rows, 0.1 if heldout is None else heldout, seed)
-        train: Batch = tuple(column[chosen.to(column.device)] for column in whole)
-        held: Batch = tuple(column[rest.to(column.device)] for column in whole)
+        chosen, rest = split(rows, default_heldout(whole) if heldout is None else heldout, seed)
+        train: Stored = tuple(c.part(chosen) if isinstance(c, Mapped) else c[chosen.to(c.device)] for c in whole)
+        held: Batch = tuple(column.index_select(0, rest.to(column.device)) for column in whole)
     else:
-        seen.append(other := _tensor(test, f"{name}: 'test'"))
-        if not len(other) or other.shape[1:] != first.shape[1:]:
+        other, others = survey(test, dtype, f"{name}: 'test'")
+        if not len(other) or tuple(other.shape[1:]) != shape:
             raise InputError(
-                f"{name}: 'test' has shape {tuple(other.shape)} and 'train' {tuple(first.shape)}; "
+                f"{name}: 'test' has shape {tuple(other.shape)} and 'train' {tuple(whole[0].shape)}; "
                 "give both at least one row and rows of the same shape"
             )
-        train, held = (whole[0],), (_cast(other, dtype, f"{name}: 'test'"),)
-    # The narrowest support that holds both parts.
-    support = next(s for s in ("boolean", "nonnegative_integer", "real") if all(_holds(s, v) for v in seen))
-    return Data(DataSpec(name, len(train[0]), tuple(first.shape[1:]), support, dtype, source), seed, held, train)
-
-
-def _tensor(values: Tensor | Array, what: str) -> Tensor:
-    """A dense tensor of numbers, (rows, ...), finite."""
-    if isinstance(values, np.ma.MaskedArray):
-        raise InputError(f"{what} is a masked array; drop or fill the masked rows and give a plain array")
-    if isinstance(values, np.ndarray):
-        if values.dtype.kind not in "biuf":
-            raise InputError(f"{what} holds {values.dtype}, not numbers; give whole or real numbers")
-        # torch knows neither foreign byte orders nor long doubles, and hardly the wider unsigned integers
-        kind = values.dtype.kind
-        common = {"b": np.bool_, "u": np.uint8 if values.dtype.itemsize == 1 else np.int64, "i": np.int64}
-        if kind == "u" and values.size and int(values.max()) > np.iinfo(np.int64).max:
-            raise InputError(f"{what} holds numbers above 2**63; give smaller ones, or floats")
-        wide = np.float64 if values.dtype.itemsize > 8 else values.dtype.newbyteorder("=")
-        tensor = torch.tensor(np.ascontiguousarray(values, common.get(kind, wide)).reshape(values.shape))
-    else:
-        tensor = values.detach()
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-            raise InputError(f"{what} is a sparse, quantised or complex tensor; give a dense one of real numbers")
-    if not tensor.ndim:
-        raise InputError(f"{what} is a single number; give an array with a row for each datum")
-    _check_finite(tensor, what)
-    return tensor
-
-
-def _cast(values: Tensor, dtype: torch.dtype, what: str) -> Tensor:
-    cast = values.to(dtype, copy=True)
-    if not (cast.isfinite().all() if values.is_floating_point() else (cast.to(values.dtype) == values).all()):
-        raise InputError(f"{what} holds numbers that {dtype} cannot; load with dtype=torch.float64, or rescale them")
-    return cast
-
-
-def _holds(support: str, values: Tensor) -> bool:
-    if support == "boolean":
-        return bool(((values == 0) | (values == 1)).all())
-    return support == "real" or (not values.is_floating_point() and bool((values >= 0).all()))
-
-
-def _draw(stored: Tensor, levels: int, blocks: torch.Generator, rows: int) -> Tensor:
-    """The first rows of 0/1 draws with probability v / levels, exactly: u < v with u uniform on 0, ..., levels - 1."""
-    drawn = [
-        torch.randint(levels, tuple(block.shape), dtype=torch.uint8, generator=blocks).to(block.device) < block
-        for block in torch.split(stored[: -(-rows // _BLOCK) * _BLOCK], _BLOCK)
-    ]
-    return torch.cat(drawn)[:rows].to(torch.uint8)
-
-
-def _floats(values: Tensor, dtype: torch.dtype, levels: int | None) -> Tensor:
-    return values.to(dtype) if levels is None else values.to(dtype) / levels
-
-
-def _check_finite(values: Tensor, what: str) -> None:
-    bad = ~values.isfinite()
-    if bad.any():
-        raise InputError(f"{what}: {_count_and_row(bad)} NaN or infinite; drop or fill those rows")
-
-
-def _count_and_row(bad: Tensor) -> str:
-    first = int(bad.reshape(len(bad), -1).any(1).nonzero()[0])
-    count = int(bad.sum())
-    return f"{count} value{'s' * (count != 1)} (first in row {first}, counted from 0) {'are' if count != 1 else 'is'}"
+        train, held, supports = (whole[0],), (first(other, len(other)),), supports & others
+    support = next(support for support in SUPPORTS if support in supports)  # the narrowest that holds both parts
+    return Data(DataSpec(name, len(train[0]), shape, support, dtype, source), seed, held, train)
 
 
 def _check_positive(what: str, value: int) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyro_vi.columns import Mapped
 from pyro_vi.errors import InputError, UsageError
 
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
@@ -224,8 +225,8 @@ def finite(value: Any) -> Any:
     return value
 
 
-def checksum(columns: Iterable[torch.Tensor]) -> int:
-    """CRC-32 of columns' bytes: a run is not continued on other data of the same name.
+def checksum(columns: Iterable[torch.Tensor | Mapped]) -> int:
+    """CRC-32 of columns' bytes, in memory or in a file: a run is not continued on other data of the same name.
 
     Example:
         >>> checksum([torch.arange(3)]) == checksum([torch.arange(3)]) != checksum([torch.arange(1, 4)])
@@ -233,7 +234,8 @@ def checksum(columns: Iterable[torch.Tensor]) -> int:
     """
     found = 0
     for column in columns:
-        found = zlib.crc32(column.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes(), found)
+        for block in column.blocks() if isinstance(column, Mapped) else (column,):
+            found = zlib.crc32(block.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes(), found)
     return found
 
 

@@ -16,6 +16,7 @@ import pooch
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vi import datasets, specs
 from pyro_vi.data import Data, DataSpec, available, load
@@ -224,6 +225,21 @@ def test_batches_are_the_shuffled_rows_of_the_epoch(batch_size: int) -> None:
     assert torch.equal(torch.cat([x for _, (x,) in batches]), train[index])
     other = torch.cat([index for index, _ in data.batches(3, batch_size)])
     assert not torch.equal(other, index)
+
+
+@pytest.mark.parametrize("name", ["digits", "digits(binarize=False)", "digits(standardize=True)"])
+def test_batches_are_made_of_public_parts(name: str) -> None:
+    data = load(name)
+    stored, order = data.stored(2), data.order(2)
+    assert not data.mapped
+    assert same(data.values(stored), data.train(2))
+    assert torch.equal(order.sort().values, torch.arange(1498))
+    for rows, (index, batch) in zip(order.split(400), data.batches(2, 400), strict=True):
+        assert torch.equal(rows, index)
+        assert same(data.gather(stored, rows), batch)
+    # Nothing but operations of torch: a graph of one batch serves for another.
+    graph = make_fx(lambda index, *stored: data.values(tuple(c.index_select(0, index) for c in stored)))
+    assert same(graph(order[:9], *stored)(order[9:18], *stored), data.gather(stored, order[9:18]))
 
 
 def test_columns_stay_together() -> None:
