@@ -8,15 +8,13 @@ output, a rejection sampler) stay in the graph.
 * `Captured` is the graph with what it takes to draw for it; `CaptureError` says why there is none.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
-from pyro.infer import ELBO, trace_elbo, trace_mean_field_elbo
+from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, fx
 from torch.func import functionalize, vmap
@@ -26,6 +24,7 @@ from pyro_vi.binding import swapped
 from pyro_vi.data import Batch
 from pyro_vi.estimators import differentiable_loss
 from pyro_vi.pairs import Pair
+from pyro_vi.tracing import without_items
 
 BATCHABLE: dict[Any, Callable[..., Any]] = {torch.ops.aten.fill.Scalar: torch.full_like}
 """Operations that vmap cannot batch, and what does the same."""
@@ -37,10 +36,21 @@ class CaptureError(RuntimeError):
 
 @dataclass(frozen=True)
 class Draw:
-    """A random draw that was lifted out of a graph: how to make it, and the site that it is for, if one is known."""
+    """A random draw that was lifted out of a graph: how to make it, and the site that it is for, if one is known.
 
-    make: Callable[[], Tensor]
+    Attributes:
+        make: makes it, from the generator as it is; ``make(device)`` elsewhere than the programs do.
+        site: the site that it is for.
+        operation: what makes it, such as ``"aten.rand"``.
+        law: distribution of each element: ``("normal", mean, sd)``, ``("uniform", low, high)``, or None if it is neither.
+        device: where the graph takes it.
+    """
+
+    make: Callable[..., Tensor]
     site: str | None
+    operation: str
+    law: tuple[str, float, float] | None
+    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,7 @@ def capture(elbo: ELBO, pair: Pair, args: Batch, parameters: Sequence[Tensor]) -
         # What an estimator finds out about a pair at first is no part of the graph.
         differentiable_loss(elbo, pair, args)
         try:
-            with _without_items():
+            with without_items():
                 graph = make_fx(loss_and_gradients)(*inputs)
             draws, lifted = _lift(graph, marks)
             # Operations in place cannot be batched; a second pass replaces them.
@@ -150,25 +160,6 @@ class _Marks(Messenger):
         return next((name for name, count in self.counts if index < count), None)
 
 
-@contextmanager
-def _without_items() -> Iterator[None]:
-    # Pyro's estimators take the loss out as a number and look whether it is nan: neither can be traced. A detached tensor
-    # is the same constant, also where the surrogate's value is not the loss (score-function sites).
-    with ExitStack() as stack:
-        for module in (trace_elbo, trace_mean_field_elbo):
-            stack.enter_context(mock.patch.object(module, "torch_item", _constant))
-            stack.enter_context(mock.patch.object(module, "warn_if_nan", _same))
-        yield
-
-
-def _constant(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
-
-
-def _same(value: Any, *_: Any, **__: Any) -> Any:
-    return value
-
-
 def _random(node: fx.Node) -> bool:
     tags = getattr(node.target, "tags", ())
     return torch.Tag.nondeterministic_seeded in tags
@@ -185,7 +176,9 @@ def _lift(module: fx.GraphModule, marks: _Marks) -> tuple[list[Draw], bool]:
             continue
         with graph.inserting_after(last):
             last = graph.placeholder(f"draw{len(draws)}")
-        draws.append(Draw(_maker(node), marks.site(index)))
+        operation: Any = node.target
+        name, device = str(operation.overloadpacket), node.meta["val"].device
+        draws.append(Draw(_maker(node), marks.site(index), name, _law(node), device))
         node.replace_all_uses_with(last)
         graph.erase_node(node)
     graph.eliminate_dead_code()
@@ -194,18 +187,43 @@ def _lift(module: fx.GraphModule, marks: _Marks) -> tuple[list[Draw], bool]:
     return draws, lifted
 
 
-def _maker(node: fx.Node) -> Callable[[], Tensor]:
+def _maker(node: fx.Node) -> Callable[..., Tensor]:
     """A function that makes the node's draw again: the same operation, on a new tensor where it fills one."""
     # Read now: a node forgets its arguments when it is erased.
     operation: Any = node.target
     recipes = [_recipe(argument) for argument in node.args]
     named = {key: _recipe(argument) for key, argument in node.kwargs.items()}
 
-    def make() -> Tensor:
-        result: Tensor = operation(*(r() for r in recipes), **{key: r() for key, r in named.items()})
+    def make(device: torch.device | None = None) -> Tensor:
+        there = {} if device is None else {"device": device}
+        options = {key: r() for key, r in named.items()}
+        options |= there if "device" in options else {}
+        # A partial makes the tensor that is filled; all else is a number or a shape.
+        result: Tensor = operation(*(r(**there) if isinstance(r, partial) else r() for r in recipes), **options)
         return result
 
     return make
+
+
+def _law(node: fx.Node) -> tuple[str, float, float] | None:
+    """The distribution of a draw's elements, read off the operation and its arguments."""
+    operation: Any = node.target
+    arguments = operation._schema.arguments
+    names = [argument.name for argument in arguments]
+    given = {argument.name: argument.default_value for argument in arguments}
+    given |= dict(zip(names, node.args, strict=False)) | node.kwargs
+    # rand, rand_like, uniform_, uniform, normal_, normal_functional, ...
+    name = operation._schema.name.removeprefix("aten::").rstrip("_").removesuffix("_like").removesuffix("_functional")
+    if not node.meta["val"].is_floating_point():
+        return None
+    match name:
+        case "randn" | "rand":
+            return ("normal" if name == "randn" else "uniform", 0.0, 1.0)
+        case "normal" | "uniform":
+            first, second = (given[key] for key in (("mean", "std") if name == "normal" else ("from", "to")))
+            if isinstance(first, int | float) and isinstance(second, int | float):
+                return name, float(first), float(second)
+    return None
 
 
 def _recipe(argument: Any) -> Callable[[], Any]:
