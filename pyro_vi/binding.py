@@ -63,11 +63,12 @@ def _modules_of(program: Any) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def swapped(program: nn.Module, values: Mapping[int, torch.Tensor]) -> Iterator[None]:
+def swapped(program: nn.Module, values: Mapping[int, torch.Tensor]) -> Iterator[Callable[[int], torch.Tensor]]:
     """Within the block, tensors of ``program`` whose ``id`` is a key of ``values`` are those values, wherever they stand.
 
     By identity and not by name, as one parameter may have several names: in networks with tied weights, or in a guide that
-    holds its model. `torch.func.functional_call` leaves a wrong tensor behind in the latter.
+    holds its model. `torch.func.functional_call` leaves a wrong tensor behind in the latter. The function that is given says
+    what stands in the place of a key now: another tensor than the given one where a program has assigned one.
     """
     places = [
         (held, name, value)
@@ -78,8 +79,12 @@ def swapped(program: nn.Module, values: Mapping[int, torch.Tensor]) -> Iterator[
     ]
     for held, name, value in places:
         held[name] = values[id(value)]  # type: ignore[assignment]
+
+    def now(key: int) -> torch.Tensor:
+        return next(held[name] for held, name, value in places if id(value) == key)  # type: ignore[return-value]
+
     try:
-        yield
+        yield now
     finally:
         for held, name, value in places:
             held[name] = value  # type: ignore[assignment]

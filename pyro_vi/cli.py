@@ -76,7 +76,8 @@ def _fit(command: Fit) -> int:
     groups = {"fit": history_dataset(run.history)}
     write(to_datatree(run.model, run.guide, batch, draws=100, seed=command.seed, groups=groups), out / "result.nc")
     last = run.history[-1]
-    document = {"elbo": run.elbo, "kl_source": run.kl_source, "out": str(out), "last": last}
+    steps = {} if run.choice is None else {"compiled": run.compiled, "note": run.choice.note, "seconds": run.seconds}
+    document = {"elbo": run.elbo, "kl_source": run.kl_source, "out": str(out), "steps": steps, "last": last}
     if command.json:
         _print_json(document)
         return 0
@@ -89,7 +90,8 @@ def _fit(command: Fit) -> int:
     ):
         if key in last:
             shown.add_row(label, f"{last[key]:.2f}")
-    _console().print(shown, f"{run.steps} steps in {run.seconds:.1f} s", str(out), sep="\n")
+    note = f" ({run.choice.note})" if run.choice else ""
+    _console().print(shown, f"{run.steps} steps in {run.seconds:.1f} s{note}", str(out), sep="\n", soft_wrap=True)
     return 0
 
 

@@ -47,6 +47,8 @@ class FittingCommand(PairCommand):
     """Weight of the KL; the unannealed ELBO is reported beside."""
     warmup: int = 0
     """Steps over which the weight of the KL rises from 0."""
+    compile: Literal["auto", "yes", "no"] = "auto"
+    """Compile the steps: where that saves more time than it takes, always (or say why not), or never."""
     out: str | None = None
     """Folder to write to; by default a new one below runs/."""
     resume: bool = False
@@ -54,7 +56,8 @@ class FittingCommand(PairCommand):
 
     def options(self) -> dict[str, Any]:
         names = ("epochs", "steps", "batch_size", "lr", "schedule", "clip_norm", "beta", "warmup", "seed", "resume")
-        return {name: getattr(self, name) for name in names}
+        compiling = {"auto": "auto", "yes": True, "no": False}[self.compile]
+        return {**{name: getattr(self, name) for name in names}, "compile": compiling}
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,7 @@ class Comparison:
             "evidence": None if found is None else {key: found.attrs[key] for key in ("method", "value", "se")},
             "gap": result.gap,
             "train_seconds": result.run.seconds,
+            "compiled": result.run.compiled,
             "kl_source": result.kl_source,
             "audits": [_audit(step, dataset.sel(elbo=name)) for step, dataset in self.audits.items()],
         }
@@ -151,7 +152,7 @@ def compare(
         particles: draws for each held-out datum's evidence, where it is not exact; at least 500 for a bound worth reading.
         out: folder; each fit's run folder is made in it, named as its estimator.
         resume: go on with the comparison in ``out``.
-        options: passed on to `pyro_vi.fit`: ``batch_size``, ``lr``, ``schedule``, ``clip_norm``, ``beta``, ``warmup``, …
+        options: passed on to `pyro_vi.fit`: ``batch_size``, ``lr``, ``schedule``, ``clip_norm``, ``beta``, ``warmup``, ``compile``, …
 
     Raises:
         UsageError: an unknown name or option, or a setting out of range.

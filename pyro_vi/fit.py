@@ -14,13 +14,16 @@ from torch import Tensor
 
 from pyro_vi.check import check as run_check
 from pyro_vi.check import refuse
+from pyro_vi.choice import Choice, Compile
 from pyro_vi.data import Data, load
 from pyro_vi.errors import UsageError
 from pyro_vi.estimators import kl_sources, named, refuse_without_loss
-from pyro_vi.loop import Loop, Optimizer, Settings
+from pyro_vi.loop import Loop
 from pyro_vi.pairs import Pair, isolated
 from pyro_vi.programs import build_pair, name_of
 from pyro_vi.runs import RunFolder, checksum
+from pyro_vi.settings import Settings
+from pyro_vi.step import Optimizer
 from pyro_vi.versions import versions
 
 
@@ -39,6 +42,7 @@ class Run:
         steps: steps taken.
         seconds: time of the loop, without records and checkpoints.
         kl_source: where each latent site's KL comes from.
+        choice: whether steps were compiled, why, and how long that took; None for a fit that was over already.
         out: the run folder, if there is one.
     """
 
@@ -50,6 +54,7 @@ class Run:
     steps: int
     seconds: float
     kl_source: dict[str, str]
+    choice: Choice | None = None
     out: Path | None = None
 
     @property
@@ -59,6 +64,11 @@ class Run:
     @property
     def guide(self) -> torch.nn.Module:
         return self.pair.guide
+
+    @property
+    def compiled(self) -> bool:
+        """Whether steps of it were compiled."""
+        return self.choice is not None and bool(self.choice.lengths)
 
     def at(self, step: int) -> Pair:
         """The pair as it was at a step of ``snapshots``."""
@@ -85,6 +95,7 @@ def fit(
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
+    compile: Compile = "auto",
     device: str | torch.device | None = None,
     progress: bool = True,
     check: bool = True,
@@ -109,6 +120,9 @@ def fit(
         seed: of initial parameters, data order and draws: equal seeds give equal bits.
         out: run folder; without it nothing is written.
         resume: go on with the run in ``out``, to the same bits as without the interruption.
+        compile: whether the whole step (loss, gradients, clipping, schedule, optimizer) becomes one piece of machine code after
+            the first step: True, or an error; False; or ``"auto"``: where that saves more time than it takes, and is possible.
+            Compiled steps make the draws of eager ones, and differ from them by rounding. See ``choice`` of the run.
         device: where to compute; by default where torch does.
         progress: show rate and time left on stderr.
         check: look for silent errors of the pair first, and refuse to start on one.
@@ -145,6 +159,7 @@ def fit(
         "optimizer": "adam" if optimizer is None else name_of(optimizer),
         "lr": lr,
         **dataclasses.asdict(settings),
+        "compile": compile,
         "versions": versions(),
     }
     pair = build_pair(model, guide, data, seed=seed)
@@ -154,7 +169,7 @@ def fit(
     with isolated(validation=False):
         sources = kl_sources(estimator, pair, example)
     pair, data = pair.to(device), data.to(device=device)
-    loop = Loop(pair, estimator, data, settings, optimizer or _adam(lr))
+    loop = Loop(pair, estimator, data, settings, optimizer or _adam(lr), compile)
     # The folder comes last, so that what cannot be fitted leaves none.
     folder = RunFolder(out, config, resume=resume) if out is not None else None
     loop.run(name, folder, resume=resume, progress=progress)
@@ -167,6 +182,7 @@ def fit(
         steps=loop.position.step,
         seconds=loop.position.seconds,
         kl_source={site: str(source) for site, source in sources.items()},
+        choice=loop.choice,
         out=folder.path if folder else None,
     )
 

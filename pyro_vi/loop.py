@@ -1,112 +1,55 @@
 """The loop of a fit: steps, records, snapshots and checkpoints.
 
-* `Settings` is what a fit was asked to do; `_Position` is where it stands; `Loop` moves from one to the other.
+* `Loop` takes the steps of a fit from one `Position` to the next, eager or compiled; equal settings and seeds give equal bits,
+  also over an interruption.
 * The objective is the loss divided by the number of data, so that learning rates and gradient norms mean the same for
   every data set.
 """
 
-import contextlib
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 import torch
 from pyro.infer import ELBO
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
+from pyro_vi.binding import kept_buffers
+from pyro_vi.choice import Choice, Compile, check_mode, choose
+from pyro_vi.compiled import CompiledSteps
 from pyro_vi.data import Batch, Data
 from pyro_vi.draws import evaluate, evaluating
 from pyro_vi.errors import FitError, UsageError
-from pyro_vi.estimators import differentiable_loss, kl_treatment
+from pyro_vi.estimators import kl_treatment
+from pyro_vi.failures import blame, failed, failing, overflow, where
+from pyro_vi.objective import Objective
 from pyro_vi.pairs import Pair, isolated, prototype
 from pyro_vi.progress import Progress
 from pyro_vi.runs import RunFolder, deferred_interrupt, generators, set_generators
-from pyro_vi.terms import from_traces
+from pyro_vi.settings import Position, Settings
+from pyro_vi.step import Optimizer, WholeStep
 from pyro_vi.threads import fitting_threads
 
-Optimizer = torch.optim.Optimizer
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda done: 1.0,
-    "linear": lambda done: 1 - done,
-    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
-}
-"""Learning rate, as a fraction of the first, against the fraction of steps that are done."""
 LOGGED, ROWS = 100, 1000
 """Records that a fit makes, and the training and held-out rows that are looked at for each."""
-
-
-class _Anneal(Messenger):
-    """Multiply the KL by β: the log-densities of latent sites, in the model and the guide alike."""
-
-    def __init__(self, beta: float) -> None:
-        super().__init__()
-        self.beta = beta
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"]:
-            msg["scale"] = msg["scale"] * self.beta
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a fit was asked to do; see `pyro_vi.fit.fit`. ``kept`` are the steps whose parameters are kept.
-
-    Raises:
-        UsageError: a setting out of range.
-    """
-
-    steps: int
-    batch_size: int
-    schedule: str
-    clip_norm: float | None
-    beta: float
-    warmup: int
-    seed: int
-    kept: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        for what, bad, wanted in (
-            (f"steps {self.steps}", self.steps < 1, "at least 1"),
-            (f"batch_size {self.batch_size}", self.batch_size < 1, "at least 1"),
-            (f"clip_norm {self.clip_norm}", self.clip_norm is not None and not self.clip_norm > 0, "positive"),
-            (f"beta {self.beta}", not (0 <= self.beta < math.inf), "0 or more"),
-            (f"warmup {self.warmup}", self.warmup < 0, "0 or more"),
-            (f"seed {self.seed}", self.seed < 0, "0 or more"),
-            (f"schedule '{self.schedule}'", self.schedule not in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
-        ):
-            if bad:
-                raise UsageError(f"{what} is out of range; it must be {wanted}")
-        if self.warmup > self.steps:
-            raise UsageError(
-                f"a warmup of {self.warmup} steps is longer than the fit ({self.steps} steps), "
-                "which would never see the whole KL; shorten it, or set beta"
-            )
-
-
-@dataclass
-class Position:
-    """Where a fit stands: what a checkpoint holds beside parameters, optimizer and generators."""
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0  # batches of this epoch that are done
-    seconds: float = 0.0
-    losses: list[float] = field(default_factory=list)  # since the last record
 
 
 class Loop:
     """One fit.
 
+    Args:
+        compile: whether steps are compiled: see `pyro_vi.choice.choose`.
+
     Attributes:
         history: the records made so far.
         snapshots: parameters at the steps that are to be kept.
         position: where it stands.
+        choice: whether its steps are compiled, and why; None before the first step.
     """
 
     def __init__(
@@ -116,141 +59,197 @@ class Loop:
         data: Data,
         settings: Settings,
         make_optimizer: Callable[[Iterable[torch.nn.Parameter]], Optimizer],
+        compile: Compile = False,
     ) -> None:
-        self.pair, self.elbo, self.data, self.settings = pair, elbo, data, settings
+        check_mode(compile)
+        self.pair, self.elbo, self.data, self.settings, self.compile = pair, elbo, data, settings, compile
         self.folder: RunFolder | None = None
         self.parameters = [parameter for _, parameter in pair.owned().values()]
         if not self.parameters:
             raise UsageError("the pair has no parameters to fit; look at it with `audit` or `evidence`")
         self.optimizer = make_optimizer(self.parameters)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
         layout, guide_layout = (prototype(program, data.example(2)) for program in (pair.model, pair.guide))
         plate = layout.data_plate(len(data.example(2)[0]))
         self.summed = not set(layout.latents) <= set(guide_layout.sites)
-        self.num_data = plate.size if plate is not None else None
+        self.objective = Objective(pair, elbo, plate.size if plate is not None else None)
         self.position = Position()
-        self.used = (0.0, 0.0)  # weight of the KL and learning rate of the last step
+        self.used = (0.0, 0.0)  # weight of the KL and rate, as a fraction, of the last step
+        self.norm: Tensor | None = None  # of the last gradient, if its step was compiled
         self.history: list[dict[str, Any]] = []
         self.snapshots: dict[int, dict[str, Tensor]] = {}
         self.every = max(1, settings.steps // LOGGED)
         self.seen = data.example(min(ROWS, data.spec.num_data))  # the same rows for every record
+        self.choice: Choice | None = None
+        self.compiled: CompiledSteps | None = None
 
     def run(self, title: str, folder: RunFolder | None = None, *, resume: bool, progress: bool) -> None:
         """Go on to the last step; Ctrl-C ends it between two steps, with a checkpoint.
 
         Raises:
             FitError: a loss or a parameter that is not finite, or a program that fails at a step.
+            InputError: steps were to be compiled and cannot be.
         """
         self.folder = folder
-        self.pair.train()
         with (
-            isolated(self.settings.seed, validation=False),
+            self._running(self.settings.seed),
             Progress(title, self.settings.steps, progress) as bar,
             deferred_interrupt() as interrupted,
+        ):
+            before = self._restore() if resume else None
+            if self.position.step:
+                bar.say(self._choose(before))
+            self._keep()
+            while self.position.step < self.settings.steps and not interrupted:
+                for _ in self._epoch():
+                    self._keep()
+                    now = self.position.step
+                    if now % self.every == 0 or now in (1, self.settings.steps):
+                        self._record()
+                        bar.update(now, self.history[-1]["elbo"])
+                    if self.choice is None:
+                        bar.say(self._choose())
+                    if now % max(1, self.settings.steps // 10) == 0:
+                        self._checkpoint()
+                    if interrupted:
+                        break
+            self._checkpoint()
+
+    def take(self, count: int) -> None:
+        """Take some steps as `run` does, without records and checkpoints."""
+        with self._running():
+            last = self.position.step + count
+            while self.position.step < last:
+                for _ in self._epoch():
+                    if self.choice is None:
+                        self._choose()
+                    if self.position.step == last:
+                        break
+            self._synchronize()
+
+    @contextmanager
+    def _running(self, seed: int | None = None) -> Iterator[None]:
+        self.pair.train()
+        with (
+            isolated(seed, validation=False),
             fitting_threads(self.pair, self.data.example(self.settings.batch_size)),
             warnings.catch_warnings(),
         ):
             # Pyro's, of a loss for which the fit is ended with more to say.
             warnings.filterwarnings("ignore", message=r"Encountered (NaN|\+inf|-inf)")
-            if resume:
-                self._restore()
-            self._keep()
-            while self.position.step < self.settings.steps and not interrupted:
-                self._epoch(bar, interrupted)
-            self._checkpoint()
+            yield
 
-    def _epoch(self, bar: Progress, interrupted: list[int]) -> None:
+    def _epoch(self) -> Iterator[None]:
+        """Take the steps that are left of an epoch, and of the fit, one at a time."""
         now = self.position
-        batches = self.data.batches(now.epoch, self.settings.batch_size)
-        for rows, batch in islice(batches, now.batch, None):
-            self._step(rows, batch)
+        for rows, source in islice(self._deal(now.epoch), now.batch, None):
+            self._step(rows, source)
             now.batch += 1
-            self._keep()
-            if now.step % self.every == 0 or now.step in (1, self.settings.steps):
-                self._record()
-                bar.update(now.step, self.history[-1]["elbo"])
-            if now.step % max(1, self.settings.steps // 10) == 0:
-                self._checkpoint()
-            if now.step == self.settings.steps or interrupted:
+            yield
+            if now.step == self.settings.steps:
                 return
         now.epoch, now.batch = now.epoch + 1, 0
 
-    def _step(self, rows: Tensor, batch: Batch) -> None:
-        start, generator = time.perf_counter(), torch.get_rng_state()
-        weight = self._weight()
-        with self._failing(self._where()), contextlib.nullcontext() if weight == 1 else _Anneal(weight):
-            loss = differentiable_loss(self.elbo, self.pair, batch) / (self.num_data or len(batch[0]))
-        value = float(loss.detach())
+    def _deal(self, epoch: int) -> Iterator[tuple[Tensor, Batch]]:
+        """Numbers of rows, and what `_fetch` makes their batch of."""
+        if self.data.mapped:
+            yield from self.data.batches(epoch, self.settings.batch_size)
+            return
+        stored = self.data.stored(epoch)
+        for rows in self.data.order(epoch).to(stored[0].device).split(self.settings.batch_size):
+            yield rows, (*stored, rows)
+
+    def _fetch(self, *source: Tensor) -> Batch:
+        return source if self.data.mapped else self.data.gather(source[:-1], source[-1])
+
+    def _step(self, rows: Tensor, source: Batch) -> None:
+        start, generator, length = time.perf_counter(), torch.get_rng_state(), len(rows)
+        self.used = self.settings.controls(self.position.step)
+        try:
+            if self.compiled is not None and length in self.compiled.steps:
+                value, self.norm = self.compiled(length, source, *self.used)
+            else:
+                value, self.norm = float(self._descend(self._fetch(*source))), None
+        except Exception as error:
+            raise failed(self.pair, where(self.position), error) from error
         if not math.isfinite(value):
-            raise FitError(self._blame(value, rows, batch, generator))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if self.settings.clip_norm is not None:
-            clip_grad_norm_(self.parameters, self.settings.clip_norm)
-        self.optimizer.step()
-        self.used = weight, float(self.scheduler.get_last_lr()[0])
-        self.scheduler.step()
+            place = where(self.position)
+            raise FitError(blame(self.objective, value, place, rows, self._fetch(*source), generator))
         self.position.step += 1
         self.position.losses.append(value)
         self.position.seconds += time.perf_counter() - start
 
-    def _weight(self) -> float:
-        beta, warmup = self.settings.beta, self.settings.warmup
-        return beta * min(1.0, self.position.step / warmup) if warmup else beta
+    def _descend(self, batch: Batch) -> Tensor:
+        """An eager step, in place; gives the loss. One that is not finite changes nothing."""
+        self._synchronize()
+        weight, rate = self.used
+        loss = self.objective(batch, weight)
+        if bool(loss.isfinite()):
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if self.settings.clip_norm is not None:
+                clip_grad_norm_(self.parameters, self.settings.clip_norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * rate
+            self.optimizer.step()
+            if self.compiled is not None:
+                self.compiled.whole.count += 1
+        return loss.detach()
 
-    def _rate(self, step: int) -> float:
-        done = min(1.0, step / self.settings.steps)
-        return SCHEDULES[self.settings.schedule](done)
+    def _choose(self, before: list[int] | None = None) -> str:
+        """After the first step, when the optimizer has its state: compile the others, or not; gives a line that says which."""
+        if self.compile is False:
+            self.choice = Choice((), "eager steps: compile=False", 0.0)
+            return ""
+        settings, data = self.settings, self.data
+        size = min(settings.batch_size, data.spec.num_data)
+        left, per_epoch = settings.steps - self.position.step, -(-data.spec.num_data // size)
+        short = data.spec.num_data % size
+        ends = left // per_epoch  # one shorter batch in each epoch
+        coming = {size: left - ends, short: ends} if short else {size: left}
+        varying = settings.controls(0)[0] if not settings.warmup else None
+        rate = 1.0 if settings.schedule == "constant" else None
 
-    def _blame(self, value: float, rows: Tensor, batch: Batch, generator: Tensor) -> str:
-        where = f"the loss is {value} {self._where()}"
-        overflow = self._overflow()
-        if overflow:
-            return f"{where}: {overflow}"
-        torch.set_rng_state(generator)  # the same draw again
-        with torch.no_grad():
-            traces = self.pair.draw(batch)
-        terms = from_traces(*traces, len(batch[0]), kl=kl_treatment(self.elbo))
-        for name, site in terms.sites.items():
-            for what, part in (("log p", site.log_p), ("log q", site.log_q), ("KL", site.kl)):
-                if part is not None and not bool(part.isfinite().all()):
-                    bad = rows[(~part.isfinite()).nonzero()[:, -1].cpu()].tolist() if site.local else []
-                    data = f" for data {', '.join(map(str, bad[:5]))}{' …' if len(bad) > 5 else ''}" if bad else ""
-                    return f"{where}: {what} of site '{name}' is not finite{data}; check those values, or lower lr"
-        return f"{where}: the sum of the sites' terms overflows; standardise the data, or lower lr"
+        def steps() -> CompiledSteps:
+            whole = WholeStep(self.objective, self.optimizer, settings.clip_norm, varying, rate)
+            whole.set(*self.used)
+            return CompiledSteps(whole, self._fetch, self._descend)
 
-    def _where(self) -> str:
-        now = self.position
-        return f"at step {now.step + 1} (epoch {now.epoch}, batch {now.batch})"
+        def sources(length: int) -> list[Batch]:
+            stored = data.stored(self.position.epoch)
+            rows = [(torch.arange(length) + i * length) % data.spec.num_data for i in (0, 1)]
+            return [data.gather(stored, r) if data.mapped else (*stored, r.to(stored[0].device)) for r in rows]
 
-    @contextlib.contextmanager
-    def _failing(self, where: str) -> Iterator[None]:
-        # A program may raise on parameters that it cannot take (a Cholesky factor of NaN, say): here the step is known.
-        try:
-            yield
-        except Exception as error:
-            text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise FitError(f"the pair fails {where}: {self._overflow() or text}") from error
+        self.choice, self.compiled = choose(self.compile, steps, coming, sources, self._overhead, before)
+        return self.choice.note
 
-    def _overflow(self) -> str:
-        for name, (_, parameter) in self.pair.owned().items():
-            if not bool(parameter.isfinite().all()):
-                return (
-                    f"the step before made parameter '{name}' not finite, so its gradient overflowed; "
-                    "lower lr, or set clip_norm"
-                )
-        return ""
+    def _overhead(self) -> float:
+        """Seconds of a step that are not arithmetic: those of loss and gradient for two rows."""
+        start, few, times = generators(), self.data.example(2), []
+        with kept_buffers(self.pair):
+            for _ in range(4):
+                begin = time.perf_counter()
+                torch.autograd.grad(self.objective(few, self.used[0]), self.parameters, allow_unused=True)
+                times.append(time.perf_counter() - begin)
+        set_generators(start)
+        return min(times)
+
+    def _synchronize(self) -> None:
+        if self.compiled is not None:
+            self.compiled.whole.synchronize()
 
     def _record(self) -> None:
         # Generators are set apart, so that how often a fit is looked at does not change it.
         now = self.position
-        overflow = self._overflow()  # the last step has no next one to find it
-        if overflow:
-            raise FitError(f"the fit ends after step {now.step}: {overflow}")
+        found = overflow(self.pair)  # the last step has no next one to find it
+        if found:
+            raise FitError(f"the fit ends after step {now.step}: {found}")
         weight, rate = self.used
         gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = get_total_norm(gradients) if self.norm is None else self.norm
         heldout = tuple(column[:ROWS] for column in self.data.heldout)
-        with self._failing(f"after step {now.step}"):
+        with failing(self.pair, f"after step {now.step}"):
             seen = self._look(self.seen)
             held = self._look(heldout) if len(heldout[0]) else None
         record: dict[str, Any] = {
@@ -259,8 +258,8 @@ class Loop:
             "loss": sum(now.losses) / len(now.losses),
             **seen,
             "beta": weight,
-            "lr": rate,
-            "grad_norm": float(get_total_norm(gradients)),
+            "lr": self.optimizer.param_groups[0]["initial_lr"] * rate,
+            "grad_norm": float(norm),
             "seconds": now.seconds,
         }
         if held is not None:
@@ -280,7 +279,7 @@ class Loop:
         with evaluating(self.pair), isolated(seed, validation=False):
             estimator: Any = self.elbo
             loss = float(estimator.loss(self.pair.model, self.pair.guide, *rows))
-        return {"elbo": -loss / (self.num_data or len(rows[0])), "reconstruction": math.nan, "kl": math.nan}
+        return {"elbo": -loss / (self.objective.num_data or len(rows[0])), "reconstruction": math.nan, "kl": math.nan}
 
     def _keep(self) -> None:
         step = self.position.step
@@ -292,25 +291,26 @@ class Loop:
     def _checkpoint(self) -> None:
         if self.folder is None or not all(bool(p.isfinite().all()) for p in self.parameters):
             return
+        self._synchronize()
         self.folder.save(
             {
                 "pair": self.pair.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "scheduler": {k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"},
                 "generators": generators(),
                 "position": vars(self.position),
+                "compiled": None if self.choice is None else list(self.choice.lengths),
             }
         )
 
-    def _restore(self) -> None:
+    def _restore(self) -> list[int] | None:
+        """Go back to the checkpoint; gives the lengths of batches whose steps were compiled, if that was chosen."""
         assert self.folder is not None
         state = self.folder.load()
         if state is None:
             self.folder.history(0)  # what an attempt that came to no checkpoint has logged
-            return
+            return None
         self.pair.load_state_dict(state["pair"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None]})
         set_generators(state["generators"])
         self.position = Position(**state["position"])
         self.history = self.folder.history(self.position.step)
@@ -318,3 +318,5 @@ class Loop:
             snapshot = self.folder.load(f"snapshot-{step}.pt")
             if snapshot is not None and step <= self.position.step:
                 self.snapshots[step] = snapshot
+        chosen: list[int] | None = state["compiled"]
+        return chosen

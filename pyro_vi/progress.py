@@ -34,3 +34,8 @@ class Progress:
         task = self._bar.tasks[self._task]
         rate = f"{task.speed:.0f} steps/s" if task.speed else ""
         self._bar.update(self._task, completed=step, rate=rate, elbo=f"ELBO {elbo:.2f}")
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar, if there is one to print."""
+        if line and not self._bar.disable:
+            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)

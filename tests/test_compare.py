@@ -135,6 +135,7 @@ def test_the_document_has_the_keys_and_types_of_the_design(linear):
         "evidence": {"method": str, "value": float, "se": float},
         "gap": float,
         "train_seconds": float,
+        "compiled": bool,
         "kl_source": {"z": str},
         "audits": [audits],
     }

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from pyro_vi import fit
 from pyro_vi.data import Data, load
 from pyro_vi.errors import FitError, InputError
-from pyro_vi.loop import SCHEDULES
 from pyro_vi.pairs import isolated
+from pyro_vi.settings import SCHEDULES
 from pyro_vi.terms import from_traces
 
 LINEAR, DIAGONAL = "linear_gaussian(latent_dim=2)", "diag_normal(hidden=(4,))"

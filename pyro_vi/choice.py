@@ -1,0 +1,109 @@
+"""Whether the steps of a fit are compiled.
+
+* `choose` compiles what it is told to, or what pays: with ``"auto"``, where the time that the remaining steps save exceeds the
+  time that compiling takes. What it chose, and why, is one line.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from pyro_vi.compiled import CompiledSteps, Refused
+from pyro_vi.errors import InputError, UsageError
+
+Compile = bool | Literal["auto"]
+LENGTHS = 4
+"""Lengths of batches that are compiled at most: each takes a graph of its own."""
+TRACING, COMPILING, PER_NODE = 2.0, 2.0, 0.01
+"""Seconds to trace a step and to prove it right, to compile any, and for each operation of the graph: measured on two cores
+of a server, without the compiler's cache on disk. With it, compiling takes a tenth of that."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen.
+
+    Attributes:
+        lengths: lengths of batches whose steps are compiled.
+        note: what was chosen and why, in one line.
+        seconds: what finding out, tracing and compiling took.
+    """
+
+    lengths: tuple[int, ...]
+    note: str
+    seconds: float
+
+
+def check_mode(mode: object) -> None:
+    """Raise UsageError unless it is a mode of compiling."""
+    if not (isinstance(mode, bool) or mode == "auto"):
+        raise UsageError(f"compile must be True, False or 'auto', not {mode!r}")
+
+
+def choose(
+    mode: Compile,
+    steps: Callable[[], CompiledSteps],
+    coming: Mapping[int, int],
+    sources: Callable[[int], Sequence[Sequence[Tensor]]],
+    overhead: Callable[[], float],
+    before: Sequence[int] | None = None,
+) -> tuple[Choice, CompiledSteps | None]:
+    """Compile the steps of a fit, or not.
+
+    Args:
+        mode: True: all lengths, or an error; ``"auto"``: where it pays, else eager steps.
+        steps: makes what the compiled steps are put into.
+        coming: how many steps of each length of batch are to come.
+        sources: two sources of a length, to prove its compiled step on.
+        overhead: measures the seconds of a step that compiling saves.
+        before: the lengths that were compiled before the fit was interrupted, so that it goes on to the same bits.
+
+    Raises:
+        InputError: with ``True``, the step cannot be compiled; the message says why and what to do.
+    """
+    start = time.perf_counter()
+
+    def chosen(what: str, lengths: Sequence[int] = ()) -> Choice:
+        return Choice(tuple(lengths), what, time.perf_counter() - start)
+
+    wanted = {n: count for n, count in coming.items() if count and (before is None or n in before)}
+    wanted = dict(sorted(wanted.items(), key=lambda item: -item[1])[:LENGTHS])
+    if not wanted:
+        return chosen(
+            "eager steps, as before the interruption" if before is not None else "eager steps: none is left"
+        ), None
+    ask = mode == "auto" and before is None
+    each = overhead() if ask else 0.0
+    most = max(wanted.values())
+    if ask and most * each < TRACING + COMPILING:
+        return chosen(
+            f"eager steps: compiling would save about {_seconds(most * each)} and take {TRACING + COMPILING:.0f} s or more"
+        ), None
+    try:
+        compiled = steps()
+        for length, count in wanted.items():
+            graph = compiled.trace(sources(length))
+            cost = COMPILING + PER_NODE * len(graph.graph.nodes)
+            if ask and count * each < cost:
+                if compiled.steps:
+                    continue
+                return chosen(
+                    f"eager steps: compiling would save about {_seconds(count * each)} and take about {_seconds(cost)}"
+                ), None
+            compiled.add(length, graph, sources(length))
+    except Refused as error:
+        if mode is True:
+            raise InputError(f"the step cannot be compiled: {error}; or fit with compile='auto'") from error
+        return chosen(f"eager steps: {error}"), None
+    gain = f", to save about {_seconds(sum(wanted[n] for n in compiled.steps) * each)}" if ask else ""
+    choice = chosen("", list(compiled.steps))
+    return Choice(
+        choice.lengths, f"compiled steps: ready in {_seconds(choice.seconds)}{gain}", choice.seconds
+    ), compiled
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f} s" if value < 9.95 else f"{value:.0f} s"

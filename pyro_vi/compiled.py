@@ -1,0 +1,224 @@
+"""Compiled steps of a fit, and the proof that they are the eager ones.
+
+* `CompiledSteps` holds one compiled step for each length of a batch. A step is let in only when all of this holds: two
+  captures under different states of Python give the same graph; no Python state changes as the programs run; the graph has the
+  eager value and the eager gradient of every parameter on two batches; and the compiled step leaves every parameter, optimizer
+  state and buffer as the eager step leaves it.
+* Whatever fails raises `Refused` with one line that says what, and leaves the fit as it was.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from pyro_vi.capture import CaptureError
+from pyro_vi.data import Batch
+from pyro_vi.frozen import Frozen, watched
+from pyro_vi.inductor import Compiled, CompileError, compile_graph, replayed, why_not
+from pyro_vi.runs import generators, set_generators
+from pyro_vi.step import WholeStep
+
+DIGITS = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""To what fraction of a tensor's largest element compiled and eager steps must agree, by dtype; 0.02 for shorter ones."""
+SMALL = 1e-3
+"""A gradient below this fraction of the largest is not looked at in the parameters: Adam divides by its size, and would show
+rounding as large as a step. Its optimizer state is looked at."""
+
+Fetch = Callable[..., Batch]
+
+
+class Refused(RuntimeError):
+    """The step is not compiled; one line that says why."""
+
+
+class CompiledSteps:
+    """Compiled steps, by the length of the batch.
+
+    Args:
+        whole: what a step is.
+        fetch: makes a batch from a source, by operations that a graph can hold.
+        eager: takes one step in place, for a batch; gives its loss, and leaves the gradients in the parameters.
+    """
+
+    def __init__(self, whole: WholeStep, fetch: Fetch, eager: Callable[[Batch], Tensor]) -> None:
+        self.whole, self.fetch, self.eager = whole, fetch, eager
+        self.steps: dict[int, Compiled] = {}
+
+    def __call__(self, length: int, source: Sequence[Tensor], weight: float, rate: float) -> tuple[float, Tensor]:
+        """Take a step; gives its loss and the norm of its gradient. A loss that is not finite has changed nothing."""
+        self.whole.set(weight, rate)
+        return self._take(length, source)
+
+    def _take(self, length: int, source: Sequence[Tensor]) -> tuple[float, Tensor]:
+        whole = self.whole
+        with torch.no_grad():
+            loss, norm = self.steps[length]([*whole.tensors, whole.control, *source])
+        return float(loss), norm
+
+    def trace(self, sources: Sequence[Sequence[Tensor]]) -> fx.GraphModule:
+        """The graph of a step on sources of one length, seen to hold all that the programs do.
+
+        Raises:
+            Refused: it does not.
+        """
+        pair = self.whole.objective.pair
+        missing = why_not(self.whole.control.device)
+        if missing:
+            raise Refused(missing)
+        try:
+            with _put_back(self.whole):
+                random.seed(1)
+                with watched(pair.model, pair.guide):
+                    first = self.whole.trace(tuple(sources[0]), self.fetch)
+            with _put_back(self.whole):
+                random.seed(2)
+                second = self.whole.trace(tuple(sources[0]), self.fetch)
+        except (CaptureError, Frozen) as error:
+            raise Refused(str(error)) from error
+        if not _same(first, second):
+            raise Refused(
+                "two captures of the step differ: the programs depend on what changes in Python from call to call, such as a "
+                "number that they count up or a draw from Python's generator; hold it in a buffer, or draw with torch or pyro"
+            )
+        with _put_back(self.whole):
+            for source in sources:
+                self._check_gradients(first, source)
+        return first
+
+    def add(self, length: int, graph: fx.GraphModule, sources: Sequence[Sequence[Tensor]]) -> None:
+        """Compile a traced step, and let it in if it does what the eager one does.
+
+        Raises:
+            Refused: it cannot be compiled, or does something else.
+        """
+        bare = _without_gradients(graph)
+        whole = self.whole
+        try:
+            compiled = compile_graph(bare, [*_copies(whole.tensors), whole.control.clone(), *sources[0]])
+            if whole.control.device.type == "cuda":
+                with _put_back(whole):
+                    compiled = replayed(compiled, [*whole.tensors, whole.control], sources[0])
+        except CompileError as error:
+            raise Refused(str(error)) from error
+        self.steps[length] = compiled
+        try:
+            for source in sources:
+                self._check_step(length, source)
+        except Refused:
+            del self.steps[length]
+            raise
+
+    def _check_gradients(self, graph: fx.GraphModule, source: Sequence[Tensor]) -> None:
+        """The graph, not yet compiled, has the program's loss and gradients."""
+        start = generators()
+        with torch.no_grad():
+            loss, _, *gradients = graph(*_copies(self.whole.tensors), self.whole.control, *source)
+        set_generators(start)
+        expected = self.eager(self.fetch(*source))
+        digits = _digits(loss)
+        if not _near(loss, expected, digits):
+            raise Refused(f"the graph's loss is {float(loss):.7g} where the programs give {float(expected):.7g}")
+        found = [(p, p.grad) for p in self.whole.parameters if p.grad is not None]
+        largest = max((float(g.abs().max()) for _, g in found if g.numel()), default=0.0)
+        for (parameter, wanted), gradient in zip(found, gradients, strict=True):
+            if not _near(gradient, wanted, digits, digits * 0.01 * largest):
+                raise Refused(
+                    f"the graph's gradient of parameter '{self._name(parameter)}' is not that of the programs"
+                )
+
+    def _check_step(self, length: int, source: Sequence[Tensor]) -> None:
+        """The compiled step leaves everything as the eager one does."""
+        whole = self.whole
+        with _put_back(whole):
+            found, _ = self._take(length, source)
+            after = _copies(whole.tensors)
+        with _put_back(whole):
+            before = _copies(whole.tensors)
+            expected = float(self.eager(self.fetch(*source)))
+            whole.count += 1  # which the optimizer counts in its own way
+            gradients = [p.grad for p in whole.parameters]
+            wanted = _copies(whole.tensors)
+        digits = _digits(whole.parameters[0])
+        if not _near(torch.tensor(found), torch.tensor(expected), digits):
+            raise Refused(f"the compiled loss is {found:.7g} where the programs give {expected:.7g}")
+        largest = max((float(g.abs().max()) for g in gradients if g is not None and g.numel()), default=0.0)
+        for position, (start, one, two) in enumerate(zip(before, after, wanted, strict=True)):
+            if position < len(whole.parameters):
+                gradient = gradients[position]
+                if gradient is None:
+                    agree = torch.equal(one, two)
+                else:
+                    seen = gradient.abs() > SMALL * largest
+                    rounding = 8 * torch.finfo(one.dtype).eps * float(start.abs().max() if start.numel() else 0)
+                    agree = _near((one - start)[seen], (two - start)[seen], max(0.01, digits), rounding)
+                what = f"parameter '{self._name(whole.parameters[position])}'"
+            else:
+                what = "the optimizer's state and the buffers"
+                # A state of gradients that are rounding is rounding as well.
+                slack = digits * 0.01 * max(largest, largest**2) if one.is_floating_point() else 0.0
+                agree = _near(one, two, digits, slack)
+            if not agree:
+                raise Refused(f"the compiled step leaves {what} other than the eager step does")
+
+    def _name(self, parameter: Tensor) -> str:
+        named = self.whole.objective.pair.owned().items()
+        return next((name for name, (_, p) in named if p is parameter), "?")
+
+
+@contextmanager
+def _put_back(whole: WholeStep) -> Iterator[None]:
+    """Whatever steps are taken in the block, afterwards the fit stands where it stood, its generators too."""
+    start, values, control = generators(), _copies(whole.tensors), whole.control.clone()
+    gradients = [p.grad for p in whole.parameters]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(whole.tensors, values, strict=True):
+                tensor.copy_(value)
+            whole.control.copy_(control)
+        whole.synchronize()
+        for parameter, gradient in zip(whole.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        set_generators(start)
+
+
+def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+def _digits(value: Tensor) -> float:
+    return DIGITS.get(value.dtype, 0.02)
+
+
+def _near(one: Tensor, two: Tensor, digits: float, slack: float = 0.0) -> bool:
+    if one.shape != two.shape:
+        return False
+    if not one.is_floating_point():
+        return torch.equal(one, two)
+    largest = float(two.detach().nan_to_num(0, 0, 0).abs().max()) if two.numel() else 0.0
+    allowed = digits * largest + slack
+    return torch.allclose(one.detach(), two.detach().to(one.dtype), rtol=0, atol=allowed, equal_nan=True)
+
+
+def _same(one: fx.GraphModule, two: fx.GraphModule) -> bool:
+    return one.code == two.code and all(
+        a is b or (isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b))
+        for a, b in zip(_constants(one), _constants(two), strict=True)
+    )
+
+
+def _constants(graph: fx.GraphModule) -> list[Any]:
+    return [getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
+
+
+def _without_gradients(graph: fx.GraphModule) -> fx.GraphModule:
+    """The same graph giving back loss and norm only: each further result would cost an allocation in every step."""
+    bare = fx.Graph()
+    results: Any = bare.graph_copy(graph.graph, {})
+    bare.output(results[:2])
+    return fx.GraphModule(graph, bare)

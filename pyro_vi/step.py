@@ -1,0 +1,211 @@
+"""One optimisation step as a pure function: loss, gradients, clipping, schedule and optimizer in one flat graph.
+
+* `WholeStep` knows the tensors that a step changes (parameters, the optimizer's state, buffers) and traces the step for a
+  batch of some length; the graph changes these tensors in place, and gives back loss, norm of the gradient, and gradients.
+* The optimizer's own code is traced, so that every `torch.optim` optimizer whose update is made of tensor operations serves.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import get_total_norm
+
+from pyro_vi.binding import swapped
+from pyro_vi.capture import CaptureError
+from pyro_vi.data import Batch
+from pyro_vi.inductor import first_line
+from pyro_vi.objective import Objective
+from pyro_vi.tracing import without_items
+
+Optimizer = torch.optim.Optimizer
+
+
+class WholeStep:
+    """A fit's step, for an optimizer that has taken its first one (before, it has no state).
+
+    Args:
+        objective: what is descended.
+        optimizer: holds the parameters; its groups keep the rates of the first step in ``initial_lr``.
+        clip_norm: limit on the joint norm of the gradients.
+        weight: weight of the KL; None where it is given anew for each step.
+        rate: learning rates as a fraction of the first; None where it is given anew for each step.
+
+    Attributes:
+        tensors: what a step changes, in the order of the graph's first inputs.
+        count: steps that the optimizer has taken, where it counts them alike for all parameters.
+        control: weight and rate of the next step.
+
+    Raises:
+        CaptureError: the optimizer keeps what is no tensor, or has hooks.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        optimizer: Optimizer,
+        clip_norm: float | None,
+        weight: float | None,
+        rate: float | None,
+    ) -> None:
+        self.objective, self.optimizer, self.clip_norm = objective, optimizer, clip_norm
+        self.weight, self.rate = weight, rate
+        self.parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+        self.states = _states(optimizer, self.parameters)
+        pair = objective.pair
+        self.buffers = list({id(b): b for b in pair.buffers()}.values())
+        device = self.parameters[0].device
+        counts = [float(state["step"]) for _, state in self.states if "step" in state]
+        # In double precision, as 1 − β₂ᵗ needs it: in single precision it is off by 6e-5 at the first step.
+        self.count = torch.tensor(counts[0] if counts else 0.0, dtype=torch.float64, device=device)
+        self.counted = bool(counts) and len(set(counts)) == 1
+        self.control = torch.tensor([1.0, 1.0], dtype=torch.float64, device=device)
+        # Writing into an array costs a tenth of writing into a tensor.
+        self._view: Any = self.control.numpy() if device.type == "cpu" else self.control
+        self.tensors = [*self.parameters, *self._state_tensors(), *self.buffers, self.count]
+
+    def set(self, weight: float, rate: float) -> None:
+        """Weight of the KL and rate, as a fraction of the first, of the next step."""
+        if self.weight is None or self.rate is None:
+            self._view[0], self._view[1] = weight, rate
+
+    def _state_tensors(self) -> list[Tensor]:
+        return [state[key] for _, state in self.states for key in self._keys(state)]
+
+    def _keys(self, state: dict[str, Any]) -> list[str]:
+        return [k for k, value in state.items() if isinstance(value, Tensor) and not (self.counted and k == "step")]
+
+    def synchronize(self) -> None:
+        """Tell the optimizer how many steps were taken."""
+        if self.counted:
+            for _, state in self.states:
+                if "step" in state:
+                    state["step"].fill_(float(self.count))
+
+    def trace(self, source: Batch, fetch: Callable[..., Batch]) -> fx.GraphModule:
+        """The graph of ``(*tensors, control, *source)``, where ``fetch(*source)`` is the batch; gives loss, norm and gradients.
+
+        Raises:
+            CaptureError: the programs or the optimizer cannot be traced.
+        """
+        inputs = [*(t.detach().clone() for t in self.tensors), self.control.clone(), *source]
+        with torch.random.fork_rng(devices=_cuda(inputs)):
+            self.objective(fetch(*source), self.weight or 1.0)  # what an estimator finds out about a pair at first
+            for foreach in (False, True):
+                try:
+                    with without_items():
+                        return make_fx(self._function(fetch, foreach))(*inputs)
+                except Exception as error:
+                    text = f"{type(error).__name__}: {first_line(error)}"
+                    # Some optimizers take the rate as a tensor in one of their two ways only.
+                    if foreach or self.rate is not None:
+                        raise CaptureError(text) from error
+        raise AssertionError
+
+    def _function(self, fetch: Callable[..., Batch], foreach: bool) -> Callable[..., tuple[Tensor, ...]]:
+        many, states, buffers = len(self.parameters), self._state_tensors(), len(self.buffers)
+        keys = [id(p) for p in self.parameters]
+
+        def step(*inputs: Tensor) -> tuple[Tensor, ...]:
+            split = iter(inputs)
+            old = [next(split) for _ in range(many)]
+            old_states = [next(split) for _ in states]
+            old_buffers = [next(split) for _ in range(buffers)]
+            count, control, *source = split
+            weight, rate = (control[i] if given is None else given for i, given in ((0, self.weight), (1, self.rate)))
+            if isinstance(weight, Tensor):
+                weight = weight.to(old[0].dtype)
+
+            live = [value.detach().requires_grad_() for value in old]
+            moving = [value.clone() for value in old_buffers]
+            places = dict(zip(keys, live, strict=True))
+            places.update(zip(map(id, self.buffers), moving, strict=True))
+            with swapped(self.objective.pair, places) as held:
+                loss = self.objective(fetch(*source), weight)
+                new_buffers = [held(id(buffer)) for buffer in self.buffers]
+            found = torch.autograd.grad(loss, live, allow_unused=True)
+            gradients = [g for g in found if g is not None]
+            norm = get_total_norm(gradients, foreach=False)
+            if self.clip_norm is not None:
+                shrink = (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+                found = tuple(None if g is None else g * shrink for g in found)
+                norm = norm * shrink
+
+            fresh, fresh_states = self._update(old, found, old_states, count, rate, foreach)
+            # A step whose loss is not finite changes nothing, so that it can be looked at.
+            good = loss.detach().isfinite()
+            pairs = [*zip(old, fresh, strict=True), *zip(old_states, fresh_states, strict=True)]
+            for before, after in [*pairs, (count, count + 1)]:
+                before.copy_(torch.where(good, after, before))
+            for before, start, after in zip(old_buffers, moving, new_buffers, strict=True):
+                if after is not start or after._version:  # else the programs have only read it
+                    before.copy_(after)
+            return loss.detach(), norm, *(g for g in found if g is not None)
+
+        return step
+
+    def _update(
+        self,
+        old: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        old_states: Sequence[Tensor],
+        count: Tensor,
+        rate: float | Tensor,
+        foreach: bool,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The optimizer's own step, taken by a twin of it on copies."""
+        copies = [value.detach().clone() for value in old]
+        by_id = {id(p): copied for p, copied in zip(self.parameters, copies, strict=True)}
+        for copied, gradient in zip(copies, gradients, strict=True):
+            copied.grad = gradient
+        twin: Any = object.__new__(type(self.optimizer))
+        twin.__dict__.update(self.optimizer.__dict__)
+        twin.param_groups = [
+            {
+                **group,
+                "params": [by_id[id(p)] for p in group["params"]],
+                "lr": group["initial_lr"] * rate,
+                **{k: v for k, v in {"foreach": foreach, "fused": False, "capturable": True}.items() if k in group},
+            }
+            for group in self.optimizer.param_groups
+        ]
+        twin.state = defaultdict(dict)
+        values = iter(old_states)
+        for parameter, state in self.states:
+            filled = {key: next(values).clone() for key in self._keys(state)}
+            if self.counted and "step" in state:
+                filled["step"] = count.clone()
+            twin.state[by_id[id(parameter)]] = {**state, **filled}
+        with _as_compiling():
+            twin.step()
+        fresh = [twin.state[by_id[id(p)]][key] for p, state in self.states for key in self._keys(state)]
+        return copies, fresh
+
+
+def _states(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[tuple[Tensor, dict[str, Any]]]:
+    """State of each parameter that has one, in the order of the parameters."""
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        raise CaptureError("the optimizer has hooks, which a graph would leave out")
+    states = [(p, optimizer.state[p]) for p in parameters if p in optimizer.state]
+    for _, state in states:
+        for key, value in state.items():
+            if value is not None and not isinstance(value, Tensor):
+                raise CaptureError(f"the optimizer's state '{key}' is no tensor, and would stay as it is now")
+    return states
+
+
+@contextmanager
+def _as_compiling() -> Iterator[None]:
+    # torch's optimizers then keep step counts and rates as tensors, where they would take numbers out of them.
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(torch.compiler, "_is_compiling_flag", True))
+        yield
+
+
+def _cuda(inputs: Sequence[Tensor]) -> list[int]:
+    return sorted({t.device.index or 0 for t in inputs if t.device.type == "cuda"})
