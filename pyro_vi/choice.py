@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_vi.compiled import CompiledSteps, Refused
 from pyro_vi.errors import InputError, UsageError
+from pyro_vi.step import MANY
 
 Compile = bool | Literal["auto"]
 LENGTHS = 4
@@ -20,6 +21,8 @@ LENGTHS = 4
 TRACING, COMPILING, PER_NODE = 2.0, 2.0, 0.01
 """Seconds to trace a step and to prove it right, to compile any, and for each operation of the graph: measured on two cores
 of a server, without the compiler's cache on disk. With it, compiling takes a tenth of that."""
+PER_CALL = 2e-5
+"""Seconds in each call that are not the compiled code's: several steps in a call pay after some hundred thousand of them."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Choice:
 
     Attributes:
         lengths: lengths of batches whose steps are compiled.
+        together: those of them of which several steps in one call are compiled too.
         note: what was chosen and why, in one line.
         seconds: what finding out, tracing and compiling took.
     """
@@ -35,6 +39,11 @@ class Choice:
     lengths: tuple[int, ...]
     note: str
     seconds: float
+    together: tuple[int, ...] = ()
+
+    def record(self) -> dict[str, list[int]]:
+        """What a fit that goes on after an interruption must do again to come to the same bits."""
+        return {"lengths": list(self.lengths), "together": list(self.together)}
 
 
 def check_mode(mode: object) -> None:
@@ -47,9 +56,9 @@ def choose(
     mode: Compile,
     steps: Callable[[], CompiledSteps],
     coming: Mapping[int, int],
-    sources: Callable[[int], Sequence[Sequence[Tensor]]],
+    sources: Callable[[int, int], Sequence[Sequence[Tensor]]],
     overhead: Callable[[], float],
-    before: Sequence[int] | None = None,
+    before: Mapping[str, Sequence[int]] | None = None,
 ) -> tuple[Choice, CompiledSteps | None]:
     """Compile the steps of a fit, or not.
 
@@ -57,9 +66,9 @@ def choose(
         mode: True: all lengths, or an error; ``"auto"``: where it pays, else eager steps.
         steps: makes what the compiled steps are put into.
         coming: how many steps of each length of batch are to come.
-        sources: two sources of a length, to prove its compiled step on.
+        sources: two sources of a length, each of as many batches as asked for, to prove compiled steps on.
         overhead: measures the seconds of a step that compiling saves.
-        before: the lengths that were compiled before the fit was interrupted, so that it goes on to the same bits.
+        before: the record of what was chosen before the fit was interrupted.
 
     Raises:
         InputError: with ``True``, the step cannot be compiled; the message says why and what to do.
@@ -69,7 +78,7 @@ def choose(
     def chosen(what: str, lengths: Sequence[int] = ()) -> Choice:
         return Choice(tuple(lengths), what, time.perf_counter() - start)
 
-    wanted = {n: count for n, count in coming.items() if count and (before is None or n in before)}
+    wanted = {n: count for n, count in coming.items() if count and (before is None or n in before["lengths"])}
     wanted = dict(sorted(wanted.items(), key=lambda item: -item[1])[:LENGTHS])
     if not wanted:
         return chosen(
@@ -85,7 +94,7 @@ def choose(
     try:
         compiled = steps()
         for length, count in wanted.items():
-            graph = compiled.trace(sources(length))
+            graph = compiled.trace(sources(length, 1))
             cost = COMPILING + PER_NODE * len(graph.graph.nodes)
             if ask and count * each < cost:
                 if compiled.steps:
@@ -93,16 +102,21 @@ def choose(
                 return chosen(
                     f"eager steps: compiling would save about {_seconds(count * each)} and take about {_seconds(cost)}"
                 ), None
-            compiled.add(length, graph, sources(length))
+            compiled.add(length, graph, sources(length, 1))
+            pays = count * PER_CALL > PER_NODE * len(graph.graph.nodes) * MANY
+            if pays if before is None else length in before["together"]:
+                compiled.add_several(length, graph, sources(length, MANY)[0])
     except Refused as error:
         if mode is True:
             raise InputError(f"the step cannot be compiled: {error}; or fit with compile='auto'") from error
         return chosen(f"eager steps: {error}"), None
-    gain = f", to save about {_seconds(sum(wanted[n] for n in compiled.steps) * each)}" if ask else ""
-    choice = chosen("", list(compiled.steps))
-    return Choice(
-        choice.lengths, f"compiled steps: ready in {_seconds(choice.seconds)}{gain}", choice.seconds
-    ), compiled
+    single = tuple(length for length, many in compiled.steps if many == 1)
+    together = tuple(length for length, many in compiled.steps if many > 1)
+    took = time.perf_counter() - start
+    note = f"compiled steps: ready in {_seconds(took)}"
+    if ask:
+        note += f", to save about {_seconds(sum(wanted[n] for n in single) * each)}"
+    return Choice(single, note, took, together), compiled
 
 
 def _seconds(value: float) -> str:

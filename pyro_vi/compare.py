@@ -152,7 +152,7 @@ def compare(
         particles: draws for each held-out datum's evidence, where it is not exact; at least 500 for a bound worth reading.
         out: folder; each fit's run folder is made in it, named as its estimator.
         resume: go on with the comparison in ``out``.
-        options: passed on to `pyro_vi.fit`: ``batch_size``, ``lr``, ``schedule``, ``clip_norm``, ``beta``, ``warmup``, ``compile``, …
+        options: passed on to `pyro_vi.fit`: ``batch_size``, ``lr``, ``schedule``, ``clip_norm``, ``beta``, ``compile``, …
 
     Raises:
         UsageError: an unknown name or option, or a setting out of range.

@@ -20,7 +20,7 @@ from pyro_vi.data import Batch
 from pyro_vi.frozen import Frozen, watched
 from pyro_vi.inductor import Compiled, CompileError, compile_graph, replayed, why_not
 from pyro_vi.runs import generators, set_generators
-from pyro_vi.step import WholeStep
+from pyro_vi.step import MANY, WholeStep, several
 
 DIGITS = {torch.float64: 1e-9, torch.float32: 1e-4}
 """To what fraction of a tensor's largest element compiled and eager steps must agree, by dtype; 0.02 for shorter ones."""
@@ -46,18 +46,24 @@ class CompiledSteps:
 
     def __init__(self, whole: WholeStep, fetch: Fetch, eager: Callable[[Batch], Tensor]) -> None:
         self.whole, self.fetch, self.eager = whole, fetch, eager
-        self.steps: dict[int, Compiled] = {}
+        self.steps: dict[tuple[int, int], Compiled] = {}
 
-    def __call__(self, length: int, source: Sequence[Tensor], weight: float, rate: float) -> tuple[float, Tensor]:
-        """Take a step; gives its loss and the norm of its gradient. A loss that is not finite has changed nothing."""
-        self.whole.set(weight, rate)
-        return self._take(length, source)
+    def __call__(
+        self, length: int, many: int, source: Sequence[Tensor], controls: Sequence[tuple[float, float]]
+    ) -> tuple[list[float], Tensor]:
+        """Take steps on batches of a length; gives their losses and the norm of the last gradient.
 
-    def _take(self, length: int, source: Sequence[Tensor]) -> tuple[float, Tensor]:
+        A loss that is not finite has changed nothing, nor have the steps after it.
+        """
+        self.whole.set(controls)
+        losses, norm = self._take(length, many, source)
+        return losses.reshape(-1).tolist(), norm
+
+    def _take(self, length: int, many: int, source: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         whole = self.whole
         with torch.no_grad():
-            loss, norm = self.steps[length]([*whole.tensors, whole.control, *source])
-        return float(loss), norm
+            losses, norm = self.steps[length, many]([*whole.tensors, whole.control, *source])
+        return losses, norm
 
     def trace(self, sources: Sequence[Sequence[Tensor]]) -> fx.GraphModule:
         """The graph of a step on sources of one length, seen to hold all that the programs do.
@@ -95,22 +101,48 @@ class CompiledSteps:
         Raises:
             Refused: it cannot be compiled, or does something else.
         """
-        bare = _without_gradients(graph)
-        whole = self.whole
-        try:
-            compiled = compile_graph(bare, [*_copies(whole.tensors), whole.control.clone(), *sources[0]])
-            if whole.control.device.type == "cuda":
-                with _put_back(whole):
-                    compiled = replayed(compiled, [*whole.tensors, whole.control], sources[0])
-        except CompileError as error:
-            raise Refused(str(error)) from error
-        self.steps[length] = compiled
+        self.steps[length, 1] = self._compile(_without_gradients(graph), sources[0])
         try:
             for source in sources:
                 self._check_step(length, source)
         except Refused:
-            del self.steps[length]
+            del self.steps[length, 1]
             raise
+
+    def add_several(self, length: int, graph: fx.GraphModule, source: Sequence[Tensor]) -> None:
+        """Compile several steps in a row, on a source of as many batches, and see that they do what single ones do.
+
+        Raises:
+            Refused: they cannot be compiled, or do something else.
+        """
+        whole = self.whole
+        inputs = [*_copies(whole.tensors), whole.control, *source]
+        self.steps[length, MANY] = self._compile(several(graph, len(whole.tensors), inputs), source)
+        with _put_back(whole):
+            losses, _ = self._take(length, MANY, source)
+            after = _copies(whole.tensors)
+        with _put_back(whole):
+            *stored, rows = source
+            control = whole.control.clone()
+            for i, part in enumerate(rows.chunk(MANY)):
+                whole.control[0] = control[i]
+                loss, _ = self._take(length, 1, (*stored, part))
+                if not _near(losses[i], loss, _digits(loss)):
+                    raise Refused(f"step {i + 1} of {MANY} in one call has another loss than on its own")
+            # Over several steps Adam turns rounding of small gradients into differences of a step's size.
+            if not all(_near(one, two, 0.02) for one, two in zip(after, whole.tensors, strict=True)):
+                raise Refused(f"{MANY} steps in one call leave other parameters than one by one")
+
+    def _compile(self, graph: fx.GraphModule, source: Sequence[Tensor]) -> Compiled:
+        whole = self.whole
+        try:
+            compiled = compile_graph(graph, [*_copies(whole.tensors), whole.control.clone(), *source])
+            if whole.control.device.type == "cuda":
+                with _put_back(whole):
+                    compiled = replayed(compiled, [*whole.tensors, whole.control], source)
+        except CompileError as error:
+            raise Refused(str(error)) from error
+        return compiled
 
     def _check_gradients(self, graph: fx.GraphModule, source: Sequence[Tensor]) -> None:
         """The graph, not yet compiled, has the program's loss and gradients."""
@@ -134,7 +166,7 @@ class CompiledSteps:
         """The compiled step leaves everything as the eager one does."""
         whole = self.whole
         with _put_back(whole):
-            found, _ = self._take(length, source)
+            loss, _ = self._take(length, 1, source)
             after = _copies(whole.tensors)
         with _put_back(whole):
             before = _copies(whole.tensors)
@@ -143,8 +175,8 @@ class CompiledSteps:
             gradients = [p.grad for p in whole.parameters]
             wanted = _copies(whole.tensors)
         digits = _digits(whole.parameters[0])
-        if not _near(torch.tensor(found), torch.tensor(expected), digits):
-            raise Refused(f"the compiled loss is {found:.7g} where the programs give {expected:.7g}")
+        if not _near(loss, torch.tensor(expected), digits):
+            raise Refused(f"the compiled loss is {float(loss):.7g} where the programs give {expected:.7g}")
         largest = max((float(g.abs().max()) for g in gradients if g is not None and g.numel()), default=0.0)
         for position, (start, one, two) in enumerate(zip(before, after, wanted, strict=True)):
             if position < len(whole.parameters):

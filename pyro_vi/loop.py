@@ -9,7 +9,7 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -32,7 +32,7 @@ from pyro_vi.pairs import Pair, isolated, prototype
 from pyro_vi.progress import Progress
 from pyro_vi.runs import RunFolder, deferred_interrupt, generators, set_generators
 from pyro_vi.settings import Position, Settings
-from pyro_vi.step import Optimizer, WholeStep
+from pyro_vi.step import MANY, Optimizer, WholeStep
 from pyro_vi.threads import fitting_threads
 
 LOGGED, ROWS = 100, 1000
@@ -75,11 +75,11 @@ class Loop:
         self.summed = not set(layout.latents) <= set(guide_layout.sites)
         self.objective = Objective(pair, elbo, plate.size if plate is not None else None)
         self.position = Position()
-        self.used = (0.0, 0.0)  # weight of the KL and rate, as a fraction, of the last step
+        self.used = (1.0, 1.0)  # weight of the KL and rate, as a fraction, of the last step
         self.norm: Tensor | None = None  # of the last gradient, if its step was compiled
         self.history: list[dict[str, Any]] = []
         self.snapshots: dict[int, dict[str, Tensor]] = {}
-        self.every = max(1, settings.steps // LOGGED)
+        self.every, self.tenth = (max(1, settings.steps // often) for often in (LOGGED, 10))
         self.seen = data.example(min(ROWS, data.spec.num_data))  # the same rows for every record
         self.choice: Choice | None = None
         self.compiled: CompiledSteps | None = None
@@ -102,7 +102,7 @@ class Loop:
                 bar.say(self._choose(before))
             self._keep()
             while self.position.step < self.settings.steps and not interrupted:
-                for _ in self._epoch():
+                for _ in self._epoch(self.settings.steps):
                     self._keep()
                     now = self.position.step
                     if now % self.every == 0 or now in (1, self.settings.steps):
@@ -110,7 +110,7 @@ class Loop:
                         bar.update(now, self.history[-1]["elbo"])
                     if self.choice is None:
                         bar.say(self._choose())
-                    if now % max(1, self.settings.steps // 10) == 0:
+                    if now % self.tenth == 0:
                         self._checkpoint()
                     if interrupted:
                         break
@@ -121,11 +121,9 @@ class Loop:
         with self._running():
             last = self.position.step + count
             while self.position.step < last:
-                for _ in self._epoch():
+                for _ in self._epoch(last):
                     if self.choice is None:
                         self._choose()
-                    if self.position.step == last:
-                        break
             self._synchronize()
 
     @contextmanager
@@ -140,45 +138,74 @@ class Loop:
             warnings.filterwarnings("ignore", message=r"Encountered (NaN|\+inf|-inf)")
             yield
 
-    def _epoch(self) -> Iterator[None]:
-        """Take the steps that are left of an epoch, and of the fit, one at a time."""
+    def _epoch(self, last: int) -> Iterator[None]:
+        """Take the steps that are left of an epoch, but none after the last; stop for each that may have to be looked at."""
         now = self.position
-        for rows, source in islice(self._deal(now.epoch), now.batch, None):
-            self._step(rows, source)
-            now.batch += 1
+        for rows, source, many in self._deal(last):
+            self._step(rows, source, many)
+            now.batch += many
             yield
-            if now.step == self.settings.steps:
+            if now.step == last:
                 return
         now.epoch, now.batch = now.epoch + 1, 0
 
-    def _deal(self, epoch: int) -> Iterator[tuple[Tensor, Batch]]:
-        """Numbers of rows, and what `_fetch` makes their batch of."""
+    def _deal(self, last: int) -> Iterator[tuple[Tensor, Batch, int]]:
+        """Numbers of rows, what `_fetch` makes their batch of, and for how many steps they are."""
+        now, size = self.position, self.settings.batch_size
         if self.data.mapped:
-            yield from self.data.batches(epoch, self.settings.batch_size)
+            for rows, batch in islice(self.data.batches(now.epoch, size), now.batch, None):
+                yield rows, batch, 1
             return
-        stored = self.data.stored(epoch)
-        for rows in self.data.order(epoch).to(stored[0].device).split(self.settings.batch_size):
-            yield rows, (*stored, rows)
+        stored = self.data.stored(now.epoch)
+        order = self.data.order(now.epoch).to(stored[0].device)
+        single = order.split(size)
+        while now.batch < len(single):
+            start, many = now.batch * size, 1
+            together = self.compiled is not None and (size, MANY) in self.compiled.steps
+            if together and start + MANY * size <= len(order) and now.step + MANY <= self._stop(last):
+                many = MANY
+            rows = single[now.batch] if many == 1 else order[start : start + many * size]
+            yield rows, (*stored, rows), many
+
+    def _stop(self, last: int) -> int:
+        """The next step that is looked at: a record, a snapshot, a checkpoint, the last one."""
+        step, kept = self.position.step, self.settings.kept
+        regular = (step - step % often + often for often in (self.every, self.tenth))
+        return min(last, *regular, *(k for k in kept if k > step))
 
     def _fetch(self, *source: Tensor) -> Batch:
         return source if self.data.mapped else self.data.gather(source[:-1], source[-1])
 
-    def _step(self, rows: Tensor, source: Batch) -> None:
-        start, generator, length = time.perf_counter(), torch.get_rng_state(), len(rows)
-        self.used = self.settings.controls(self.position.step)
+    def _step(self, rows: Tensor, source: Batch, many: int) -> None:
+        start, generator, length = time.perf_counter(), torch.get_rng_state(), len(rows) // many
+        now = self.position
+        controls = [self.settings.controls(now.step + i) for i in range(many)]
+        self.used = controls[-1]
         try:
-            if self.compiled is not None and length in self.compiled.steps:
-                value, self.norm = self.compiled(length, source, *self.used)
+            if self.compiled is not None and (length, many) in self.compiled.steps:
+                values, self.norm = self.compiled(length, many, source, controls)
             else:
-                value, self.norm = float(self._descend(self._fetch(*source))), None
+                values, self.norm = [float(self._descend(self._fetch(*source)))], None
         except Exception as error:
-            raise failed(self.pair, where(self.position), error) from error
-        if not math.isfinite(value):
-            place = where(self.position)
-            raise FitError(blame(self.objective, value, place, rows, self._fetch(*source), generator))
-        self.position.step += 1
-        self.position.losses.append(value)
-        self.position.seconds += time.perf_counter() - start
+            raise failed(self.pair, where(now), error) from error
+        if not all(map(math.isfinite, values)):
+            self._blame(values, rows.split(length), source, generator)
+        now.step += many
+        now.losses += values
+        now.seconds += time.perf_counter() - start
+
+    def _blame(self, values: list[float], rows: Sequence[Tensor], source: Batch, generator: Tensor) -> None:
+        """Raise FitError for the first loss that is not finite; no step has changed anything from then on."""
+        bad = next(i for i, value in enumerate(values) if not math.isfinite(value))
+        batches = [self._fetch(*source[:-1], part) for part in rows] if len(rows) > 1 else [self._fetch(*source)]
+        torch.set_rng_state(generator)
+        with torch.no_grad():
+            for batch in batches[:bad]:  # the steps before it have drawn as much as this does
+                self.objective(batch)
+        self.position.step += bad
+        self.position.batch += bad
+        place, generator = where(self.position), torch.get_rng_state()
+        raise FitError(blame(self.objective, values[bad], place, rows[bad], batches[bad], generator))
 
     def _descend(self, batch: Batch) -> Tensor:
         """An eager step, in place; gives the loss. One that is not finite changes nothing."""
@@ -197,7 +224,7 @@ class Loop:
                 self.compiled.whole.count += 1
         return loss.detach()
 
-    def _choose(self, before: list[int] | None = None) -> str:
+    def _choose(self, before: dict[str, list[int]] | None = None) -> str:
         """After the first step, when the optimizer has its state: compile the others, or not; gives a line that says which."""
         if self.compile is False:
             self.choice = Choice((), "eager steps: compile=False", 0.0)
@@ -213,12 +240,12 @@ class Loop:
 
         def steps() -> CompiledSteps:
             whole = WholeStep(self.objective, self.optimizer, settings.clip_norm, varying, rate)
-            whole.set(*self.used)
+            whole.set([self.used] * MANY)
             return CompiledSteps(whole, self._fetch, self._descend)
 
-        def sources(length: int) -> list[Batch]:
+        def sources(length: int, many: int) -> list[Batch]:
             stored = data.stored(self.position.epoch)
-            rows = [(torch.arange(length) + i * length) % data.spec.num_data for i in (0, 1)]
+            rows = [(torch.arange(length * many) + i * length) % data.spec.num_data for i in (0, 1)]
             return [data.gather(stored, r) if data.mapped else (*stored, r.to(stored[0].device)) for r in rows]
 
         self.choice, self.compiled = choose(self.compile, steps, coming, sources, self._overhead, before)
@@ -298,12 +325,12 @@ class Loop:
                 "optimizer": self.optimizer.state_dict(),
                 "generators": generators(),
                 "position": vars(self.position),
-                "compiled": None if self.choice is None else list(self.choice.lengths),
+                "compiled": self.choice and self.choice.record(),
             }
         )
 
-    def _restore(self) -> list[int] | None:
-        """Go back to the checkpoint; gives the lengths of batches whose steps were compiled, if that was chosen."""
+    def _restore(self) -> dict[str, list[int]] | None:
+        """Go back to the checkpoint; gives the record of what steps were compiled, if that was chosen."""
         assert self.folder is not None
         state = self.folder.load()
         if state is None:
@@ -318,5 +345,5 @@ class Loop:
             snapshot = self.folder.load(f"snapshot-{step}.pt")
             if snapshot is not None and step <= self.position.step:
                 self.snapshots[step] = snapshot
-        chosen: list[int] | None = state["compiled"]
+        chosen: dict[str, list[int]] | None = state["compiled"]
         return chosen

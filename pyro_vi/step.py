@@ -1,5 +1,6 @@
 """One optimisation step as a pure function: loss, gradients, clipping, schedule and optimizer in one flat graph.
 
+* `several` makes one graph of some steps in a row.
 * `WholeStep` knows the tensors that a step changes (parameters, the optimizer's state, buffers) and traces the step for a
   batch of some length; the graph changes these tensors in place, and gives back loss, norm of the gradient, and gradients.
 * The optimizer's own code is traced, so that every `torch.optim` optimizer whose update is made of tensor operations serves.
@@ -24,6 +25,8 @@ from pyro_vi.objective import Objective
 from pyro_vi.tracing import without_items
 
 Optimizer = torch.optim.Optimizer
+MANY = 8
+"""Steps in one call, where several are: more make compiling longer, and save little."""
 
 
 class WholeStep:
@@ -39,7 +42,8 @@ class WholeStep:
     Attributes:
         tensors: what a step changes, in the order of the graph's first inputs.
         count: steps that the optimizer has taken, where it counts them alike for all parameters.
-        control: weight and rate of the next step.
+        going: false once a loss was not finite: from then on steps change nothing.
+        control: weight and rate of each of the next steps, of shape ``(MANY, 2)``.
 
     Raises:
         CaptureError: the optimizer keeps what is no tensor, or has hooks.
@@ -64,15 +68,17 @@ class WholeStep:
         # In double precision, as 1 − β₂ᵗ needs it: in single precision it is off by 6e-5 at the first step.
         self.count = torch.tensor(counts[0] if counts else 0.0, dtype=torch.float64, device=device)
         self.counted = bool(counts) and len(set(counts)) == 1
-        self.control = torch.tensor([1.0, 1.0], dtype=torch.float64, device=device)
+        self.going = torch.tensor(True, device=device)
+        self.control = torch.ones(MANY, 2, dtype=torch.float64, device=device)
         # Writing into an array costs a tenth of writing into a tensor.
         self._view: Any = self.control.numpy() if device.type == "cpu" else self.control
-        self.tensors = [*self.parameters, *self._state_tensors(), *self.buffers, self.count]
+        self.tensors = [*self.parameters, *self._state_tensors(), *self.buffers, self.count, self.going]
 
-    def set(self, weight: float, rate: float) -> None:
-        """Weight of the KL and rate, as a fraction of the first, of the next step."""
+    def set(self, controls: Sequence[tuple[float, float]]) -> None:
+        """Weight of the KL and rate, as a fraction of the first, of each of the next steps."""
         if self.weight is None or self.rate is None:
-            self._view[0], self._view[1] = weight, rate
+            for i, (weight, rate) in enumerate(controls):
+                self._view[i, 0], self._view[i, 1] = weight, rate
 
     def _state_tensors(self) -> list[Tensor]:
         return [state[key] for _, state in self.states for key in self._keys(state)]
@@ -116,8 +122,9 @@ class WholeStep:
             old = [next(split) for _ in range(many)]
             old_states = [next(split) for _ in states]
             old_buffers = [next(split) for _ in range(buffers)]
-            count, control, *source = split
-            weight, rate = (control[i] if given is None else given for i, given in ((0, self.weight), (1, self.rate)))
+            count, going, control, *source = split
+            given = ((0, self.weight), (1, self.rate))
+            weight, rate = (control[0, i] if fixed is None else fixed for i, fixed in given)
             if isinstance(weight, Tensor):
                 weight = weight.to(old[0].dtype)
 
@@ -138,10 +145,11 @@ class WholeStep:
 
             fresh, fresh_states = self._update(old, found, old_states, count, rate, foreach)
             # A step whose loss is not finite changes nothing, so that it can be looked at.
-            good = loss.detach().isfinite()
+            good = going & loss.detach().isfinite()
             pairs = [*zip(old, fresh, strict=True), *zip(old_states, fresh_states, strict=True)]
             for before, after in [*pairs, (count, count + 1)]:
                 before.copy_(torch.where(good, after, before))
+            going.copy_(good)
             for before, start, after in zip(old_buffers, moving, new_buffers, strict=True):
                 if after is not start or after._version:  # else the programs have only read it
                     before.copy_(after)
@@ -185,6 +193,30 @@ class WholeStep:
             twin.step()
         fresh = [twin.state[by_id[id(p)]][key] for p, state in self.states for key in self._keys(state)]
         return copies, fresh
+
+
+def several(graph: fx.GraphModule, tensors: int, inputs: Sequence[Tensor]) -> fx.GraphModule:
+    """`MANY` steps in a row as one graph, of the graph of one.
+
+    Args:
+        graph: of one step, called with ``(*tensors, control, *stored, rows)``.
+        tensors: how many tensors a step changes.
+        inputs: as for one step, with ``rows`` for all steps; the new graph is called with such.
+
+    Returns:
+        A graph that gives the losses ``(MANY,)`` and the norm of the last gradient.
+    """
+
+    def steps(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        losses = []
+        for i in range(MANY):
+            control, *stored, rows = inputs[tensors:]
+            loss, norm, *_ = graph(*inputs[:tensors], control[i:], *stored, rows.chunk(MANY)[i])
+            losses.append(loss)
+        return torch.stack(losses), norm
+
+    with torch.random.fork_rng(devices=_cuda(inputs)):
+        return make_fx(steps)(*(value.detach().clone() for value in inputs))
 
 
 def _states(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[tuple[Tensor, dict[str, Any]]]:
