@@ -6,6 +6,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,7 +106,8 @@ def choose(
             compiled.add(length, graph, sources(length, 1))
             pays = count * PER_CALL > PER_NODE * len(graph.graph.nodes) * MANY
             if pays if before is None else length in before["together"]:
-                compiled.add_several(length, graph, sources(length, MANY)[0])
+                with suppress(Refused):  # then one by one
+                    compiled.add_several(length, graph, sources(length, MANY)[0])
     except Refused as error:
         if mode is True:
             raise InputError(f"the step cannot be compiled: {error}; or fit with compile='auto'") from error

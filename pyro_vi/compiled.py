@@ -7,7 +7,6 @@
 * Whatever fails raises `Refused` with one line that says what, and leaves the fit as it was.
 """
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor, fx
 
 from pyro_vi.capture import CaptureError
 from pyro_vi.data import Batch
-from pyro_vi.frozen import Frozen, watched
+from pyro_vi.frozen import Frozen, same_twice
 from pyro_vi.inductor import Compiled, CompileError, compile_graph, replayed, why_not
 from pyro_vi.runs import generators, set_generators
 from pyro_vi.step import MANY, WholeStep, several
@@ -77,23 +76,13 @@ class CompiledSteps:
             raise Refused(missing)
         try:
             with _put_back(self.whole):
-                random.seed(1)
-                with watched(pair.model, pair.guide):
-                    first = self.whole.trace(tuple(sources[0]), self.fetch)
-            with _put_back(self.whole):
-                random.seed(2)
-                second = self.whole.trace(tuple(sources[0]), self.fetch)
+                graph = same_twice(lambda: self.whole.trace(tuple(sources[0]), self.fetch), pair.model, pair.guide)
         except (CaptureError, Frozen) as error:
             raise Refused(str(error)) from error
-        if not _same(first, second):
-            raise Refused(
-                "two captures of the step differ: the programs depend on what changes in Python from call to call, such as a "
-                "number that they count up or a draw from Python's generator; hold it in a buffer, or draw with torch or pyro"
-            )
         with _put_back(self.whole):
             for source in sources:
-                self._check_gradients(first, source)
-        return first
+                self._check_gradients(graph, source)
+        return graph
 
     def add(self, length: int, graph: fx.GraphModule, sources: Sequence[Sequence[Tensor]]) -> None:
         """Compile a traced step, and let it in if it does what the eager one does.
@@ -118,6 +107,14 @@ class CompiledSteps:
         whole = self.whole
         inputs = [*_copies(whole.tensors), whole.control, *source]
         self.steps[length, MANY] = self._compile(several(graph, len(whole.tensors), inputs), source)
+        try:
+            self._check_several(length, source)
+        except Refused:
+            del self.steps[length, MANY]
+            raise
+
+    def _check_several(self, length: int, source: Sequence[Tensor]) -> None:
+        whole = self.whole
         with _put_back(whole):
             losses, _ = self._take(length, MANY, source)
             after = _copies(whole.tensors)
@@ -227,6 +224,11 @@ def _digits(value: Tensor) -> float:
     return DIGITS.get(value.dtype, 0.02)
 
 
+def agree(one: Tensor, two: Tensor) -> bool:
+    """Whether a compiled result is the eager one, but for rounding."""
+    return _near(one, two, _digits(two))
+
+
 def _near(one: Tensor, two: Tensor, digits: float, slack: float = 0.0) -> bool:
     if one.shape != two.shape:
         return False
@@ -235,17 +237,6 @@ def _near(one: Tensor, two: Tensor, digits: float, slack: float = 0.0) -> bool:
     largest = float(two.detach().nan_to_num(0, 0, 0).abs().max()) if two.numel() else 0.0
     allowed = digits * largest + slack
     return torch.allclose(one.detach(), two.detach().to(one.dtype), rtol=0, atol=allowed, equal_nan=True)
-
-
-def _same(one: fx.GraphModule, two: fx.GraphModule) -> bool:
-    return one.code == two.code and all(
-        a is b or (isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b))
-        for a, b in zip(_constants(one), _constants(two), strict=True)
-    )
-
-
-def _constants(graph: fx.GraphModule) -> list[Any]:
-    return [getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
 
 
 def _without_gradients(graph: fx.GraphModule) -> fx.GraphModule:

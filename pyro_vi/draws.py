@@ -19,8 +19,9 @@ from pyro_vi.estimators.sample import make_plan
 from pyro_vi.pairs import Pair, isolated, prototype
 from pyro_vi.terms import KL, Terms, from_traces, traced_plate
 
-MEMORY = 2**22
-"""Numbers that a tensor of one chunk may hold: draws × rows × numbers in a datum."""
+MEMORY = 2**19
+"""Numbers that a tensor of one chunk may hold (draws × rows × numbers in a datum): enough that the programs' own time does not
+show, and no more than the processor's caches hold."""
 
 
 def vectorizes(pair: Pair, args: Batch) -> bool:
@@ -45,25 +46,36 @@ def stream(
     """
     if vectorized is None:
         vectorized = draws > 1 and vectorizes(pair, args)
-    chunk, nesting = 1, 0
-    if vectorized:
-        layout, guide = prototype(pair.model, args), prototype(pair.guide, args)
-        nesting = max(layout.max_plate_nesting, guide.max_plate_nesting)
-        widest = max([a.numel() for a in args] + [s.numel for s in (*layout.sites.values(), *guide.sites.values())])
-        chunk = max(1, MEMORY // max(1, widest))
+    chunk, nesting = chunk_of(pair, args) if vectorized else (1, 0)
     with torch.no_grad():
         for start in range(0, draws, chunk):
-            particles = min(chunk, draws - start) if vectorized else None
-            traces = pair.draw(args, particles, nesting)
-            refuse_unguided(*traces)
-            plate = traced_plate(traces[0], len(args[0]))
-            terms = from_traces(*traces, len(args[0]), kl=kl)
-            if plate is not None and terms.rows != len(args[0]):
-                raise InputError(
-                    f"plate '{plate.name}' holds {terms.rows} of the {len(args[0])} rows that the programs are called with: "
-                    "draws of a minibatch of their own are of other data each time; call them with minibatches instead"
-                )
-            yield terms
+            yield draw_terms(pair, args, min(chunk, draws - start) if vectorized else None, nesting, kl)
+
+
+def chunk_of(pair: Pair, args: Batch) -> tuple[int, int]:
+    """How many draws to make at once, and how many dimensions stand right of theirs."""
+    layout, guide = prototype(pair.model, args), prototype(pair.guide, args)
+    nesting = max(layout.max_plate_nesting, guide.max_plate_nesting)
+    widest = max([a.numel() for a in args] + [s.numel for s in (*layout.sites.values(), *guide.sites.values())])
+    return max(1, MEMORY // max(1, widest)), nesting
+
+
+def draw_terms(pair: Pair, args: Batch, particles: int | None, nesting: int, kl: KL) -> Terms:
+    """Terms of one draw, or of some at once, from the generators as they are.
+
+    Raises:
+        InputError: the guide lacks a site, or the programs draw a minibatch of their own.
+    """
+    traces = pair.draw(args, particles, nesting)
+    refuse_unguided(*traces)
+    plate = traced_plate(traces[0], len(args[0]))
+    terms = from_traces(*traces, len(args[0]), kl=kl)
+    if plate is not None and terms.rows != len(args[0]):
+        raise InputError(
+            f"plate '{plate.name}' holds {terms.rows} of the {len(args[0])} rows that the programs are called with: "
+            "draws of a minibatch of their own are of other data each time; call them with minibatches instead"
+        )
+    return terms
 
 
 def refuse_unguided(model_trace: Any, guide_trace: Any) -> None:

@@ -4,20 +4,23 @@ A graph holds tensor operations. A number that a program counts up itself, a dra
 keeps from one call to the next would stay as they were at the capture. `watched` sees whether a run of the programs changes
 any of these, and says what.
 
+* `same_twice` also captures twice, and compares the graphs.
 * `state_of` is a flat picture of the Python state that programs can reach; `watched` compares two of them.
 """
 
 import inspect
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
+
+from pyro_vi.runs import generators, set_generators
 
 DEPTH, MOST = 6, 20_000
 """How far objects are followed, and how many things are looked at."""
@@ -52,6 +55,42 @@ def watched(*programs: nn.Module) -> Iterator[None]:
                 f"the programs change {place} as they run, which would stay as it is in a graph; "
                 "hold it in a buffer (a tensor) that is changed in place"
             )
+
+
+def same_twice(trace: Callable[[], fx.GraphModule], *programs: nn.Module) -> fx.GraphModule:
+    """A capture that does not depend on Python state which changes: two of them are the same, and leave that state as it is.
+
+    Generators are put back.
+
+    Raises:
+        Frozen: it does depend on such.
+    """
+    start = generators()
+    try:
+        random.seed(1)
+        with watched(*programs):
+            first = trace()
+        random.seed(2)
+        second = trace()
+    finally:
+        set_generators(start)
+    if not _same(first, second):
+        raise Frozen(
+            "two captures differ: the programs depend on what changes in Python from call to call, such as a number that they "
+            "count up or a draw from Python's generator; hold it in a buffer, or draw with torch or pyro"
+        )
+    return first
+
+
+def _same(one: fx.GraphModule, two: fx.GraphModule) -> bool:
+    return one.code == two.code and all(
+        a is b or (isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b))
+        for a, b in zip(_constants(one), _constants(two), strict=True)
+    )
+
+
+def _constants(graph: fx.GraphModule) -> list[Any]:
+    return [getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
 
 
 def state_of(*programs: nn.Module) -> dict[str, Any]:

@@ -1,0 +1,149 @@
+"""Importance weights of many draws, summed as they come: what evidence needs of K draws in memory that does not grow with K.
+
+* `Weights.sums` gives log Σ_k w_k and log Σ_k w_k² of a block of data, w_k = p(x, z_k) / q(z_k | x). Where there is much to do
+  it captures and compiles the draws of one chunk, and proves them: the same seed gives what the programs give.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_vi.binding import swapped
+from pyro_vi.choice import COMPILING, PER_NODE, Compile, check_mode
+from pyro_vi.compiled import Refused, agree
+from pyro_vi.data import Batch
+from pyro_vi.draws import chunk_of, draw_terms, stream
+from pyro_vi.errors import InputError
+from pyro_vi.frozen import Frozen, same_twice
+from pyro_vi.inductor import Compiled, CompileError, compile_graph, first_line, why_not
+from pyro_vi.pairs import Pair
+from pyro_vi.runs import generators, set_generators
+from pyro_vi.tracing import without_items
+
+Sums = tuple[Tensor, Tensor]
+
+
+@dataclass
+class Weights:
+    """Sums of importance weights of a pair, on blocks of one shape.
+
+    Args:
+        pair: model and guide.
+        args: a block of data.
+        draws: K.
+        vectorized: whether the pair can make many draws at once.
+
+    Attributes:
+        note: whether the draws are compiled, and why; set by `compile`.
+    """
+
+    pair: Pair
+    args: Batch
+    draws: int
+    vectorized: bool
+    note: str = "eager draws"
+
+    def __post_init__(self) -> None:
+        self._compiled: Compiled | None = None
+        self._chunk, self._nesting = chunk_of(self.pair, self.args) if self.vectorized else (1, 0)
+        self._chunk = min(self._chunk, self.draws)
+        tensors = {id(t): t for t in (*self.pair.parameters(), *self.pair.buffers())}
+        self._keys, self._tensors = list(tensors), list(tensors.values())
+
+    def compile(self, mode: Compile, blocks: int) -> None:
+        """Compile the draws of a chunk, or not: see `pyro_vi.choice`.
+
+        Raises:
+            UsageError: an unknown mode.
+            InputError: with ``True``, they cannot be compiled.
+        """
+        check_mode(mode)
+        if mode is False:
+            return
+        try:
+            saved = self._eager_seconds() * blocks / 2 if mode == "auto" else float("inf")
+            if saved < COMPILING:
+                return
+            graph = self._trace()
+            cost = COMPILING + PER_NODE * len(graph.graph.nodes)
+            if saved < cost:
+                return
+            self._compiled = self._prove(graph)
+            self.note = "compiled draws"
+        except (Refused, Frozen, CompileError) as error:
+            if mode is True:
+                raise InputError(f"the draws cannot be compiled: {error}; or take compile='auto'") from error
+            self.note = f"eager draws: {error}"
+
+    def sums(self, args: Batch) -> Sums:
+        """log Σ w and log Σ w² over the draws, of shape ``(rows,)`` each."""
+        fits = [a.shape for a in args] == [a.shape for a in self.args]
+        whole = self.draws // self._chunk if self._compiled is not None and fits else 0
+        left = self.draws - whole * self._chunk
+        parts: list[Sums] = []
+        with torch.no_grad():
+            for _ in range(whole):
+                assert self._compiled is not None
+                parts.append(tuple(self._compiled([*self._tensors, *args])))  # type: ignore[arg-type]
+            parts += [_reduced(t.log_weight, t.rows) for t in self._stream(args, left)] if left else []
+        one, two = (torch.stack(column).logsumexp(0) for column in zip(*parts, strict=True))
+        return one, two
+
+    def _stream(self, args: Batch, draws: int) -> Any:
+        return stream(self.pair, args, draws, kl="sampled", vectorized=self.vectorized)
+
+    def _function(self, *inputs: Tensor) -> Sums:
+        """One chunk, of all tensors of the pair and the data."""
+        count = len(self._tensors)
+        with swapped(self.pair, dict(zip(self._keys, inputs[:count], strict=True))):
+            particles = self._chunk if self.vectorized else None
+            terms = draw_terms(self.pair, inputs[count:], particles, self._nesting, "sampled")
+        return _reduced(terms.log_weight, terms.rows)
+
+    def _inputs(self) -> list[Tensor]:
+        return [*(t.detach() for t in self._tensors), *self.args]
+
+    def _eager_seconds(self) -> float:
+        # One run warms up; the draws of the two are thrown away.
+        start, times = generators(), []
+        with torch.no_grad():
+            for _ in range(2):
+                begin = time.perf_counter()
+                self._function(*self._inputs())
+                times.append(time.perf_counter() - begin)
+        set_generators(start)
+        return min(times) * self.draws / self._chunk
+
+    def _trace(self) -> fx.GraphModule:
+        missing = why_not(self.args[0].device)
+        if missing:
+            raise Refused(missing)
+        trace: Callable[[], fx.GraphModule] = lambda: make_fx(self._function)(*self._inputs())  # noqa: E731
+        try:
+            with torch.no_grad(), without_items():
+                return same_twice(trace, self.pair.model, self.pair.guide)
+        except Frozen:
+            raise
+        except Exception as error:
+            raise Refused(f"{type(error).__name__}: {first_line(error)}") from error
+
+    def _prove(self, graph: fx.GraphModule) -> Compiled:
+        compiled, start = compile_graph(graph, self._inputs()), generators()
+        with torch.no_grad():
+            found = compiled(self._inputs())
+            set_generators(start)
+            expected = self._function(*self._inputs())
+        set_generators(start)
+        if not all(agree(one, two) for one, two in zip(found, expected, strict=True)):
+            raise Refused("compiled they give other weights than the programs")
+        return compiled
+
+
+def _reduced(log_weight: Tensor, rows: int) -> Sums:
+    log_weight = log_weight.reshape(-1, rows)
+    return log_weight.logsumexp(0), (2 * log_weight).logsumexp(0)
