@@ -12,14 +12,18 @@ state, the handling of autograd) has nothing to do, and costs 20 to 40 microseco
 import math
 import shutil
 import subprocess
+import warnings
 from collections.abc import Callable, Sequence
-from functools import cache
+from contextlib import nullcontext
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_vi.products import as_it_is, onednn_is_faster, product
 
 Compiled = Callable[[list[Tensor]], Sequence[Tensor]]
 """Called with all arguments in a list, which it empties."""
@@ -49,13 +53,15 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
         # Inductor tries the compiler on every set of instructions that the processor has: 10 seconds the first time.
         "cpp.vec_isa_ok": True,
     }
-    try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the compiler says of its own code
         try:
-            return _compile(graph, inputs, settings)
-        except Exception:  # an old compiler may not know all instructions
-            return _compile(graph, inputs, {**settings, "cpp.vec_isa_ok": None})
-    except Exception as error:
-        raise CompileError(f"{type(error).__name__}: {first_line(error)}") from error
+            try:
+                return _compile(graph, inputs, settings)
+            except Exception:  # an old compiler may not know all instructions
+                return _compile(graph, inputs, {**settings, "cpp.vec_isa_ok": None})
+        except Exception as error:
+            raise CompileError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
 def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], settings: dict[str, Any]) -> Compiled:
@@ -68,14 +74,17 @@ def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], settings: dict[str
     from torch._inductor.virtualized import V
 
     with config.patch(settings), torch.no_grad():
-        aten = torch.ops.aten
-        table: dict[Any, Any] = {**select_decomp_table(), aten.addmm.default: _apart, aten.pow.Scalar: _power}
+        aten, onednn = torch.ops.aten, onednn_is_faster(torch.get_num_threads())
+        table: dict[Any, Any] = select_decomp_table()
+        table = {**table, aten.addmm.default: _apart, aten.pow.Scalar: _power}
+        if onednn:
+            table[aten.mm.default] = partial(product, otherwise=table.get(aten.mm.default))
         flat = make_fx(functionalize(graph), decomposition_table=table, tracing_mode="fake")(*inputs)
         flat.graph = fx_graph_cse(flat.graph)
         flat.recompile()
         fakes = [node.meta["val"] for node in flat.graph.nodes if node.op == "placeholder"]
         mode = fakes[0].fake_mode
-        with tracing(TracingContext(mode)), V.set_fake_mode(mode):
+        with tracing(TracingContext(mode)), V.set_fake_mode(mode), as_it_is() if onednn else nullcontext():
             compiled: Any = compile_fx_inner(flat, fakes, is_inference=True, cpp_wrapper=config.cpp_wrapper)
     # What stands around the call is for profilers and CUDA graph trees.
     inner: Compiled = getattr(compiled, "current_callable", None) or compiled
