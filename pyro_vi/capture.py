@@ -24,7 +24,7 @@ from pyro_vi.binding import swapped
 from pyro_vi.data import Batch
 from pyro_vi.estimators import differentiable_loss
 from pyro_vi.pairs import Pair
-from pyro_vi.tracing import without_items
+from pyro_vi.tracing import reason, without_items
 
 BATCHABLE: dict[Any, Callable[..., Any]] = {torch.ops.aten.fill.Scalar: torch.full_like}
 """Operations that vmap cannot batch, and what does the same."""
@@ -138,8 +138,7 @@ def capture(elbo: ELBO, pair: Pair, args: Batch, parameters: Sequence[Tensor]) -
             flat = make_fx(functionalize(graph), decomposition_table=BATCHABLE)
             graph = flat(*inputs, *(draw.make() for draw in draws))
         except Exception as error:
-            text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-            raise CaptureError(f"{type(error).__name__}: {text}") from error
+            raise CaptureError(reason(error)) from error
     return Captured(graph, tuple(draws), lifted)
 
 

@@ -10,10 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
+from pyro_vi.capture import CaptureError
 from pyro_vi.compiled import CompiledSteps, Refused
 from pyro_vi.errors import InputError, UsageError
+from pyro_vi.inductor import why_not
 from pyro_vi.step import MANY
 
 Compile = bool | Literal["auto"]
@@ -53,6 +56,13 @@ def check_mode(mode: object) -> None:
         raise UsageError(f"compile must be True, False or 'auto', not {mode!r}")
 
 
+def refuse_without_compiler(device: torch.device) -> None:
+    """Raise InputError where nothing can be compiled, before a fit that is to be compiled leaves anything behind."""
+    missing = why_not(device)
+    if missing:
+        raise InputError(f"the step cannot be compiled: {missing}; or fit with compile='auto'")
+
+
 def choose(
     mode: Compile,
     steps: Callable[[], CompiledSteps],
@@ -79,15 +89,17 @@ def choose(
     def chosen(what: str, lengths: Sequence[int] = ()) -> Choice:
         return Choice(tuple(lengths), what, time.perf_counter() - start)
 
-    wanted = {n: count for n, count in coming.items() if count and (before is None or n in before["lengths"])}
+    # After an interruption also those that are not to come by the count, as an epoch may have been cut in two.
+    wanted = {n: count for n, count in coming.items() if (count if before is None else n in before["lengths"])}
     wanted = dict(sorted(wanted.items(), key=lambda item: -item[1])[:LENGTHS])
-    if not wanted:
+    if not wanted or not any(coming.values()):
+        as_before = before is not None and not before["lengths"]
         return chosen(
-            "eager steps, as before the interruption" if before is not None else "eager steps: none is left"
+            "eager steps, as before the interruption" if as_before else "eager steps: none is left to compile"
         ), None
     ask = mode == "auto" and before is None
     each = overhead() if ask else 0.0
-    most = max(wanted.values())
+    most, refused, compiled = max(wanted.values()), "", None
     if ask and most * each < TRACING + COMPILING:
         return chosen(
             f"eager steps: compiling would save about {_seconds(most * each)} and take {TRACING + COMPILING:.0f} s or more"
@@ -108,17 +120,19 @@ def choose(
             if pays if before is None else length in before["together"]:
                 with suppress(Refused):  # then one by one
                     compiled.add_several(length, graph, sources(length, MANY)[0])
-    except Refused as error:
+    except (Refused, CaptureError) as error:
         if mode is True:
             raise InputError(f"the step cannot be compiled: {error}; or fit with compile='auto'") from error
-        return chosen(f"eager steps: {error}"), None
+        if compiled is None or not compiled.steps:
+            return chosen(f"eager steps: {error}"), None
+        refused = f"; batches of {length} stay eager: {error}"
     single = tuple(length for length, many in compiled.steps if many == 1)
     together = tuple(length for length, many in compiled.steps if many > 1)
     took = time.perf_counter() - start
     note = f"compiled steps: ready in {_seconds(took)}"
     if ask:
         note += f", to save about {_seconds(sum(wanted[n] for n in single) * each)}"
-    return Choice(single, note, took, together), compiled
+    return Choice(single, note + refused, took, together), compiled
 
 
 def _seconds(value: float) -> str:

@@ -20,6 +20,7 @@ from pyro_vi.frozen import Frozen, same_twice
 from pyro_vi.inductor import Compiled, CompileError, compile_graph, replayed, why_not
 from pyro_vi.runs import generators, set_generators
 from pyro_vi.step import MANY, WholeStep, several
+from pyro_vi.tracing import reason
 
 DIGITS = {torch.float64: 1e-9, torch.float32: 1e-4}
 """To what fraction of a tensor's largest element compiled and eager steps must agree, by dtype; 0.02 for shorter ones."""
@@ -141,18 +142,32 @@ class CompiledSteps:
             raise Refused(str(error)) from error
         return compiled
 
+    def _eager(self, source: Sequence[Tensor]) -> Tensor:
+        try:
+            return self.eager(self.fetch(*source))
+        except Exception as error:  # of the programs: the fit will come to it, and say at which step
+            raise Refused(reason(error)) from error
+
     def _check_gradients(self, graph: fx.GraphModule, source: Sequence[Tensor]) -> None:
         """The graph, not yet compiled, has the program's loss and gradients."""
+        self.whole.adopt()
         start = generators()
         with torch.no_grad():
             loss, _, *gradients = graph(*_copies(self.whole.tensors), self.whole.control, *source)
         set_generators(start)
-        expected = self.eager(self.fetch(*source))
+        expected = self._eager(source)
         digits = _digits(loss)
         if not _near(loss, expected, digits):
-            raise Refused(f"the graph's loss is {float(loss):.7g} where the programs give {float(expected):.7g}")
+            raise Refused(f"the graph's loss is {float(loss):.10g} where the programs give {float(expected):.10g}")
+        if not bool(expected.isfinite()):  # the fit ends here, and says why
+            return
         found = [(p, p.grad) for p in self.whole.parameters if p.grad is not None]
         largest = max((float(g.abs().max()) for _, g in found if g.numel()), default=0.0)
+        if len(found) != len(gradients):
+            raise Refused(
+                "the graph has no gradient of some parameters: the programs hold them where they cannot be seen, as a "
+                "recurrent network of torch does"
+            )
         for (parameter, wanted), gradient in zip(found, gradients, strict=True):
             if not _near(gradient, wanted, digits, digits * 0.01 * largest):
                 raise Refused(
@@ -167,18 +182,22 @@ class CompiledSteps:
             after = _copies(whole.tensors)
         with _put_back(whole):
             before = _copies(whole.tensors)
-            expected = float(self.eager(self.fetch(*source)))
-            whole.count += 1  # which the optimizer counts in its own way
+            expected = self._eager(source)
+            whole.adopt()
+            finite = bool(expected.isfinite())
+            if finite:
+                whole.count += 1  # which the optimizer counts in its own way
+            whole.going.fill_(finite)
             gradients = [p.grad for p in whole.parameters]
             wanted = _copies(whole.tensors)
         digits = _digits(whole.parameters[0])
-        if not _near(loss, torch.tensor(expected), digits):
-            raise Refused(f"the compiled loss is {float(loss):.7g} where the programs give {expected:.7g}")
+        if not _near(loss, expected, digits):
+            raise Refused(f"the compiled loss is {float(loss):.10g} where the programs give {float(expected):.10g}")
         largest = max((float(g.abs().max()) for g in gradients if g is not None and g.numel()), default=0.0)
         for position, (start, one, two) in enumerate(zip(before, after, wanted, strict=True)):
             if position < len(whole.parameters):
                 gradient = gradients[position]
-                if gradient is None:
+                if gradient is None or not finite:
                     agree = torch.equal(one, two)
                 else:
                     seen = gradient.abs() > SMALL * largest
@@ -206,6 +225,7 @@ def _put_back(whole: WholeStep) -> Iterator[None]:
     try:
         yield
     finally:
+        whole.adopt()
         with torch.no_grad():
             for tensor, value in zip(whole.tensors, values, strict=True):
                 tensor.copy_(value)

@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyro_vi.choice import Compile
+from pyro_vi.choice import Compile, check_mode
 from pyro_vi.data import Batch
 from pyro_vi.draws import evaluating, standard_error, vectorizes
 from pyro_vi.errors import InputError
@@ -64,6 +64,7 @@ def evidence(
         >>> round(float(evidence(model, Exact(model, (x,)), x).log_evidence[0]), 4)
         -1.688
     """
+    check_mode(compile)
     args = batch if isinstance(batch, tuple) else (batch,)
     pair = pair_of(model, guide, tuple(a[:rows] for a in args))
     closed = getattr(pair.model, "log_evidence", None)

@@ -9,14 +9,14 @@ Inductor is called below `torch.compile`: the graph is already flat, so that wha
 state, the handling of autograd) has nothing to do, and costs 20 to 40 microseconds in each call.
 """
 
+import logging
 import math
-import shutil
-import subprocess
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, fx
@@ -53,20 +53,38 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
         # Inductor tries the compiler on every set of instructions that the processor has: 10 seconds the first time.
         "cpp.vec_isa_ok": True,
     }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the compiler says of its own code
+    graph, constants = _lifted(graph)
+    with _quiet():
         try:
             try:
-                return _compile(graph, inputs, settings)
+                compiled = _compile(graph, [*inputs, *constants], settings)
             except Exception:  # an old compiler may not know all instructions
-                return _compile(graph, inputs, {**settings, "cpp.vec_isa_ok": None})
+                compiled = _compile(graph, [*inputs, *constants], {**settings, "cpp.vec_isa_ok": None})
         except Exception as error:
             raise CompileError(f"{type(error).__name__}: {first_line(error)}") from error
+    return (lambda arguments: compiled([*arguments, *constants])) if constants else compiled
+
+
+def _lifted(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
+    """The graph with the tensors that it holds as its last inputs: held, they cannot be followed with fake values."""
+    held = {str(node.target): getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"}
+    held = {name: value for name, value in held.items() if isinstance(value, Tensor)}
+    lifted, at = fx.Graph(), {}
+    places = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    for node in places:
+        at[node] = lifted.node_copy(node)
+    constants = {name: lifted.placeholder(f"held_{i}") for i, name in enumerate(held)}
+    for node in graph.graph.nodes:
+        if node.op == "get_attr" and node.target in constants:
+            at[node] = constants[node.target]
+        elif node.op != "placeholder":
+            at[node] = lifted.node_copy(node, at.__getitem__)
+    return fx.GraphModule(graph, lifted), [value.detach() for value in held.values()]
 
 
 def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], settings: dict[str, Any]) -> Compiled:
     # Imported here, as it takes a second.
-    from torch._functorch.compile_utils import fx_graph_cse
+    from torch._functorch import compile_utils
     from torch._guards import TracingContext, tracing
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
@@ -76,11 +94,13 @@ def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], settings: dict[str
     with config.patch(settings), torch.no_grad():
         aten, onednn = torch.ops.aten, onednn_is_faster(torch.get_num_threads())
         table: dict[Any, Any] = select_decomp_table()
-        table = {**table, aten.addmm.default: _apart, aten.pow.Scalar: _power}
+        ours = {aten.addmm.default: _apart, aten.pow.Scalar: _power, aten.bernoulli.default: _bernoulli}
+        table = {**table, **ours}
         if onednn:
             table[aten.mm.default] = partial(product, otherwise=table.get(aten.mm.default))
         flat = make_fx(functionalize(graph), decomposition_table=table, tracing_mode="fake")(*inputs)
-        flat.graph = fx_graph_cse(flat.graph)
+        with mock.patch.object(compile_utils, "rand_ops", _random(flat)):
+            flat.graph = compile_utils.fx_graph_cse(flat.graph)
         flat.recompile()
         fakes = [node.meta["val"] for node in flat.graph.nodes if node.op == "placeholder"]
         mode = fakes[0].fake_mode
@@ -91,7 +111,28 @@ def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], settings: dict[str
     return inner
 
 
-def _apart(bias: Tensor, one: Tensor, two: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+def _random(graph: fx.GraphModule) -> set[Any]:
+    # torch's own list of what must not become one operation lacks many: two draws of one distribution would be equal.
+    targets = {node.target for node in graph.graph.nodes if node.op == "call_function"}
+    return {t.overloadpacket for t in targets if torch.Tag.nondeterministic_seeded in getattr(t, "tags", ())}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within the block the compiler says nothing of its own code; but what was asked for (TORCH_LOGS)."""
+    log = logging.getLogger("torch._inductor")
+    before = log.level
+    if log.getEffectiveLevel() == logging.WARNING:
+        log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)
+
+
+def _apart(bias: Tensor, one: Tensor, two: Tensor, *, beta: float | int = 1, alpha: float | int = 1) -> Any:
     # torch copies the bias into the result before it multiplies. Added afterwards, it is one more operation in the loop that
     # comes next. Subtracted, as Inductor would put a sum together again.
     return torch.mm(one, two) - -bias if beta == alpha == 1 else NotImplemented
@@ -103,6 +144,14 @@ def _power(base: float, exponent: Tensor) -> Any:
     if exponent.dim() or not exponent.is_floating_point() or base <= 0:
         return NotImplemented
     return torch.exp(exponent * math.log(base))
+
+
+def _bernoulli(p: Tensor, *, generator: torch.Generator | None = None) -> Any:
+    # Inductor compares single-precision draws with p, torch double-precision ones: neither the draws nor what they take from
+    # the generator would be the same.
+    if generator is not None:
+        return NotImplemented
+    return torch.ops.aten.bernoulli.Tensor(torch.empty_like(p, memory_format=torch.contiguous_format), p)
 
 
 def why_not(device: torch.device) -> str:
@@ -120,14 +169,10 @@ def why_not(device: torch.device) -> str:
 def _no_compiler() -> str:
     from torch._inductor.cpp_builder import get_cpp_compiler
 
-    remedy = "install g++ (or set CXX to a C++ compiler)"
     try:
-        compiler = get_cpp_compiler()
-        if shutil.which(compiler) is None:
-            return f"there is no C++ compiler '{compiler}'; {remedy}"
-        subprocess.run([compiler, "--version"], check=True, capture_output=True)
+        get_cpp_compiler()  # asks it for its version
     except Exception:
-        return f"there is no C++ compiler that works; {remedy}"
+        return "there is no C++ compiler that works; install g++ (or set CXX to a C++ compiler)"
     return ""
 
 

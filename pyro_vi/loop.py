@@ -20,13 +20,14 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from pyro_vi.binding import kept_buffers
-from pyro_vi.choice import Choice, Compile, check_mode, choose
+from pyro_vi.choice import Choice, Compile, check_mode, choose, refuse_without_compiler
 from pyro_vi.compiled import CompiledSteps
 from pyro_vi.data import Batch, Data
 from pyro_vi.draws import evaluate, evaluating
 from pyro_vi.errors import FitError, UsageError
 from pyro_vi.estimators import kl_treatment
 from pyro_vi.failures import blame, failed, failing, overflow, where
+from pyro_vi.frozen import put_back
 from pyro_vi.objective import Objective
 from pyro_vi.pairs import Pair, isolated, prototype
 from pyro_vi.progress import Progress
@@ -67,6 +68,8 @@ class Loop:
         self.parameters = [parameter for _, parameter in pair.owned().values()]
         if not self.parameters:
             raise UsageError("the pair has no parameters to fit; look at it with `audit` or `evidence`")
+        if compile is True:
+            refuse_without_compiler(self.parameters[0].device)
         self.optimizer = make_optimizer(self.parameters)
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
@@ -233,7 +236,7 @@ class Loop:
         size = min(settings.batch_size, data.spec.num_data)
         left, per_epoch = settings.steps - self.position.step, -(-data.spec.num_data // size)
         short = data.spec.num_data % size
-        ends = left // per_epoch  # one shorter batch in each epoch
+        ends = (self.position.batch % per_epoch + left) // per_epoch  # one shorter batch in each epoch
         coming = {size: left - ends, short: ends} if short else {size: left}
         varying = settings.controls(0)[0] if not settings.warmup else None
         rate = 1.0 if settings.schedule == "constant" else None
@@ -254,7 +257,7 @@ class Loop:
     def _overhead(self) -> float:
         """Seconds of a step that are not arithmetic: those of loss and gradient for two rows."""
         start, few, times = generators(), self.data.example(2), []
-        with kept_buffers(self.pair):
+        with kept_buffers(self.pair), put_back(self.pair.model, self.pair.guide):
             for _ in range(4):
                 begin = time.perf_counter()
                 torch.autograd.grad(self.objective(few, self.used[0]), self.parameters, allow_unused=True)

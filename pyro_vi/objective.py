@@ -24,10 +24,17 @@ class _Anneal(Messenger):
     def __init__(self, beta: float | Tensor) -> None:
         super().__init__()
         self.beta = beta
+        self.scaled: dict[float, Any] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"]:
-            msg["scale"] = msg["scale"] * self.beta
+        if msg["is_observed"]:
+            return
+        scale = msg["scale"]
+        if isinstance(scale, (int, float)):
+            # One and the same product for model and guide: that they scale a site alike is then seen without its value.
+            msg["scale"] = self.scaled.setdefault(float(scale), scale * self.beta)
+        else:
+            msg["scale"] = scale * self.beta
 
 
 @dataclass(frozen=True)

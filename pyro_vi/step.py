@@ -14,15 +14,16 @@ from unittest import mock
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, make_fx
 from torch.nn.utils import get_total_norm
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from pyro_vi.binding import swapped
 from pyro_vi.capture import CaptureError
 from pyro_vi.data import Batch
-from pyro_vi.inductor import first_line
 from pyro_vi.objective import Objective
-from pyro_vi.tracing import without_items
+from pyro_vi.tracing import reason, without_items
 
 Optimizer = torch.optim.Optimizer
 MANY = 8
@@ -61,8 +62,17 @@ class WholeStep:
         self.weight, self.rate = weight, rate
         self.parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
         self.states = _states(optimizer, self.parameters)
-        pair = objective.pair
-        self.buffers = list({id(b): b for b in pair.buffers()}.values())
+        pair, own = objective.pair, {id(p) for p in self.parameters}
+        # A parameter that is not fitted is one: a program may change it in place, as that of a codebook.
+        held = {id(t): t for t in (*pair.buffers(), *pair.parameters()) if id(t) not in own}
+        self.buffers: list[Tensor] = list(held.values())
+        self._places = [
+            (values, name, value)
+            for module in pair.modules()
+            for values in (module._parameters, module._buffers)
+            for name, value in values.items()
+            if value is not None and id(value) in held
+        ]
         device = self.parameters[0].device
         counts = [float(state["step"]) for _, state in self.states if "step" in state]
         # In double precision, as 1 − β₂ᵗ needs it: in single precision it is off by 6e-5 at the first step.
@@ -74,8 +84,19 @@ class WholeStep:
         self._view: Any = self.control.numpy() if device.type == "cpu" else self.control
         self.tensors = [*self.parameters, *self._state_tensors(), *self.buffers, self.count, self.going]
 
+    def adopt(self) -> None:
+        """Take over buffers that an eager step has assigned anew: a compiled one changes the tensors it knows."""
+        for values, name, buffer in self._places:
+            now = values[name]
+            if now is not buffer:
+                if now is not None and now.shape == buffer.shape:
+                    with torch.no_grad():
+                        buffer.copy_(now)
+                values[name] = buffer  # type: ignore[assignment]
+
     def set(self, controls: Sequence[tuple[float, float]]) -> None:
         """Weight of the KL and rate, as a fraction of the first, of each of the next steps."""
+        self.adopt()
         if self.weight is None or self.rate is None:
             for i, (weight, rate) in enumerate(controls):
                 self._view[i, 0], self._view[i, 1] = weight, rate
@@ -88,6 +109,7 @@ class WholeStep:
 
     def synchronize(self) -> None:
         """Tell the optimizer how many steps were taken."""
+        self.adopt()
         if self.counted:
             for _, state in self.states:
                 if "step" in state:
@@ -101,16 +123,21 @@ class WholeStep:
         """
         inputs = [*(t.detach().clone() for t in self.tensors), self.control.clone(), *source]
         with torch.random.fork_rng(devices=_cuda(inputs)):
-            self.objective(fetch(*source), self.weight or 1.0)  # what an estimator finds out about a pair at first
+            try:
+                self.objective(fetch(*source), self.weight or 1.0)  # what an estimator finds out about a pair at first
+            except Exception as error:  # such as a program that fails on a shorter batch: the fit will say where
+                raise CaptureError(reason(error)) from error
+            self.adopt()
             for foreach in (False, True):
                 try:
-                    with without_items():
+                    with without_items(), _Opaque():
                         return make_fx(self._function(fetch, foreach))(*inputs)
+                except CaptureError:
+                    raise
                 except Exception as error:
-                    text = f"{type(error).__name__}: {first_line(error)}"
-                    # Some optimizers take the rate as a tensor in one of their two ways only.
-                    if foreach or self.rate is not None:
-                        raise CaptureError(text) from error
+                    # Some optimizers take a tensor for a number in one of their two ways only.
+                    if foreach:
+                        raise CaptureError(reason(error)) from error
         raise AssertionError
 
     def _function(self, fetch: Callable[..., Batch], foreach: bool) -> Callable[..., tuple[Tensor, ...]]:
@@ -151,7 +178,9 @@ class WholeStep:
                 before.copy_(torch.where(good, after, before))
             going.copy_(good)
             for before, start, after in zip(old_buffers, moving, new_buffers, strict=True):
-                if after is not start or after._version:  # else the programs have only read it
+                if after is not start or after._version or _moved(before, after):  # else the programs have only read it
+                    if after.shape != before.shape:
+                        raise CaptureError("a buffer has another shape after each step; keep its shape")
                     before.copy_(after)
             return loss.detach(), norm, *(g for g in found if g is not None)
 
@@ -170,7 +199,7 @@ class WholeStep:
         copies = [value.detach().clone() for value in old]
         by_id = {id(p): copied for p, copied in zip(self.parameters, copies, strict=True)}
         for copied, gradient in zip(copies, gradients, strict=True):
-            copied.grad = gradient
+            copied.grad = None if gradient is None else gradient.clone()  # some optimizers write into it
         twin: Any = object.__new__(type(self.optimizer))
         twin.__dict__.update(self.optimizer.__dict__)
         twin.param_groups = [
@@ -185,12 +214,18 @@ class WholeStep:
         twin.state = defaultdict(dict)
         values = iter(old_states)
         for parameter, state in self.states:
-            filled = {key: next(values).clone() for key in self._keys(state)}
+            filled = {key: _wide(next(values), parameter) for key in self._keys(state)}
             if self.counted and "step" in state:
                 filled["step"] = count.clone()
             twin.state[by_id[id(parameter)]] = {**state, **filled}
+        known = {key: set(state) for key, state in twin.state.items()}
+        held = _numbers(twin)
         with _as_compiling():
             twin.step()
+        if any(set(state) - known.get(key, set()) for key, state in twin.state.items()):
+            raise CaptureError("the optimizer has no state yet of a parameter that this step moves")
+        if held != _numbers(twin):
+            raise CaptureError("the optimizer keeps numbers of Python that change, and would stay as they are now")
         fresh = [twin.state[by_id[id(p)]][key] for p, state in self.states for key in self._keys(state)]
         return copies, fresh
 
@@ -229,6 +264,40 @@ def _states(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[tuple[Te
             if value is not None and not isinstance(value, Tensor):
                 raise CaptureError(f"the optimizer's state '{key}' is no tensor, and would stay as it is now")
     return states
+
+
+def _wide(state: Tensor, parameter: Tensor) -> Tensor:
+    # A number that is kept in single precision; an optimizer takes it out and goes on in double precision.
+    number = state.dim() == 0 and state.dtype == torch.float32 and parameter.dtype == torch.float64
+    return state.double() if number else state.clone()
+
+
+class _Opaque(TorchFunctionMode):
+    """Values of a tracing tensor are not handed to Python, which would decide by those of one batch."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__) and _tracing(args[0]):
+            raise RuntimeError("a program takes values out of a tensor, by which nothing in a graph can be decided")
+        return func(*args, **(kwargs or {}))
+
+
+def _tracing(value: Tensor) -> bool:
+    mode = get_proxy_mode()
+    proxy: Any = None if mode is None else get_proxy_slot(value, mode.tracer, None)
+    return proxy is not None and proxy.constant is None
+
+
+def _moved(before: Tensor, after: Tensor) -> bool:
+    # A batch norm changes its statistics without a word to the version counter.
+    with _disable_current_modes():
+        return not torch.equal(before, after)
+
+
+def _numbers(optimizer: Any) -> list[Any]:
+    """What an optimizer holds besides tensors: in its attributes, and in its groups."""
+    groups = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
+    own = {k: v for k, v in vars(optimizer).items() if k not in ("state", "param_groups") and not k.startswith("_")}
+    return [repr({k: v for k, v in held.items() if not isinstance(v, Tensor)}) for held in (own, *groups)]
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Where Pyro's estimators look at the values of tensors, and what stands there while they are traced.
 
-* `without_items` puts the stand-ins of `STAND_INS` in place for the time of a block.
+* `without_items` puts the stand-ins of `STAND_INS` in place for the time of a block; `reason` says why a trace failed.
 
 A trace has no values to decide by. The stand-ins give the numbers of the originals at any values:
 
@@ -49,6 +49,22 @@ def without_items() -> Iterator[None]:
             stack.enter_context(mock.patch.object(owner, name, stand_in))
         stack.enter_context(_Lookup())
         yield
+
+
+def reason(error: BaseException) -> str:
+    """Why a trace failed, in one line.
+
+    Example:
+        >>> reason(RuntimeError("It appears that you're trying to get value out of a tracing tensor with ..."))[:60]
+        'the programs decide by a value out of a tracing tensor (a br'
+    """
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if text.startswith("It appears that you're trying to get value out of a tracing tensor"):
+        return (
+            "the programs decide by a value out of a tracing tensor (a branch in Python, .item(), a looped plate), "
+            "which would be the same for all draws and batches; use torch.where, or the plate as a context"
+        )
+    return f"{type(error).__name__}: {text}"
 
 
 def _constant(value: Any) -> Any:

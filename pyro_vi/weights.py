@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vi.binding import swapped
-from pyro_vi.choice import COMPILING, PER_NODE, Compile, check_mode
+from pyro_vi.binding import kept_buffers, swapped
+from pyro_vi.choice import COMPILING, PER_NODE, Compile
 from pyro_vi.compiled import Refused, agree
 from pyro_vi.data import Batch
 from pyro_vi.draws import chunk_of, draw_terms, stream
 from pyro_vi.errors import InputError
-from pyro_vi.frozen import Frozen, same_twice
-from pyro_vi.inductor import Compiled, CompileError, compile_graph, first_line, why_not
+from pyro_vi.frozen import Frozen, put_back, same_twice
+from pyro_vi.inductor import Compiled, CompileError, compile_graph, why_not
 from pyro_vi.pairs import Pair
 from pyro_vi.runs import generators, set_generators
-from pyro_vi.tracing import without_items
+from pyro_vi.tracing import reason, without_items
 
 Sums = tuple[Tensor, Tensor]
 
@@ -56,25 +56,28 @@ class Weights:
         self._keys, self._tensors = list(tensors), list(tensors.values())
 
     def compile(self, mode: Compile, blocks: int) -> None:
-        """Compile the draws of a chunk, or not: see `pyro_vi.choice`.
+        """Compile the draws of a chunk, or not: see `pyro_vi.choice`. Generators and programs are left as they are.
 
         Raises:
-            UsageError: an unknown mode.
             InputError: with ``True``, they cannot be compiled.
         """
-        check_mode(mode)
         if mode is False:
             return
         try:
-            saved = self._eager_seconds() * blocks / 2 if mode == "auto" else float("inf")
-            if saved < COMPILING:
-                return
-            graph = self._trace()
-            cost = COMPILING + PER_NODE * len(graph.graph.nodes)
-            if saved < cost:
-                return
-            self._compiled = self._prove(graph)
-            self.note = "compiled draws"
+            with kept_buffers(self.pair), put_back(self.pair.model, self.pair.guide):
+                saved = self._eager_seconds() * blocks / 2 if mode == "auto" else float("inf")
+                if saved < COMPILING:
+                    self.note = (
+                        f"eager draws: compiling would save about {saved:.1f} s and take {COMPILING:.0f} s or more"
+                    )
+                    return
+                graph = self._trace()
+                cost = COMPILING + PER_NODE * len(graph.graph.nodes)
+                if saved < cost:
+                    self.note = f"eager draws: compiling would save about {saved:.1f} s and take about {cost:.1f} s"
+                    return
+                self._compiled = self._prove(graph)
+                self.note = "compiled draws"
         except (Refused, Frozen, CompileError) as error:
             if mode is True:
                 raise InputError(f"the draws cannot be compiled: {error}; or take compile='auto'") from error
@@ -100,9 +103,12 @@ class Weights:
     def _function(self, *inputs: Tensor) -> Sums:
         """One chunk, of all tensors of the pair and the data."""
         count = len(self._tensors)
-        with swapped(self.pair, dict(zip(self._keys, inputs[:count], strict=True))):
+        places = dict(zip(self._keys, inputs[:count], strict=True))
+        with swapped(self.pair, places) as held:
             particles = self._chunk if self.vectorized else None
             terms = draw_terms(self.pair, inputs[count:], particles, self._nesting, "sampled")
+            if any(held(key) is not value for key, value in places.items()):
+                raise Refused("the programs put another tensor in the place of a buffer; change it in place")
         return _reduced(terms.log_weight, terms.rows)
 
     def _inputs(self) -> list[Tensor]:
@@ -127,15 +133,16 @@ class Weights:
         try:
             with torch.no_grad(), without_items():
                 return same_twice(trace, self.pair.model, self.pair.guide)
-        except Frozen:
+        except (Frozen, InputError, Refused):
             raise
         except Exception as error:
-            raise Refused(f"{type(error).__name__}: {first_line(error)}") from error
+            raise Refused(reason(error)) from error
 
     def _prove(self, graph: fx.GraphModule) -> Compiled:
-        compiled, start = compile_graph(graph, self._inputs()), generators()
+        start, compiled = generators(), compile_graph(graph, self._inputs())
         with torch.no_grad():
-            found = compiled(self._inputs())
+            with kept_buffers(self.pair):
+                found = compiled(self._inputs())
             set_generators(start)
             expected = self._function(*self._inputs())
         set_generators(start)

@@ -217,6 +217,8 @@ def _own_mask(fn: Any) -> Any:
 
 
 def _same(ours: Any, theirs: Any) -> bool:
+    if ours is theirs:
+        return True
     ours, theirs = torch.broadcast_tensors(torch.as_tensor(ours), torch.as_tensor(theirs))
     return torch.equal(ours.double(), theirs.double())
 
