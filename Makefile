@@ -2,13 +2,16 @@ VENV = .venv
 PYTEST_ARGS = -q -n 2
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
+BENCH_ARGS =
+BENCH_STAMP = $(VENV)/.installed-bench
 
-.PHONY: help demo test check
+.PHONY: help demo test check bench
 
 help:
 	@echo "make demo   fit the VAE on digits under two estimators, and compare them"
 	@echo "make test   run the tests (PYTEST_ARGS=... for pytest's own arguments)"
 	@echo "make check  lint and types"
+	@echo "make bench  time a step against stock Pyro, PyTorch and NumPyro (BENCH_ARGS=... for the script's own arguments)"
 	@echo "Each installs into .venv first; VENV=folder for another."
 
 demo: $(STAMP)
@@ -23,7 +26,14 @@ check: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+bench: $(BENCH_STAMP)
+	$(BIN)/python scripts/benchmark_step.py $(BENCH_ARGS)
+
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || python3 -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
+	touch $@
+
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
 	touch $@

@@ -25,8 +25,8 @@ LENGTHS = 4
 TRACING, COMPILING, PER_NODE = 2.0, 2.0, 0.01
 """Seconds to trace a step and to prove it right, to compile any, and for each operation of the graph: measured on two cores
 of a server, without the compiler's cache on disk. With it, compiling takes a tenth of that."""
-PER_CALL = 2e-5
-"""Seconds in each call that are not the compiled code's: several steps in a call pay after some hundred thousand of them."""
+PER_CALL = 1.2e-5
+"""Seconds in each call that are not the compiled code's: several steps in a call pay after a million of them or more."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def choose(
                     f"eager steps: compiling would save about {_seconds(count * each)} and take about {_seconds(cost)}"
                 ), None
             compiled.add(length, graph, sources(length, 1))
-            pays = count * PER_CALL > PER_NODE * len(graph.graph.nodes) * MANY
+            pays = compiled.short(length) and count * PER_CALL > PER_NODE * len(graph.graph.nodes) * MANY
             if pays if before is None else length in before["together"]:
                 with suppress(Refused):  # then one by one
                     compiled.add_several(length, graph, sources(length, MANY)[0])

@@ -28,6 +28,9 @@ SMALL = 1e-3
 """A gradient below this fraction of the largest is not looked at in the parameters: Adam divides by its size, and would show
 rounding as large as a step. Its optimizer state is looked at."""
 
+SHORT = 2**22
+"""Parameters × rows below which a step takes less than some ten times what a call does."""
+
 Fetch = Callable[..., Batch]
 
 
@@ -64,6 +67,10 @@ class CompiledSteps:
         with torch.no_grad():
             losses, norm = self.steps[length, many]([*whole.tensors, whole.control, *source])
         return losses, norm
+
+    def short(self, length: int) -> bool:
+        """Whether steps on batches of this length are so short that the time of a call shows."""
+        return sum(p.numel() for p in self.whole.parameters) * length < SHORT
 
     def trace(self, sources: Sequence[Sequence[Tensor]]) -> fx.GraphModule:
         """The graph of a step on sources of one length, seen to hold all that the programs do.

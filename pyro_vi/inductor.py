@@ -95,6 +95,7 @@ def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], settings: dict[str
         aten, onednn = torch.ops.aten, onednn_is_faster(torch.get_num_threads())
         table: dict[Any, Any] = select_decomp_table()
         ours = {aten.addmm.default: _apart, aten.pow.Scalar: _power, aten.bernoulli.default: _bernoulli}
+        ours[aten.normal_functional.default] = _normal
         table = {**table, **ours}
         if onednn:
             table[aten.mm.default] = partial(product, otherwise=table.get(aten.mm.default))
@@ -144,6 +145,13 @@ def _power(base: float, exponent: Tensor) -> Any:
     if exponent.dim() or not exponent.is_floating_point() or base <= 0:
         return NotImplemented
     return torch.exp(exponent * math.log(base))
+
+
+def _normal(like: Tensor, mean: float = 0.0, std: float = 1.0, generator: torch.Generator | None = None) -> Any:
+    # What fills a new tensor need not copy it first.
+    if mean != 0 or std != 1 or generator is not None or not like.is_contiguous():
+        return NotImplemented
+    return torch.randn(like.shape, dtype=like.dtype, device=like.device)
 
 
 def _bernoulli(p: Tensor, *, generator: torch.Generator | None = None) -> Any:

@@ -170,7 +170,7 @@ def prototype(program: Any, args: Batch) -> Prototype:
             observed=node["is_observed"],
             auxiliary=bool(node["infer"].get("is_auxiliary")),
             distribution=describe(fn),
-            support=fn.support,
+            support=_support(fn),
             batch_shape=tuple(fn.batch_shape),
             event_shape=tuple(fn.event_shape),
             plates=tuple(f.name for f in sorted(node["cond_indep_stack"], key=lambda f: f.dim or 0) if f.vectorized),
@@ -179,6 +179,15 @@ def prototype(program: Any, args: Batch) -> Prototype:
             enumerated=bool((node["infer"] or {}).get("enumerate")),
         )
     return Prototype(sites, plates)
+
+
+def _support(fn: Any) -> constraints.Constraint:
+    # Pyro's wrapper of zuko's flows does not say on what they have their density.
+    try:
+        support: constraints.Constraint = fn.support
+    except NotImplementedError:
+        return constraints.dependent
+    return support
 
 
 def describe(fn: Any) -> str:

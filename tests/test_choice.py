@@ -51,6 +51,9 @@ class Steps(CompiledSteps):
         self.steps = {}
         self.done: list[tuple[str, int, int]] = []
 
+    def short(self, length: int) -> bool:
+        return length < 1000
+
     def trace(self, sources: Sequence[Sequence[Tensor]]) -> Any:
         length = self._note("trace", sources)
         assert len(sources) == 2

@@ -96,7 +96,7 @@ def test_each_estimator_says_what_it_serves():
     assert SERVES.keys() == TABLE.keys()
 
 
-@pytest.mark.parametrize("name", ["trace", "graph", "enum", "dreg", "vimco", "relaxed"])
+@pytest.mark.parametrize("name", TABLE)
 def test_estimators_as_machine_code_and_in_eager_steps_by_turns(name, one_length):
     kind = SERVES[name].pairs[-1]
     pair = modules(SMALL[kind], infer=SERVES[name].infer.get(kind))

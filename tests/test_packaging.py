@@ -114,7 +114,9 @@ def test_installed_wheel_imports_from_elsewhere(wheel, tmp_path):
 
 
 def test_direct_dependencies_are_pinned():
-    assert {canonicalize_name(requirement.name) for requirement in direct_requirements()} == set(pins())
+    # numpyro's own too: the speed that the benchmark tells of is theirs.
+    brought = {"jax", "jaxlib", "ml-dtypes", "multipledispatch", "opt-einsum", "tqdm"}
+    assert {canonicalize_name(requirement.name) for requirement in direct_requirements()} | brought == set(pins())
 
 
 @pytest.mark.parametrize("requirement", direct_requirements(), ids=str)

@@ -1,5 +1,6 @@
 """What a run of a program shows, the room it runs in, and the owners of a pair's parameters."""
 
+import math
 import random
 
 import numpy as np
@@ -8,8 +9,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from catalogue import BATCH, CATALOGUE, NUM_DATA, ConjugateGuide, Entry, bound_pair, columns, number, scalars
+from pyro.contrib.zuko import ZukoToPyro
 from torch.distributions import Distribution
+from zuko.flows import NSF
 
+import pyro_vi
 from pyro_vi.errors import InputError
 from pyro_vi.pairs import PARTICLES, Pair, Plate, data_plate, describe, isolated, prototype, title
 from pyro_vi.programs import pair_of
@@ -246,3 +250,20 @@ def test_titles():
     assert title(ConjugateGuide()) == "ConjugateGuide"
     assert title(Pair) == "Pair"
     assert "closure_pair.<locals>.model" in title(pair_of(*CATALOGUE["closure"].build(), (columns(),)).model)
+
+
+def test_a_flow_that_does_not_say_its_support_can_be_fitted():
+    """Pyro's wrapper of zuko's flows, as its documents use it."""
+
+    class Flow(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flow = NSF(2, 3, transforms=1, hidden_features=(4,)).double()
+
+        def forward(self, x: torch.Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", ZukoToPyro(self.flow(x)))
+
+    x = columns(22)
+    run = pyro_vi.fit("linear_gaussian(latent_dim=2)", Flow(), x, elbo="trace", steps=3, progress=False)
+    assert math.isfinite(run.history[-1]["elbo"])

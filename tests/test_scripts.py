@@ -4,6 +4,7 @@ A study is run by its path with small settings, as a person would; its claims ar
 """
 
 import importlib.util
+import json
 import math
 import runpy
 import subprocess
@@ -13,6 +14,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
@@ -24,13 +26,14 @@ STUDIES = {
     "floor_and_ceiling": ["--rounds", "4", "--steps", "3"],
     "kl_direction": ["--steps", "10"],
     "discrete": ["--evaluations", "5", "--draws", "20", "--sizes", "3"],
+    "draws": ["--steps", "5", "--rows", "4", "--replications", "4"],
 }
 PLAIN = ("fit_one_pair", "compare_estimators", "evidence_identity")
 
 
-def study(name: str) -> ModuleType:
+def study(name: str, prefix: str = "study_") -> ModuleType:
     """The study's module, so that its functions can be called."""
-    spec = importlib.util.spec_from_file_location(f"study_{name}", SCRIPTS / f"study_{name}.py")
+    spec = importlib.util.spec_from_file_location(f"study_{name}", SCRIPTS / f"{prefix}{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -55,6 +58,74 @@ def test_script_runs_as_it_is(name, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "log p(x)" in done.stdout if name == "evidence_identity" else "ELBO" in done.stdout
     assert bool(list(tmp_path.rglob("*.png"))) == (name == "compare_estimators")
+
+
+# Benchmark.
+
+
+def test_benchmark_measures_what_there_is(tmp_path):
+    small = ["--sizes", "tiny", "--objectives", "mean_field", "--rounds", "2", "--draws", "20", "--particles", "200"]
+    command = [sys.executable, SCRIPTS / "benchmark_step.py", *small, "--out", "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "step.json").read_text(encoding="utf-8"))
+    assert found["processor"] and found["threads"] >= 1 and found["versions"]["torch"]
+
+    steps = {row["contender"]: row for row in found["step"]}
+    bench = {"numpyro_update", "numpyro_scan"}
+    assert steps.keys() | bench == {"stock", "torch", "torch_compiled", "eager", "compiled", "compiled_long"} | bench
+    assert steps.keys() >= bench or "pip install 'pyro-vi[bench]'" in done.stdout
+    for row in steps.values():
+        time = row["microseconds"]
+        assert 0 < time["low"] <= time["median"] <= time["high"]
+        assert row["steps_per_turn"] % 24 == 0 and len(row["turns"]) == 2 and row["start_seconds"] > 0
+        # Five features that are 1 with probability 0.3: no code is shorter than 3.05 nats, one that knows nothing has 3.47.
+        assert 2.8 < row["last_loss"] < 3.4
+        assert row["contender"] in done.stdout
+
+    assert {row["way"] for row in found["audit"]} == {"audit, at once", "audit, one by one", "loop in stock Pyro"}
+    ours, loop = (row["nats_per_datum"] for row in found["evidence"])
+    assert ours == pytest.approx(loop, abs=0.02)
+    with Image.open(tmp_path / "out" / "step.png") as image:
+        assert min(image.size) > 400
+        assert len(np.unique(np.asarray(image.convert("L")))) > 20
+
+
+@pytest.mark.parametrize("objective", ["trace", "mean_field", "iwae", "flow"])
+def test_hand_written_loss_is_the_estimators(objective):
+    """From the same draws, in value and gradient: what is timed against Pyro is the same work."""
+    validation = torch.distributions.Distribution._validate_args
+    contenders = study("contenders", prefix="")
+    problem = contenders.Problem("tiny", objective)
+    model, guide = (program.double() for program in contenders.programs(problem))
+    torch.distributions.Distribution.set_default_validate_args(validation)  # importing zuko turns it off
+    x, elbo = problem.rows()[: contenders.BATCH].double(), problem.elbo()
+    parameters = [*model.parameters(), *guide.parameters()]
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        losses = (contenders.hand_written(objective, model, guide), lambda x: elbo.differentiable_loss(model, guide, x))
+        elbo.loss(model, guide, x)  # a first meeting of the pair takes draws of its own
+        values, gradients = [], []
+        for loss in losses:
+            torch.manual_seed(1)
+            value = loss(x)
+            values.append(value.item())
+            gradients.append(torch.cat([g.reshape(-1) for g in torch.autograd.grad(value, parameters)]))
+    finally:
+        torch.set_default_dtype(dtype)
+    assert values[0] == pytest.approx(values[1], rel=1e-10)
+    assert torch.allclose(*gradients, rtol=1e-8, atol=1e-8)
+
+
+def test_missing_package_is_named_with_how_to_install_it(monkeypatch):
+    contenders = study("contenders", prefix="")
+    monkeypatch.setattr(contenders, "find_spec", lambda package: None if package in ("numpyro", "zuko") else object())
+    assert contenders.missing("numpyro_scan", "trace") == "numpyro is not installed: pip install 'pyro-vi[bench]'"
+    assert contenders.missing("compiled", "flow").startswith("zuko is not installed")
+    assert {
+        contenders.missing(way, "iwae") for way in contenders.WAYS if not way.startswith(("numpyro", "compiled_long"))
+    } == {""}
 
 
 # Guide's width: oracles, section 1.
@@ -268,3 +339,32 @@ def test_score_pays_for_every_dimension_and_the_path_does_not():
     assert float(ratio.sel(size=30)) > 5 > 3 > float(ratio.sel(size=3))
     path = numbers.part_grad_var.sel(elbo="trace")
     assert float(path.max() / path.min()) < 1.3
+
+
+# Draws.
+
+
+@pytest.fixture(scope="module")
+def kinds():
+    return study("draws").measure(steps=300, rows=8, replications=100)
+
+
+def test_sobol_draws_help_everywhere_and_least_under_a_bound_of_many_samples(kinds):
+    sobol = kinds.sel(kind="sobol").drop_sel(part="value")
+    gain = sobol.gain
+    assert bool((gain > 1 + 3 * sobol.gain_se).all())
+    assert bool((gain.sel(elbo=["trace", "mean_field"]) > gain.sel(elbo="iwae(num_particles=8)")).all())
+    assert float(gain.sel(elbo="trace", part="guide")) > 5
+
+
+def test_antithetic_draws_help_the_mean_head_and_hurt_the_scale_head(kinds):
+    gain, error = kinds.gain.sel(kind="antithetic"), kinds.gain_se.sel(kind="antithetic")
+    helped = ["model", "its mean head"]
+    assert bool((gain - 3 * error).sel(part=helped).min() > 1)
+    assert float((gain + 3 * error).sel(elbo="trace", part="its scale head")) < 1
+    assert bool((kinds.gain.sel(kind="independent") == 1).all())
+
+
+def test_model_gradients_do_not_depend_on_how_the_kl_is_taken(kinds):
+    one, two = (kinds.variance.sel(elbo=elbo, part="model") for elbo in ("trace", "mean_field"))
+    assert one.values == pytest.approx(two.values, rel=1e-4)
