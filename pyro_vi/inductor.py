@@ -212,9 +212,13 @@ def replayed(compiled: Compiled, kept: Sequence[Tensor], source: Sequence[Tensor
     except Exception as error:
         raise CompileError(f"{type(error).__name__}: {first_line(error)}") from error
 
+    last: list[Any] = [None] * len(places)
+
     def replay(inputs: list[Tensor]) -> Sequence[Tensor]:
-        for place, value in zip(places, inputs[len(kept) :], strict=True):
-            place.copy_(value)
+        for i, value in enumerate(inputs[len(kept) :]):
+            if value is not last[i]:  # the rows of a batch are new at each step, the data once in an epoch at most
+                places[i].copy_(value)
+                last[i] = value
         graph.replay()
         return [result.clone() for result in results]
 

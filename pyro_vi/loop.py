@@ -279,7 +279,7 @@ class Loop:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = get_total_norm(gradients) if self.norm is None else self.norm
         heldout = tuple(column[:ROWS] for column in self.data.heldout)
-        with failing(self.pair, f"after step {now.step}"):
+        with failing(self.pair, f"after step {now.step}"), kept_buffers(self.pair):
             seen = self._look(self.seen)
             held = self._look(heldout) if len(heldout[0]) else None
         record: dict[str, Any] = {

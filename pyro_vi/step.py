@@ -172,7 +172,8 @@ class WholeStep:
 
             fresh, fresh_states = self._update(old, found, old_states, count, rate, foreach)
             # A step whose loss is not finite changes nothing, so that it can be looked at.
-            good = going & loss.detach().isfinite()
+            went = going.clone()
+            good = went & loss.detach().isfinite()
             pairs = [*zip(old, fresh, strict=True), *zip(old_states, fresh_states, strict=True)]
             for before, after in [*pairs, (count, count + 1)]:
                 before.copy_(torch.where(good, after, before))
@@ -181,7 +182,7 @@ class WholeStep:
                 if after is not start or after._version or _moved(before, after):  # else the programs have only read it
                     if after.shape != before.shape:
                         raise CaptureError("a buffer has another shape after each step; keep its shape")
-                    before.copy_(after)
+                    before.copy_(torch.where(went, after, before))
             return loss.detach(), norm, *(g for g in found if g is not None)
 
         return step
