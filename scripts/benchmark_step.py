@@ -277,7 +277,7 @@ def _spread(found: Mapping[str, float]) -> str:
 
 @matplotlib.rc_context(LOOK)
 def draw(rows: list[dict[str, Any]], title: str) -> Figure:
-    """Time of a step: a panel for each size, a group of bars for each objective; the lines span the quartiles."""
+    """Time of a step: a panel for each size, a group of points for each objective; the lines span the quartiles."""
     sizes, objectives = (list(dict.fromkeys(row[key] for row in rows)) for key in ("size", "objective"))
     styles = looks([name for name in WAYS if any(row["contender"] == name for row in rows)])
     figure = Figure(figsize=(9.5, 1.3 + 2.4 * len(sizes)), layout="constrained")
@@ -287,8 +287,9 @@ def draw(rows: list[dict[str, Any]], title: str) -> Figure:
             shown = [row for row in rows if row["size"] == size and row["contender"] == name]
             place = [objectives.index(row["objective"]) + width * (i - (len(styles) - 1) / 2) for row in shown]
             low, middle, high = (np.array([r["microseconds"][key] for r in shown]) for key in ("low", "median", "high"))
-            bars = {"color": look.colour, "label": name, "zorder": 2, "error_kw": {"lw": 1}}
-            axes.bar(place, middle, 0.9 * width, yerr=[middle - low, high - middle], **bars)
+            # Points: on a logarithmic scale a bar's length says nothing.
+            style = {"color": look.colour, "label": name, "marker": look.marker, "ls": "", "lw": 1, "ms": 6}
+            axes.errorbar(place, middle, yerr=[middle - low, high - middle], **style)
         axes.set(yscale="log", ylabel="µs a step", title=f"{size}: {'-'.join(map(str, contenders.SIZES[size]))}")
         axes.set_xticks(range(len(objectives)), objectives)
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
