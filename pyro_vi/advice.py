@@ -11,7 +11,7 @@ from itertools import takewhile
 
 import numpy as np
 import xarray as xr
-from scipy import stats
+from scipy import special
 
 BIASED = 0.01
 """Adjusted p-value below which an estimator counts as biased."""
@@ -106,7 +106,7 @@ def _ratio(one: xr.Dataset, best: xr.Dataset) -> tuple[float, float, float]:
         return math.inf, math.inf, math.inf
     ratio = float(one.part_work_var) / float(best.part_work_var)
     error = math.hypot(_relative(one), _relative(best))  # on the log scale
-    width = math.exp(float(stats.norm.ppf(0.975)) * error)
+    width = math.exp(float(special.ndtri(0.975)) * error)
     return ratio, ratio / width, ratio * width
 
 

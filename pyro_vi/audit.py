@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import xarray as xr
 from pyro.infer import ELBO
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 from pyro_vi.binding import kept_buffers
@@ -265,7 +265,7 @@ def _columns(
     with np.errstate(divide="ignore", invalid="ignore"):
         snr = mean / np.sqrt(spread)
         # On the log scale, where the error of a variance is nearly normal and no bound falls below 0.
-        width = np.exp(stats.t.ppf(0.975, len(grouped) - 1) * np.where(spread > 0, error / spread, 0))
+        width = np.exp(special.stdtrit(len(grouped) - 1, 0.975) * np.where(spread > 0, error / spread, 0))
     return {
         "grad_mean": mean,
         "grad_var": spread,

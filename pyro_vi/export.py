@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import arviz_base
 import numpy as np
 import torch
 import xarray as xr
@@ -85,6 +84,8 @@ def to_datatree(
         for group, sites in found.items()
         if sites
     }
+    import arviz_base  # takes as long as Pyro: only where it is needed
+
     tree = arviz_base.from_dict(
         {**data, "observed_data": observed, **_constant(args)},
         dims={name: _dims(site, layout) for name, site in layout.sites.items()},

@@ -7,7 +7,7 @@
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 GROUPS = 40
@@ -109,7 +109,7 @@ class Difference:
     def p(self) -> np.ndarray:
         """Two-sided p-value of each block, by Student's t: the variance is that of the second half of the pairs."""
         count = self._totals[0].numpy()
-        result: np.ndarray = 2 * stats.t.sf(self.z.abs().numpy(), count - 1)
+        result: np.ndarray = 2 * special.stdtr(count - 1, -self.z.abs().numpy())
         return result
 
 
