@@ -60,7 +60,7 @@ class CompiledSteps:
         """
         self.whole.set(controls)
         losses, norm = self._take(length, many, source)
-        return losses.reshape(-1).tolist(), norm
+        return [float(losses)] if many == 1 else losses.tolist(), norm
 
     def _take(self, length: int, many: int, source: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         whole = self.whole

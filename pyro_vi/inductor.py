@@ -94,11 +94,14 @@ def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], settings: dict[str
     with config.patch(settings), torch.no_grad():
         aten, onednn = torch.ops.aten, onednn_is_faster(torch.get_num_threads())
         table: dict[Any, Any] = select_decomp_table()
-        ours = {aten.addmm.default: _apart, aten.pow.Scalar: _power, aten.bernoulli.default: _bernoulli}
-        ours[aten.normal_functional.default] = _normal
-        table = {**table, **ours}
-        if onednn:
-            table[aten.mm.default] = partial(product, otherwise=table.get(aten.mm.default))
+        table = {
+            **table,
+            aten.addmm.default: _apart,
+            aten.mm.default: partial(product, onednn=onednn, otherwise=table.get(aten.mm.default)),
+            aten.pow.Scalar: _power,
+            aten.bernoulli.default: _bernoulli,
+            aten.normal_functional.default: _normal,
+        }
         flat = make_fx(functionalize(graph), decomposition_table=table, tracing_mode="fake")(*inputs)
         with mock.patch.object(compile_utils, "rand_ops", _random(flat)):
             flat.graph = compile_utils.fx_graph_cse(flat.graph)

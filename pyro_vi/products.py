@@ -1,10 +1,10 @@
-"""Products of matrices: which of torch's two libraries is the faster one on this processor.
+"""Products of matrices in a graph that is compiled: small ones as loops of the graph, large ones by the faster library.
 
-torch multiplies single-precision matrices on the CPU with MKL, which on some processors takes twice the time of oneDNN (418 to
-208 µs for 128×784 by 784×400), and on others less.
+* A call of a library takes two microseconds, and more than a small product does. As a loop it is fused with what comes next.
+* torch multiplies single-precision matrices on the CPU with MKL, which on some processors takes twice the time of oneDNN (418
+  to 208 µs for 128×784 by 784×400), and on others the same or less. `onednn_is_faster` measures it, once in a process.
 
-* `onednn_is_faster` measures it, once in a process; `product` then stands for `torch.mm` of large matrices in a graph that is
-  compiled.
+`product` stands for `torch.mm`.
 """
 
 import time
@@ -16,18 +16,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SMALL = 2**15
+"""Multiplications up to which a loop is faster than any call: as fast at 2¹⁶, by 1 to 4 of some 7 µs at 2¹⁴."""
 LARGE = 2**22
-"""Multiplications from which the choice matters: below, oneDNN's preparation shows."""
+"""Multiplications from which the choice of the library matters: below, oneDNN's preparation shows."""
 MARGIN = 1.3
 """How much faster oneDNN must be: far from the noise of a measurement, so that one machine always chooses the same."""
 
 
-def product(one: Tensor, two: Tensor, *, otherwise: Callable[[Tensor, Tensor], Any] | None = None) -> Any:
-    """The product of two large matrices by oneDNN; that of others as before: by ``otherwise``, or torch's own."""
-    large = one.shape[0] * one.shape[1] * two.shape[1] >= LARGE
-    plain = one.device.type == "cpu" and one.dtype == two.dtype == torch.float32
-    if large and plain:
-        return _onednn(one, two)
+def product(
+    one: Tensor, two: Tensor, *, onednn: bool = False, otherwise: Callable[[Tensor, Tensor], Any] | None = None
+) -> Any:
+    """A small product as a loop, with ``onednn`` a large one by it, and all else by ``otherwise``, or torch's own."""
+    size = one.shape[0] * one.shape[1] * two.shape[1]
+    if one.device.type == "cpu" and one.dtype == two.dtype:
+        if size <= SMALL and one.dtype in (torch.float32, torch.float64):
+            return _loop(one, two)
+        if size >= LARGE and one.dtype == torch.float32 and onednn:
+            return _onednn(one, two)
     return NotImplemented if otherwise is None else otherwise(one, two)
 
 
@@ -47,6 +53,15 @@ def as_it_is() -> Iterator[None]:
             del lowerings[operation]
             if before is not None:
                 lowerings[operation] = before
+
+
+def _loop(one: Tensor, two: Tensor) -> Tensor:
+    if not two.is_contiguous():
+        # The innermost loop runs along its rows: where these have gaps, it would take up to ten times as long.
+        from torch._inductor import inductor_prims
+
+        two = inductor_prims.force_stride_order(two, (two.shape[1], 1))
+    return (one.unsqueeze(-1) * two.unsqueeze(0)).sum(1)
 
 
 def _onednn(one: Tensor, two: Tensor) -> Tensor:

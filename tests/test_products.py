@@ -1,6 +1,6 @@
-"""Products of large matrices by the faster library: the same numbers, and nothing left behind in the compiler's tables."""
+"""Products as loops, or by the faster library: the same numbers, and nothing left behind in the compiler's tables."""
 
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pyro_vi import products
 from pyro_vi.inductor import compile_graph
 
-LARGE, SMALL = (128, 784, 400), (8, 5, 3)
+LARGE, MIDDLE, SMALL = (128, 784, 400), (64, 64, 64), (8, 5, 3)
 
 
 def step(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -33,24 +33,52 @@ def faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyro_vi.inductor.onednn_is_faster", lambda threads: True)
 
 
-@pytest.mark.parametrize("sizes", [LARGE, SMALL])
-def test_the_products_are_those_of_torch(sizes, faster):
-    inputs = operands(*sizes)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [LARGE, MIDDLE, SMALL, (1, 5, 3), (8, 1, 3), (8, 5, 1), (7, 33, 17)], ids=str)
+def test_the_products_are_those_of_torch(sizes, dtype, faster):
+    """Plain, and with either factor a transpose."""
+    inputs = operands(*sizes, dtype)
     compiled = compile_graph(make_fx(step)(*inputs), inputs)
     exact = step(*(value.double() for value in inputs))
+    digits = 1e-5 if dtype == torch.float32 else 1e-13
     for found, expected in zip(compiled(list(inputs)), exact, strict=True):
-        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), expected, rtol=digits, atol=digits * float(expected.abs().max()))
+
+
+OPERATIONS = {torch.ops.aten.mm.default, torch.ops.mkldnn._linear_pointwise.default}
+LIBRARY, ONEDNN = {torch.ops.aten.mm.default}, {torch.ops.mkldnn._linear_pointwise.default}
 
 
 @pytest.mark.parametrize(
-    ("sizes", "dtype", "taken"),
-    [(LARGE, torch.float32, True), (SMALL, torch.float32, False), (LARGE, torch.float64, False)],
+    ("sizes", "dtype", "onednn", "taken"),
+    [
+        (LARGE, torch.float32, True, ONEDNN),
+        (LARGE, torch.float32, False, LIBRARY),
+        (LARGE, torch.float64, True, LIBRARY),
+        (MIDDLE, torch.float32, True, LIBRARY),
+        (SMALL, torch.float32, True, set()),
+        (SMALL, torch.float64, False, set()),
+        (SMALL, torch.float16, False, LIBRARY),
+        (SMALL, torch.int64, False, LIBRARY),
+    ],
 )
-def test_only_large_ones_in_single_precision_are_taken(sizes, dtype, taken):
+def test_what_multiplies(sizes, dtype, onednn, taken):
     one, two = operands(*sizes, dtype)
-    found: Any = products.product(one, two.t())
-    assert (found is not NotImplemented) == taken
-    torch.testing.assert_close(products.product(one, two.t(), otherwise=torch.mm), one @ two.t(), rtol=1e-5, atol=1e-3)
+    way = {torch.ops.aten.mm.default: partial(products.product, onednn=onednn)}
+    graph = make_fx(lambda one, two: one @ two.t(), decomposition_table=way)(one, two)
+    assert {node.target for node in graph.graph.nodes} & OPERATIONS == taken
+
+
+def test_no_loop_runs_over_gaps():
+    """A factor is copied before its columns are read, and only then."""
+    compiled = {torch.ops.aten.mm.default: products.product}
+    for give, copies in ((lambda one, two: one @ two, 0), (lambda one, two: one @ two.t(), 1)):
+        one, two = torch.ones(8, 5), torch.ones(5, 5)
+        graph = make_fx(give, decomposition_table=compiled)(one, two)
+        assert [str(node.target) for node in graph.graph.nodes].count(
+            "prims.inductor_force_stride_order.default"
+        ) == copies
 
 
 def test_the_compilers_table_is_as_before():
