@@ -24,7 +24,7 @@ from pyro_vi.binding import swapped
 from pyro_vi.data import Batch
 from pyro_vi.estimators import differentiable_loss
 from pyro_vi.pairs import Pair
-from pyro_vi.tracing import reason, without_items
+from pyro_vi.tracing import is_random, reason, trace
 
 BATCHABLE: dict[Any, Callable[..., Any]] = {torch.ops.aten.fill.Scalar: torch.full_like}
 """Operations that vmap cannot batch, and what does the same."""
@@ -131,8 +131,7 @@ def capture(elbo: ELBO, pair: Pair, args: Batch, parameters: Sequence[Tensor]) -
         # What an estimator finds out about a pair at first is no part of the graph.
         differentiable_loss(elbo, pair, args)
         try:
-            with without_items():
-                graph = make_fx(loss_and_gradients)(*inputs)
+            graph = trace(loss_and_gradients, *inputs)
             draws, lifted = _lift(graph, marks)
             # Operations in place cannot be batched; a second pass replaces them.
             flat = make_fx(functionalize(graph), decomposition_table=BATCHABLE)
@@ -153,22 +152,17 @@ class _Marks(Messenger):
         mode = get_proxy_mode()
         if mode is not None and not msg["is_observed"]:
             nodes = mode.tracer.graph.nodes
-            self.counts.append((msg["name"], sum(_random(node) for node in nodes)))
+            self.counts.append((msg["name"], sum(is_random(node) for node in nodes)))
 
     def site(self, index: int) -> str | None:
         return next((name for name, count in self.counts if index < count), None)
-
-
-def _random(node: fx.Node) -> bool:
-    tags = getattr(node.target, "tags", ())
-    return torch.Tag.nondeterministic_seeded in tags
 
 
 def _lift(module: fx.GraphModule, marks: _Marks) -> tuple[list[Draw], bool]:
     graph, lifted = module.graph, True
     draws: list[Draw] = []
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
-    for index, node in enumerate([node for node in graph.nodes if _random(node)]):
+    for index, node in enumerate([node for node in graph.nodes if is_random(node)]):
         inputs = node.all_input_nodes
         if any(source.target is not torch.ops.aten.empty.memory_format for source in inputs):
             lifted = False

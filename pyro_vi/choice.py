@@ -63,6 +63,23 @@ def refuse_without_compiler(device: torch.device) -> None:
         raise InputError(f"the step cannot be compiled: {missing}; or fit with compile='auto'")
 
 
+def lengths_to_come(num_data: int, batch_size: int, done: int, left: int) -> dict[int, int]:
+    """How many batches of each length are among the next ones, the shorter one that ends an epoch apart.
+
+    Args:
+        done: batches of this epoch that are done.
+        left: batches to come.
+
+    Example:
+        >>> lengths_to_come(num_data=20, batch_size=8, done=2, left=4)
+        {8: 2, 4: 2}
+    """
+    size = min(batch_size, num_data)
+    per_epoch, short = -(-num_data // size), num_data % size
+    ends = (done % per_epoch + left) // per_epoch
+    return {size: left - ends, short: ends} if short else {size: left}
+
+
 def choose(
     mode: Compile,
     steps: Callable[[], CompiledSteps],

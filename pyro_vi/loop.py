@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from pyro_vi.binding import kept_buffers
-from pyro_vi.choice import Choice, Compile, check_mode, choose, refuse_without_compiler
+from pyro_vi.choice import Choice, Compile, check_mode, choose, lengths_to_come, refuse_without_compiler
 from pyro_vi.compiled import CompiledSteps
 from pyro_vi.data import Batch, Data
 from pyro_vi.draws import evaluate, evaluating
@@ -233,11 +233,8 @@ class Loop:
             self.choice = Choice((), "eager steps: compile=False", 0.0)
             return ""
         settings, data = self.settings, self.data
-        size = min(settings.batch_size, data.spec.num_data)
-        left, per_epoch = settings.steps - self.position.step, -(-data.spec.num_data // size)
-        short = data.spec.num_data % size
-        ends = (self.position.batch % per_epoch + left) // per_epoch  # one shorter batch in each epoch
-        coming = {size: left - ends, short: ends} if short else {size: left}
+        now = self.position
+        coming = lengths_to_come(data.spec.num_data, settings.batch_size, now.batch, settings.steps - now.step)
         varying = settings.controls(0)[0] if not settings.warmup else None
         rate = 1.0 if settings.schedule == "constant" else None
 
@@ -247,7 +244,7 @@ class Loop:
             return CompiledSteps(whole, self._fetch, self._descend)
 
         def sources(length: int, many: int) -> list[Batch]:
-            stored = data.stored(self.position.epoch)
+            stored = data.stored(now.epoch)
             rows = [(torch.arange(length * many) + i * length) % data.spec.num_data for i in (0, 1)]
             return [data.gather(stored, r) if data.mapped else (*stored, r.to(stored[0].device)) for r in rows]
 

@@ -14,16 +14,14 @@ from unittest import mock
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, make_fx
-from torch.nn.utils import get_total_norm
-from torch.overrides import TorchFunctionMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
 from pyro_vi.binding import swapped
 from pyro_vi.capture import CaptureError
 from pyro_vi.data import Batch
 from pyro_vi.objective import Objective
-from pyro_vi.tracing import reason, without_items
+from pyro_vi.tracing import reason, trace
 
 Optimizer = torch.optim.Optimizer
 MANY = 8
@@ -130,8 +128,7 @@ class WholeStep:
             self.adopt()
             for foreach in (False, True):
                 try:
-                    with without_items(), _Opaque():
-                        return make_fx(self._function(fetch, foreach))(*inputs)
+                    return trace(self._function(fetch, foreach), *inputs)
                 except CaptureError:
                     raise
                 except Exception as error:
@@ -164,7 +161,7 @@ class WholeStep:
                 new_buffers = [held(id(buffer)) for buffer in self.buffers]
             found = torch.autograd.grad(loss, live, allow_unused=True)
             gradients = [g for g in found if g is not None]
-            norm = get_total_norm(gradients, foreach=False)
+            norm = _norm(gradients)
             if self.clip_norm is not None:
                 shrink = (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
                 found = tuple(None if g is None else g * shrink for g in found)
@@ -255,6 +252,11 @@ def several(graph: fx.GraphModule, tensors: int, inputs: Sequence[Tensor]) -> fx
         return make_fx(steps)(*(value.detach().clone() for value in inputs))
 
 
+def _norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The joint norm of tensors, summed row by row: so the compiler reads them in the optimizer's own loop, and not again."""
+    return torch.stack([gradient.square().sum(-1).sum() for gradient in gradients]).sum().sqrt()
+
+
 def _states(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[tuple[Tensor, dict[str, Any]]]:
     """State of each parameter that has one, in the order of the parameters."""
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
@@ -271,21 +273,6 @@ def _wide(state: Tensor, parameter: Tensor) -> Tensor:
     # A number that is kept in single precision; an optimizer takes it out and goes on in double precision.
     number = state.dim() == 0 and state.dtype == torch.float32 and parameter.dtype == torch.float64
     return state.double() if number else state.clone()
-
-
-class _Opaque(TorchFunctionMode):
-    """Values of a tracing tensor are not handed to Python, which would decide by those of one batch."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__) and _tracing(args[0]):
-            raise RuntimeError("a program takes values out of a tensor, by which nothing in a graph can be decided")
-        return func(*args, **(kwargs or {}))
-
-
-def _tracing(value: Tensor) -> bool:
-    mode = get_proxy_mode()
-    proxy: Any = None if mode is None else get_proxy_slot(value, mode.tracer, None)
-    return proxy is not None and proxy.constant is None
 
 
 def _moved(before: Tensor, after: Tensor) -> bool:

@@ -5,13 +5,11 @@
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vi.binding import kept_buffers, swapped
 from pyro_vi.choice import COMPILING, PER_NODE, Compile
@@ -23,7 +21,7 @@ from pyro_vi.frozen import Frozen, put_back, same_twice
 from pyro_vi.inductor import Compiled, CompileError, compile_graph, why_not
 from pyro_vi.pairs import Pair
 from pyro_vi.runs import generators, set_generators
-from pyro_vi.tracing import reason, without_items
+from pyro_vi.tracing import reason, trace
 
 Sums = tuple[Tensor, Tensor]
 
@@ -129,10 +127,9 @@ class Weights:
         missing = why_not(self.args[0].device)
         if missing:
             raise Refused(missing)
-        trace: Callable[[], fx.GraphModule] = lambda: make_fx(self._function)(*self._inputs())  # noqa: E731
         try:
-            with torch.no_grad(), without_items():
-                return same_twice(trace, self.pair.model, self.pair.guide)
+            with torch.no_grad():
+                return same_twice(lambda: trace(self._function, *self._inputs()), self.pair.model, self.pair.guide)
         except (Frozen, InputError, Refused):
             raise
         except Exception as error:

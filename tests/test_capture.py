@@ -397,6 +397,31 @@ def test_a_branch_by_the_value_of_the_batch_has_no_graph():
         captured(get("trace"), pair, list(pair.parameters()), (x,))
 
 
+def test_a_shape_that_depends_on_a_draw_has_no_graph():
+    """How many draws are above 0 would be held for all draws; it is looped over, to the numbers of a sum of the mask."""
+
+    def counting(number_of: Any) -> Any:
+        def model(x: Tensor) -> None:
+            z = pyro.sample("z", dist.Normal(number(0.0), 1.0).expand([3]).to_event(1))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(z.mean() + number_of(z), 1.0), obs=x)
+
+        return model
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(pyro.param("loc", number(0.1)), 0.8).expand([3]).to_event(1))
+
+    x = scalars()
+    by_shape, by_sum = counting(lambda z: len(z[z > 0])), counting(lambda z: (z > 0).sum())
+    pair = pair_of(by_shape, guide, (x,))
+    with pytest.raises(CaptureError, match=r"shape that depends on values \(x\[mask\]\).*; use torch.where"):
+        captured(get("trace"), pair, list(pair.parameters()), (x,))
+    looped, at_once = (audit(model, guide, x, elbos="trace", draws=40) for model in (by_shape, by_sum))
+    assert (looped.method == "loop").all()
+    assert (at_once.method == "vmap").all()
+    torch.testing.assert_close(looped.grad_var.values, at_once.grad_var.values, **EXACT)
+
+
 def test_a_capture_error_is_one_line():
     x = scalars()
     pair = pair_of(*branching(True), (x,))

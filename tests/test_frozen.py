@@ -22,6 +22,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from pyro_vi import FitError, Run, fit
 from pyro_vi.errors import InputError
@@ -30,7 +31,7 @@ from pyro_vi.reach import DEPTH, MOST, state_of
 
 ROWS = torch.randn(20, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 """Two are held out: one batch of 18."""
-BUFFER, TORCH = "hold it in a buffer", "draw with torch or pyro"
+BUFFER, TORCH, WHERE = "hold it in a buffer", "draw with torch or pyro", "use torch.where, or multiply by the mask"
 AUTO = "or fit with compile='auto'"
 
 
@@ -162,6 +163,18 @@ def in_a_global() -> Any:
     return program(factor)
 
 
+def filled(_: Any, z: Tensor) -> Any:
+    mask = torch.zeros(len(z), dtype=torch.bool)
+    mask[1:] = z[1:] > 99
+    return 1 + len(z[mask])
+
+
+def packed(_: Any, z: Tensor) -> Any:
+    lengths = 1 + (z > 99).long()
+    rows = z.reshape(-1, 1, 1).expand(-1, 2, -1)
+    return 1.0 * len(pack_padded_sequence(rows, lengths, batch_first=True, enforce_sorted=False).batch_sizes)
+
+
 ATTRIBUTE, VARIABLE = "attribute 'calls' of Made", "variable 'calls' of <lambda>"
 VALUE = "tracing tensor|data-dependent"
 # Python's generator and the clock count too little to show in a sum: they are others in the second fit.
@@ -183,6 +196,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "generator": (lambda: made(noisy, calls=torch.Generator()), ATTRIBUTE, BUFFER),
     "tensor": (lambda: made(lambda self, z: 1 + self.calls[0].add_(0.1), calls=(torch.zeros(1),)), ATTRIBUTE, BUFFER),
     "kept": (lambda: made(keep, last=0.0), "attribute 'last' of Made", BUFFER),
+    # No batch that the step is proved on has what would be counted.
+    "mask": (lambda: made(lambda _, z: 1 + len(z[z > 99])), r"shape that depends on values \(x\[mask\]\)", WHERE),
+    "filled mask": (lambda: made(filled), r"shape that depends on values \(x\[mask\]\)", WHERE),
+    "nonzero": (lambda: made(lambda _, z: 1 + (z > 99).nonzero().numel()), r"depends on values \(nonzero\)", WHERE),
+    "unique": (lambda: made(lambda _, z: float((z > 99).unique().numel())), r"depends on values \(unique\)", WHERE),
+    "sparse": (lambda: made(lambda _, z: 1 + (z > 99).to_sparse()._nnz()), r"on values \(to_sparse\)", WHERE),
+    "packed": (lambda: made(packed), r"depends on values \(a packed sequence\)", WHERE),
+    "list of values": (lambda: made(lambda _, z: 2.0 if 99 in z.round().tolist() else 1.0), "tolist", AUTO),
 }
 
 
@@ -247,6 +268,12 @@ def more_draws(_: Any, z: Tensor) -> Any:
     return 1 + 0.1 * torch.randn_like(z) + 0.1 * torch.rand(len(z), dtype=z.dtype)
 
 
+def masked_by_constants(_: Any, z: Tensor) -> Any:
+    mask = torch.tensor([True, False, True])
+    other = torch.ones(3, 3).tril().bool()
+    return 1 + 0.1 * torch.arange(3.0)[mask].sum() + 0.1 * len(torch.ones(3, 3)[other])
+
+
 def rejected(self: Any, x: Tensor) -> Any:
     return dist.Gamma((self.a * x + self.b).exp(), self.log_s.exp())
 
@@ -260,6 +287,8 @@ HANDLED: dict[str, tuple[Callable[[], Any], Callable[[], Any], dict[str, Any]]] 
     "batch_norm": (lambda: made(normed, norm=nn.BatchNorm1d(1, dtype=torch.float64)), Guide, {}),
     "count": (lambda: counting(assign=False), Guide, {}),
     "reassigned": (lambda: counting(assign=True), Guide, {}),
+    "constant mask": (lambda: made(masked_by_constants), Guide, {}),
+    "mask of values": (lambda: made(lambda _, z: torch.ones_like(z).masked_fill(z > 0.5, 0.7)), Guide, {}),
     "subsample": (lambda: other(Model, plate=subsampled), lambda: other(Guide, plate=subsampled), {}),
     "rejection": (
         lambda: other(Model, prior=lambda _, x: dist.Gamma(torch.full_like(x, 2.0), 1.0)),

@@ -244,6 +244,21 @@ def test_a_buffer_that_is_replaced_is_refused(free):
         evidence(conjugate_model, Rows(change=replaced), scalars(), method="iw", compile=True)
 
 
+def test_a_shape_that_depends_on_the_data_is_refused(free):
+    """It would be that of the first rows, for all."""
+
+    def shaped(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(number(0.0), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0 + len(x[x > 5])), obs=x)
+
+    x = torch.cat([scalars(), scalars() + 9])
+    options = {"method": "iw", "particles": 12, "rows": len(scalars())}
+    auto, eager = (evidence(shaped, Rows(), x, compile=mode, **options) for mode in ("auto", False))
+    assert "shape that depends on values" in auto.attrs["note"]
+    assert auto.drop_attrs().identical(eager.drop_attrs())
+
+
 def test_a_number_that_a_program_counts_is_refused(free):
     def counting(guide: Rows, loc: Tensor) -> Tensor:
         guide.calls = getattr(guide, "calls", 0) + 1
