@@ -24,7 +24,8 @@ from pyro_vi.binding import swapped
 from pyro_vi.data import Batch
 from pyro_vi.estimators import differentiable_loss
 from pyro_vi.pairs import Pair
-from pyro_vi.tracing import is_random, reason, trace
+from pyro_vi.shapes import is_random
+from pyro_vi.tracing import reason, trace
 
 BATCHABLE: dict[Any, Callable[..., Any]] = {torch.ops.aten.fill.Scalar: torch.full_like}
 """Operations that vmap cannot batch, and what does the same."""

@@ -10,11 +10,10 @@ state, the handling of autograd) has nothing to do, and costs 20 to 40 microseco
 """
 
 import logging
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cache, partial
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -23,7 +22,8 @@ from torch import Tensor, fx
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vi.products import as_it_is, onednn_is_faster, product
+from pyro_vi.decompositions import table
+from pyro_vi.products import as_it_is, onednn_is_faster
 
 Compiled = Callable[[list[Tensor]], Sequence[Tensor]]
 """Called with all arguments in a list, which it empties."""
@@ -41,11 +41,14 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
     Raises:
         CompileError: with the first line of what the compiler says.
     """
+    on_cpu = all(value.device.type == "cpu" for value in inputs)
     settings: dict[str, Any] = {
         "fallback_random": True,
-        "cpp_wrapper": all(value.device.type == "cpu" for value in inputs),
+        "cpp_wrapper": on_cpu,
         # Read from torch otherwise, and then no part of the key under which the result is cached.
         "cpp.threads": torch.get_num_threads(),
+        # One piece of memory for all that a call needs, and not forty: 3 to 7 % of a small step.
+        "memory_planning": on_cpu,
         # Would change the order of random operations, and with it the draws.
         "reorder_for_peak_memory": False,
         # Worker processes import torch anew: one graph is compiled sooner without them.
@@ -59,7 +62,8 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
             try:
                 compiled = _compile(graph, [*inputs, *constants], settings)
             except Exception:  # an old compiler may not know all instructions
-                compiled = _compile(graph, [*inputs, *constants], {**settings, "cpp.vec_isa_ok": None})
+                plain = {**settings, "cpp.vec_isa_ok": None, "memory_planning": False}
+                compiled = _compile(graph, [*inputs, *constants], plain)
         except Exception as error:
             raise CompileError(f"{type(error).__name__}: {first_line(error)}") from error
     return (lambda arguments: compiled([*arguments, *constants])) if constants else compiled
@@ -92,17 +96,9 @@ def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], settings: dict[str
     from torch._inductor.virtualized import V
 
     with config.patch(settings), torch.no_grad():
-        aten, onednn = torch.ops.aten, onednn_is_faster(torch.get_num_threads())
-        table: dict[Any, Any] = select_decomp_table()
-        table = {
-            **table,
-            aten.addmm.default: _apart,
-            aten.mm.default: partial(product, onednn=onednn, otherwise=table.get(aten.mm.default)),
-            aten.pow.Scalar: _power,
-            aten.bernoulli.default: _bernoulli,
-            aten.normal_functional.default: _normal,
-        }
-        flat = make_fx(functionalize(graph), decomposition_table=table, tracing_mode="fake")(*inputs)
+        onednn = onednn_is_faster(torch.get_num_threads())
+        decompositions = table(select_decomp_table(), onednn)
+        flat = make_fx(functionalize(graph), decomposition_table=decompositions, tracing_mode="fake")(*inputs)
         with mock.patch.object(compile_utils, "rand_ops", _random(flat)):
             flat.graph = compile_utils.fx_graph_cse(flat.graph)
         flat.recompile()
@@ -134,35 +130,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(before)
-
-
-def _apart(bias: Tensor, one: Tensor, two: Tensor, *, beta: float | int = 1, alpha: float | int = 1) -> Any:
-    # torch copies the bias into the result before it multiplies. Added afterwards, it is one more operation in the loop that
-    # comes next. Subtracted, as Inductor would put a sum together again.
-    return torch.mm(one, two) - -bias if beta == alpha == 1 else NotImplemented
-
-
-def _power(base: float, exponent: Tensor) -> Any:
-    # A power of a number that counts steps is the same for all elements of a parameter, but Inductor computes it again for
-    # every sixteen of them. What has an exponential in it and is used twice, it keeps.
-    if exponent.dim() or not exponent.is_floating_point() or base <= 0:
-        return NotImplemented
-    return torch.exp(exponent * math.log(base))
-
-
-def _normal(like: Tensor, mean: float = 0.0, std: float = 1.0, generator: torch.Generator | None = None) -> Any:
-    # What fills a new tensor need not copy it first.
-    if mean != 0 or std != 1 or generator is not None or not like.is_contiguous():
-        return NotImplemented
-    return torch.randn(like.shape, dtype=like.dtype, device=like.device)
-
-
-def _bernoulli(p: Tensor, *, generator: torch.Generator | None = None) -> Any:
-    # Inductor compares single-precision draws with p, torch double-precision ones: neither the draws nor what they take from
-    # the generator would be the same.
-    if generator is not None:
-        return NotImplemented
-    return torch.ops.aten.bernoulli.Tensor(torch.empty_like(p, memory_format=torch.contiguous_format), p)
 
 
 def why_not(device: torch.device) -> str:

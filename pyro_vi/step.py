@@ -128,7 +128,7 @@ class WholeStep:
             self.adopt()
             for foreach in (False, True):
                 try:
-                    return trace(self._function(fetch, foreach), *inputs)
+                    return trace(self._function(fetch, foreach), *inputs, state=len(self.tensors))
                 except CaptureError:
                     raise
                 except Exception as error:

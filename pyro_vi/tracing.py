@@ -36,32 +36,21 @@ from pyro.infer import trace_elbo, trace_mean_field_elbo, traceenum_elbo, tracet
 from pyro.infer import util as infer_util
 from pyro.infer.util import Dice
 from torch import Tensor, fx
-from torch._ops import OpOverload
 from torch.distributions import Binomial
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, make_fx
 from torch.overrides import TorchFunctionMode
+
+from pyro_vi.shapes import ValuesWanted, refuse_varying_shapes
 
 _fulldot: Callable[[Tensor, Tensor], Tensor] = infer_util._fulldot
 _compute_expectation: Callable[..., Any] = Dice.compute_expectation
 
 
-SHAPED_BY_VALUES = ("_pack_padded_sequence", "_to_sparse", "unique_dim_consecutive")
-"""Operations whose results have a shape that depends on values, and which torch does not tag so."""
-SAID = {
-    "index": "x[mask]",
-    "_pack_padded_sequence": "a packed sequence",
-    "_unique2": "unique",
-    "_to_sparse": "to_sparse",
-}
-"""How people write them."""
-
-
-class ValuesWanted(RuntimeError):
-    """The programs decide by the values of tensors; one line that says how."""
-
-
-def trace(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
+def trace(function: Callable[..., Any], *inputs: Tensor, state: int = 0) -> fx.GraphModule:
     """The flat graph of a function of tensors, in which nothing was decided by their values.
+
+    Args:
+        state: how many of the first inputs are held from call to call; those that the function only reads are constants.
 
     Raises:
         Exception: it cannot be traced; `reason` gives the line.
@@ -71,16 +60,11 @@ def trace(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
         result = function(*inputs)
         mode = get_proxy_mode()
         assert mode is not None
-        _refuse_varying_shapes(mode.tracer.graph)  # here, as what is not used any more is dropped at the end
+        refuse_varying_shapes(mode.tracer.graph, state)  # here, as what is not used any more is dropped at the end
         return result
 
     with without_items(), _Opaque():
         return make_fx(checked)(*inputs)
-
-
-def is_random(node: fx.Node) -> bool:
-    """Whether a node draws from torch's generator."""
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 @contextmanager
@@ -129,50 +113,6 @@ def _tracing(value: Tensor) -> bool:
     mode = get_proxy_mode()
     proxy: Any = None if mode is None else get_proxy_slot(value, mode.tracer, None)
     return proxy is not None and proxy.constant is None
-
-
-def _refuse_varying_shapes(graph: fx.Graph) -> None:
-    """Raise where the shape of a result depends on values that are others in the next call: of inputs and draws."""
-    varying: set[fx.Node] = set()
-    for node in graph.nodes:
-        inputs = [source for source in node.all_input_nodes if source in varying]
-        if node.op == "placeholder" or inputs or is_random(node):
-            varying.add(node)
-        if inputs and isinstance(node.target, OpOverload) and node.target._schema.is_mutable:
-            varying.update(_origins(node))  # what is written into, and what that is a view of
-        if any(source in varying for source in _shaping(node)):
-            name = _name(node.target)
-            raise ValuesWanted(
-                f"the programs use a shape that depends on values ({SAID.get(name, name)}), which would be the "
-                "same for all draws and batches; use torch.where, or multiply by the mask"
-            )
-
-
-def _shaping(node: fx.Node) -> list[fx.Node]:
-    """The inputs by whose values the shape of a node's result is decided."""
-    operation = node.target
-    if not isinstance(operation, OpOverload):  # such as an item of a tuple
-        return []
-    if operation is torch.ops.aten.index.Tensor:
-        indices: Any = node.args[1]
-        return [i for i in indices if i is not None and i.meta["val"].dtype in (torch.bool, torch.uint8)]
-    tagged = torch.Tag.dynamic_output_shape in operation.tags
-    return node.all_input_nodes if tagged or _name(operation) in SHAPED_BY_VALUES else []
-
-
-def _name(operation: Any) -> str:
-    return str(operation._schema.name).removeprefix("aten::")
-
-
-def _origins(node: fx.Node) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    coming = list(node.all_input_nodes)
-    while coming:
-        one = coming.pop()
-        if one not in found:
-            found.add(one)
-            coming += one.all_input_nodes
-    return found
 
 
 def _constant(value: Any) -> Any:

@@ -129,11 +129,14 @@ class Weights:
             raise Refused(missing)
         try:
             with torch.no_grad():
-                return same_twice(lambda: trace(self._function, *self._inputs()), self.pair.model, self.pair.guide)
+                return same_twice(self._graph, self.pair.model, self.pair.guide)
         except (Frozen, InputError, Refused):
             raise
         except Exception as error:
             raise Refused(reason(error)) from error
+
+    def _graph(self) -> fx.GraphModule:
+        return trace(self._function, *self._inputs(), state=len(self._tensors))
 
     def _prove(self, graph: fx.GraphModule) -> Compiled:
         start, compiled = generators(), compile_graph(graph, self._inputs())

@@ -15,7 +15,8 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vi import inductor
-from pyro_vi.inductor import CompileError, _apart, _power, compile_graph, first_line, why_not
+from pyro_vi.decompositions import _addmm, _power
+from pyro_vi.inductor import CompileError, compile_graph, first_line, why_not
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 MISSING = "there is no C++ compiler that works; install g++ (or set CXX to a C++ compiler)"
@@ -116,9 +117,9 @@ def test_draws_are_those_of_the_graph():
 def test_a_bias_is_added_afterwards():
     """Whatever it is broadcast over; a sum with weights is left to Inductor."""
     bias, one, two = values(4), values(5, 3), values(3, 4, seed=4)
-    torch.testing.assert_close(_apart(bias, one, two), torch.addmm(bias, one, two), **EXACT)
-    assert _apart(bias, one, two, beta=0.5) is NotImplemented
-    assert _apart(bias, one, two, alpha=2) is NotImplemented
+    torch.testing.assert_close(_addmm(bias, one, two), torch.addmm(bias, one, two), **EXACT)
+    assert _addmm(bias, one, two, beta=0.5) is NotImplemented
+    assert _addmm(bias, one, two, alpha=2) is NotImplemented
 
     def sums(bias: Tensor, one: Tensor, two: Tensor) -> tuple[Tensor, ...]:
         column = bias[: len(one), None] if len(bias) >= len(one) else bias.new_ones(len(one), 1)
