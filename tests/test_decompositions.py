@@ -1,4 +1,4 @@
-"""What stands for operations of torch in compiled graphs gives their numbers; `test_inductor.py` has those that draw and add."""
+"""What stands for operations of torch in compiled graphs gives their numbers; those that draw or add: `test_inductor.py`."""
 
 from collections.abc import Callable
 
