@@ -14,18 +14,13 @@ from torch import Tensor
 from pyro_vi.products import product
 
 
-def table(known: dict[Any, Any], onednn: bool) -> dict[Any, Callable[..., Any]]:
-    """Inductor's own decompositions, and ours.
-
-    Args:
-        known: Inductor's.
-        onednn: whether large products go to oneDNN.
-    """
+def table(known: dict[Any, Any]) -> dict[Any, Callable[..., Any]]:
+    """The decompositions ``known``, which are Inductor's, and ours."""
     aten = torch.ops.aten
     return {
         **known,
         aten.addmm.default: _addmm,
-        aten.mm.default: partial(product, onednn=onednn, otherwise=known.get(aten.mm.default)),
+        aten.mm.default: partial(product, otherwise=known.get(aten.mm.default)),
         aten.pow.Scalar: _power,
         aten.bernoulli.default: _bernoulli,
         aten.normal_functional.default: _normal,

@@ -12,7 +12,7 @@ state, the handling of autograd) has nothing to do, and costs 20 to 40 microseco
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 from unittest import mock
@@ -23,7 +23,7 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vi.decompositions import table
-from pyro_vi.products import as_it_is, onednn_is_faster
+from pyro_vi.products import as_it_is
 
 Compiled = Callable[[list[Tensor]], Sequence[Tensor]]
 """Called with all arguments in a list, which it empties."""
@@ -96,15 +96,14 @@ def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], settings: dict[str
     from torch._inductor.virtualized import V
 
     with config.patch(settings), torch.no_grad():
-        onednn = onednn_is_faster(torch.get_num_threads())
-        decompositions = table(select_decomp_table(), onednn)
+        decompositions = table(select_decomp_table())
         flat = make_fx(functionalize(graph), decomposition_table=decompositions, tracing_mode="fake")(*inputs)
         with mock.patch.object(compile_utils, "rand_ops", _random(flat)):
             flat.graph = compile_utils.fx_graph_cse(flat.graph)
         flat.recompile()
         fakes = [node.meta["val"] for node in flat.graph.nodes if node.op == "placeholder"]
         mode = fakes[0].fake_mode
-        with tracing(TracingContext(mode)), V.set_fake_mode(mode), as_it_is() if onednn else nullcontext():
+        with tracing(TracingContext(mode)), V.set_fake_mode(mode), as_it_is():
             compiled: Any = compile_fx_inner(flat, fakes, is_inference=True, cpp_wrapper=config.cpp_wrapper)
     # What stands around the call is for profilers and CUDA graph trees.
     inner: Compiled = getattr(compiled, "current_callable", None) or compiled

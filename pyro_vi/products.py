@@ -1,13 +1,14 @@
-"""Products of matrices in a graph that is compiled: small ones as loops of the graph, large ones by the faster library.
+"""Products of matrices in a graph that is compiled: small ones as loops of the graph, large ones by oneDNN.
 
 * A call of a library takes two microseconds, and more than a small product does. As a loop it is fused with what comes next.
-* torch multiplies single-precision matrices on the CPU with MKL, which on some processors takes twice the time of oneDNN (418
-  to 208 µs for 128×784 by 784×400), and on others the same or less. `onednn_is_faster` measures it, once in a process.
+* torch multiplies single-precision matrices on the CPU with MKL. oneDNN, which torch has too, takes half of the time on one
+  processor (208 for 418 µs, 128×784 by 784×400) and about the same on another: a measurement in each process would come out
+  one way today and the other way tomorrow, and so would the bits of a fit. It is oneDNN always.
 
-`product` stands for `torch.mm`.
+`product` stands for `torch.mm`; `as_it_is` makes Inductor call oneDNN as it is called here.
 """
 
-import time
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -19,27 +20,34 @@ from torch import Tensor
 SMALL = 2**15
 """Multiplications up to which a loop is faster than any call: as fast at 2¹⁶, by 1 to 4 of some 7 µs at 2¹⁴."""
 LARGE = 2**22
-"""Multiplications from which the choice of the library matters: below, oneDNN's preparation shows."""
-MARGIN = 1.3
-"""How much faster oneDNN must be: far from the noise of a measurement, so that one machine always chooses the same."""
+"""Multiplications from which the library matters: below, oneDNN's preparation shows."""
 
 
-def product(
-    one: Tensor, two: Tensor, *, onednn: bool = False, otherwise: Callable[[Tensor, Tensor], Any] | None = None
-) -> Any:
-    """A small product as a loop, with ``onednn`` a large one by it, and all else by ``otherwise``, or torch's own."""
+def product(one: Tensor, two: Tensor, *, otherwise: Callable[[Tensor, Tensor], Any] | None = None) -> Any:
+    """A small product as a loop, a large one by oneDNN, and all else by ``otherwise``, or torch's own."""
     size = one.shape[0] * one.shape[1] * two.shape[1]
     if one.device.type == "cpu" and one.dtype == two.dtype:
         if size <= SMALL and one.dtype in (torch.float32, torch.float64):
             return _loop(one, two)
-        if size >= LARGE and one.dtype == torch.float32 and onednn:
-            return _onednn(one, two)
+        if size >= LARGE and one.dtype == torch.float32 and has_onednn():
+            result: Tensor = torch.ops.mkldnn._linear_pointwise(one, two.t(), None, "none", [], "")
+            return result
     return NotImplemented if otherwise is None else otherwise(one, two)
+
+
+@cache
+def has_onednn() -> bool:
+    """Whether this torch can be asked for oneDNN's product."""
+    known = platform.machine().lower() in ("x86_64", "amd64")
+    return known and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 @contextmanager
 def as_it_is() -> Iterator[None]:
     """Within the block Inductor calls oneDNN's product as torch does; its own way of it is for weights that never change."""
+    if not has_onednn():
+        yield
+        return
     from torch._inductor.lowering import fallback_handler, lowerings
 
     operation = torch.ops.mkldnn._linear_pointwise.default
@@ -62,27 +70,3 @@ def _loop(one: Tensor, two: Tensor) -> Tensor:
 
         two = inductor_prims.force_stride_order(two, (two.shape[1], 1))
     return (one.unsqueeze(-1) * two.unsqueeze(0)).sum(1)
-
-
-def _onednn(one: Tensor, two: Tensor) -> Tensor:
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(one, two.t(), None, "none", [], "")
-    return result
-
-
-@cache
-def onednn_is_faster(threads: int) -> bool:
-    """Whether oneDNN is faster by `MARGIN` on this many threads: over the three products of a layer and its gradients."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
-    with torch.no_grad():
-        x, w, y = torch.ones(128, 784), torch.ones(400, 784), torch.ones(128, 400)
-        shapes = ((x, w.t()), (y, w), (y.t(), x))
-        times: dict[Any, list[float]] = {torch.mm: [], _onednn: []}
-        for _ in range(12):
-            for multiply, found in times.items():
-                start = time.perf_counter()
-                for one, two in shapes:
-                    multiply(one, two)
-                found.append(time.perf_counter() - start)
-    mkl, onednn = (min(found) for found in times.values())
-    return mkl > MARGIN * onednn

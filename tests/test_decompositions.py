@@ -11,7 +11,7 @@ from pyro_vi.decompositions import table
 from pyro_vi.inductor import compile_graph
 
 aten = torch.ops.aten
-OURS = table({}, onednn=False)
+OURS = table({})
 EPS = torch.finfo(torch.float32).eps
 
 
