@@ -44,14 +44,14 @@ def has_onednn() -> bool:
 
 @contextmanager
 def as_it_is() -> Iterator[None]:
-    """Within the block Inductor calls oneDNN's product as torch does; its own way of it is for weights that never change."""
+    """Within the block Inductor calls oneDNN's product as torch does; its own way of it would first copy a transpose."""
     if not has_onednn():
         yield
         return
-    from torch._inductor.lowering import fallback_handler, lowerings
+    from torch._inductor.lowering import lowerings
 
-    operation = torch.ops.mkldnn._linear_pointwise.default
-    before, ours = lowerings.get(operation), fallback_handler(operation, add_to_fallback_set=False)
+    operation, ours = torch.ops.mkldnn._linear_pointwise.default, _lowered
+    before = lowerings.get(operation)
     lowerings[operation] = ours
     try:
         yield
@@ -61,6 +61,17 @@ def as_it_is() -> Iterator[None]:
             del lowerings[operation]
             if before is not None:
                 lowerings[operation] = before
+
+
+def _lowered(one: Any, two: Any, *rest: Any) -> Any:
+    """Inductor's node for the call in `product`, of factors with any strides."""
+    from torch._inductor import ir, mkldnn_ir
+
+    inputs = [ir.ExternKernel.realize_input(factor) for factor in (one, two)]
+    size = [factor.get_size()[0] for factor in inputs]
+    layout = ir.FixedLayout(torch.device("cpu"), inputs[0].get_dtype(), size)
+    # [-1]: no scalars.
+    return ir.TensorBox.create(mkldnn_ir.LinearUnary(layout, inputs, [None, "none", [-1], ""]))
 
 
 def _loop(one: Tensor, two: Tensor) -> Tensor:
