@@ -58,7 +58,7 @@ def _bernoulli(p: Tensor, *, generator: torch.Generator | None = None) -> Any:
 
 
 def _tanh(x: Tensor) -> Any:
-    # As in the Cephes library (Moshier 1989): within 2 units in the last place, in a third of the time of Inductor's.
+    # As in the Cephes library (Moshier 1989): within 2 units in the last place, in less than half of the time.
     if x.dtype != torch.float32 or x.device.type != "cpu":
         return NotImplemented
     square, size = x * x, x.abs()

@@ -23,7 +23,7 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vi.decompositions import table
-from pyro_vi.products import as_it_is
+from pyro_vi.products import multiplying
 
 Compiled = Callable[[list[Tensor]], Sequence[Tensor]]
 """Called with all arguments in a list, which it empties."""
@@ -103,7 +103,7 @@ def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], settings: dict[str
         flat.recompile()
         fakes = [node.meta["val"] for node in flat.graph.nodes if node.op == "placeholder"]
         mode = fakes[0].fake_mode
-        with tracing(TracingContext(mode)), V.set_fake_mode(mode), as_it_is():
+        with tracing(TracingContext(mode)), V.set_fake_mode(mode), multiplying():
             compiled: Any = compile_fx_inner(flat, fakes, is_inference=True, cpp_wrapper=config.cpp_wrapper)
     # What stands around the call is for profilers and CUDA graph trees.
     inner: Compiled = getattr(compiled, "current_callable", None) or compiled

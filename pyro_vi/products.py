@@ -5,13 +5,14 @@
   processor (208 for 418 µs, 128×784 by 784×400) and about the same on another: a measurement in each process would come out
   one way today and the other way tomorrow, and so would the bits of a fit. It is oneDNN always.
 
-`product` stands for `torch.mm`; `as_it_is` makes Inductor call oneDNN as it is called here.
+`product` stands for `torch.mm` in the graph; `multiplying` makes Inductor call oneDNN for what is left there, if it is large.
 """
 
+import math
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -24,14 +25,10 @@ LARGE = 2**22
 
 
 def product(one: Tensor, two: Tensor, *, otherwise: Callable[[Tensor, Tensor], Any] | None = None) -> Any:
-    """A small product as a loop, a large one by oneDNN, and all else by ``otherwise``, or torch's own."""
-    size = one.shape[0] * one.shape[1] * two.shape[1]
-    if one.device.type == "cpu" and one.dtype == two.dtype:
-        if size <= SMALL and one.dtype in (torch.float32, torch.float64):
-            return _loop(one, two)
-        if size >= LARGE and one.dtype == torch.float32 and has_onednn():
-            result: Tensor = torch.ops.mkldnn._linear_pointwise(one, two.t(), None, "none", [], "")
-            return result
+    """A small product as a loop, and all else by ``otherwise``, or as it is."""
+    small = one.shape[0] * one.shape[1] * two.shape[1] <= SMALL
+    if small and one.device.type == "cpu" and one.dtype == two.dtype and one.dtype in (torch.float32, torch.float64):
+        return _loop(one, two)
     return NotImplemented if otherwise is None else otherwise(one, two)
 
 
@@ -43,34 +40,42 @@ def has_onednn() -> bool:
 
 
 @contextmanager
-def as_it_is() -> Iterator[None]:
-    """Within the block Inductor calls oneDNN's product as torch does; its own way of it would first copy a transpose."""
+def multiplying() -> Iterator[None]:
+    """Within the block Inductor calls oneDNN for large single-precision products.
+
+    oneDNN's own operation in the graph would not do: Inductor fuses it with what comes next, for which it copies transposes.
+    """
     if not has_onednn():
         yield
         return
     from torch._inductor.lowering import lowerings
 
-    operation, ours = torch.ops.mkldnn._linear_pointwise.default, _lowered
-    before = lowerings.get(operation)
-    lowerings[operation] = ours
+    operation = torch.ops.aten.mm.default
+    before = lowerings[operation]
+    lowerings[operation] = ours = partial(_lowered, otherwise=before)
     try:
         yield
     finally:
         # Only this entry: Inductor fills its table as it goes, and what it adds in the block has to stay.
         if lowerings.get(operation) is ours:
-            del lowerings[operation]
-            if before is not None:
-                lowerings[operation] = before
+            lowerings[operation] = before
 
 
-def _lowered(one: Any, two: Any, *rest: Any) -> Any:
-    """Inductor's node for the call in `product`, of factors with any strides."""
+def _lowered(one: Any, two: Any, *, otherwise: Callable[..., Any], **options: Any) -> Any:
+    """Inductor's node of a product, of factors with any strides."""
     from torch._inductor import ir, mkldnn_ir
 
-    inputs = [ir.ExternKernel.realize_input(factor) for factor in (one, two)]
-    size = [factor.get_size()[0] for factor in inputs]
-    layout = ir.FixedLayout(torch.device("cpu"), inputs[0].get_dtype(), size)
-    # [-1]: no scalars.
+    sizes = [*one.get_size(), two.get_size()[1]]
+    known = all(isinstance(size, int) or size.is_number for size in sizes)
+    single = one.get_dtype() == two.get_dtype() == torch.float32 and one.get_device().type == "cpu"
+    if not (known and single and math.prod(map(int, sizes)) >= LARGE):
+        return otherwise(one, two, **options)
+    inputs = [
+        ir.ExternKernel.realize_input(one),
+        ir.ExternKernel.realize_input(ir.PermuteView.create(two.data, [1, 0])),
+    ]
+    layout = ir.FixedLayout(torch.device("cpu"), torch.float32, [sizes[0], sizes[2]])
+    # No bias, nothing fused, and no numbers for it.
     return ir.TensorBox.create(mkldnn_ir.LinearUnary(layout, inputs, [None, "none", [-1], ""]))
 
 

@@ -46,9 +46,9 @@ def refuse_varying_shapes(graph: fx.Graph, state: int = 0) -> None:
     written = {base for node in graph.nodes for base in _written(node)}
     varying = {*inputs[state:], *(node for node in inputs[:state] if node in written)}
     for node in graph.nodes:
-        if is_random(node) or any(source in varying for source in node.all_input_nodes):
+        if is_random(node) or any(not varying.isdisjoint(_memory(source)) for source in node.all_input_nodes):
             varying.update((node, *_written(node)))
-        if any(source in varying for source in _shaping(node)):
+        if any(not varying.isdisjoint(_memory(source)) for source in _shaping(node)):
             name = _name(node.target)
             raise ValuesWanted(
                 f"the programs use a shape that depends on values ({WRITTEN.get(name, name)}), which would be the same for all "
@@ -75,14 +75,18 @@ def _written(node: fx.Node) -> list[fx.Node]:
     given = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False)) | node.kwargs
     into = [given.get(a.name) for a in node.target._schema.arguments if a.alias_info and a.alias_info.is_write]
     found = [part for value in into for part in (value if isinstance(value, list | tuple) else [value])]
-    chain: list[fx.Node] = []
-    while found:
-        one: Any = found.pop()
-        if isinstance(one, fx.Node) and one not in chain:
-            chain.append(one)
-            # A view, an operation in place, and an item of a list of views share memory with their first input.
-            shares = not isinstance(one.target, OpOverload) or any(r.alias_info for r in one.target._schema.returns)
-            found += one.all_input_nodes[:1] if shares else []
+    return [base for one in found if isinstance(one, fx.Node) for base in _memory(one)]
+
+
+def _memory(node: fx.Node) -> list[fx.Node]:
+    """A node, and all that it is a view of."""
+    chain = [node]
+    # A view, an operation in place, and an item of a list of views share memory with their first input.
+    while not isinstance(node.target, OpOverload) or any(r.alias_info for r in node.target._schema.returns):
+        if not node.all_input_nodes:
+            break
+        node = node.all_input_nodes[0]
+        chain.append(node)
     return chain
 
 

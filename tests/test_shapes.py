@@ -21,6 +21,13 @@ def written(x: Tensor, mask: Tensor) -> Tensor:
     return x + len(x[made])
 
 
+def sibling(x: Tensor, mask: Tensor) -> Tensor:
+    made = torch.zeros(3, dtype=torch.bool)
+    view = made.view(-1)  # of the same memory, and made before it is written
+    made[1:] = x[1:] > 0
+    return x + len(x[view])
+
+
 def in_place(x: Tensor, mask: Tensor) -> Tensor:
     mask.logical_and_(x > 0)
     return x + len(x[mask])
@@ -58,6 +65,7 @@ VARYING: dict[str, tuple[Function, str]] = {
     "packed": (packed, "a packed sequence"),
     "draw": (lambda x, mask: x + len(x[torch.rand(3) > 0.5]), "x[mask]"),
     "written": (written, "x[mask]"),
+    "sibling": (sibling, "x[mask]"),
     "in place": (in_place, "x[mask]"),
     "written later": (written_later, "x[mask]"),
 }
