@@ -5,7 +5,7 @@ from it. Random draws whose distribution is fixed (standard normal noise, unifor
 be given to two estimators, and many to one graph at once by vmap. Draws that depend on parameters (a Bernoulli of a network's
 output, a rejection sampler) stay in the graph.
 
-* `Captured` is the graph with what it takes to draw for it; `CaptureError` says why there is none.
+* `Captured` is the graph with what it takes to draw for it; `NoGraph` says why there is none.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,16 +23,13 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from pyro_vi.binding import swapped
 from pyro_vi.data import Batch
 from pyro_vi.estimators import differentiable_loss
+from pyro_vi.nograph import NoGraph
 from pyro_vi.pairs import Pair
 from pyro_vi.shapes import is_random
 from pyro_vi.tracing import reason, trace
 
 BATCHABLE: dict[Any, Callable[..., Any]] = {torch.ops.aten.fill.Scalar: torch.full_like}
 """Operations that vmap cannot batch, and what does the same."""
-
-
-class CaptureError(RuntimeError):
-    """The pair or the estimator has no flat graph; one line that says why."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def capture(elbo: ELBO, pair: Pair, args: Batch, parameters: Sequence[Tensor]) -
     inputs.
 
     Raises:
-        CaptureError: the programs decide by the values of tensors, or use what cannot be traced.
+        NoGraph: the programs decide by the values of tensors, or use what cannot be traced.
 
     Example:
         >>> from pyro_vi.data import load
@@ -138,7 +135,7 @@ def capture(elbo: ELBO, pair: Pair, args: Batch, parameters: Sequence[Tensor]) -
             flat = make_fx(functionalize(graph), decomposition_table=BATCHABLE)
             graph = flat(*inputs, *(draw.make() for draw in draws))
         except Exception as error:
-            raise CaptureError(reason(error)) from error
+            raise NoGraph(reason(error)) from error
     return Captured(graph, tuple(draws), lifted)
 
 

@@ -13,7 +13,7 @@ from pyro.infer import ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
 from torch import Tensor
 
 from pyro_vi.data import Batch
-from pyro_vi.errors import InputError
+from pyro_vi.errors import InputError, first_line
 from pyro_vi.estimators import kl_treatment, named, needs_reparametrized
 from pyro_vi.pairs import Pair, Prototype, Site, isolated, prototype
 from pyro_vi.programs import pair_of
@@ -102,9 +102,9 @@ def check(
                 traces = pair.draw(args)
                 terms = from_traces(*traces, len(args[0]), kl=kl)
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
                 shapes = ", ".join(str(tuple(a.shape)) for a in args)
-                raise InputError(f"log p and log q fail on a batch of shape {shapes}: {text.rstrip(':')}") from error
+                text = first_line(error).rstrip(":")
+                raise InputError(f"log p and log q fail on a batch of shape {shapes}: {text}") from error
     except InputError as error:
         return [Finding("program-fails", "error", None, str(error), "mend the program, or give it data that fit")]
     view = _View(pair, args, layout, guide_layout, *traces, terms, estimator, num_data)

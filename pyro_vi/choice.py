@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pyro_vi.capture import CaptureError
-from pyro_vi.compiled import CompiledSteps, Refused
+from pyro_vi.compiled import CompiledSteps
 from pyro_vi.errors import InputError, UsageError
 from pyro_vi.inductor import why_not
+from pyro_vi.nograph import NoGraph
 from pyro_vi.step import MANY
 
 Compile = bool | Literal["auto"]
@@ -135,9 +135,9 @@ def choose(
             compiled.add(length, graph, sources(length, 1))
             pays = compiled.short(length) and count * PER_CALL > PER_NODE * len(graph.graph.nodes) * MANY
             if pays if before is None else length in before["together"]:
-                with suppress(Refused):  # then one by one
+                with suppress(NoGraph):  # then one by one
                     compiled.add_several(length, graph, sources(length, MANY)[0])
-    except (Refused, CaptureError) as error:
+    except NoGraph as error:
         if mode is True:
             raise InputError(f"the step cannot be compiled: {error}; or fit with compile='auto'") from error
         if compiled is None or not compiled.steps:

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pyro_vi.commands import Audit, Check, Compare, Evidence, Fit, FittingCommand, List, PairCommand
-from pyro_vi.errors import FitError, InputError, UsageError
+from pyro_vi.errors import FitError, InputError, UsageError, first_line, kind_and_line
 from pyro_vi.runs import finite, slug, write_json
 
 
@@ -223,13 +223,8 @@ def _print_json(value: Any) -> None:
 @contextmanager
 def _one_line_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: print(f"warning: {_line(message)}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_, **__: print(f"warning: {first_line(message)}", file=sys.stderr)
         yield
-
-
-def _line(error: object) -> str:
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
 
 
 def main(args: list[str] | None = None) -> int:
@@ -257,8 +252,8 @@ def main(args: list[str] | None = None) -> int:
         if getattr(command, "debug", False):
             raise
         known = isinstance(error, (InputError, FitError))
-        kind = "" if known else f"{type(error).__name__}: "
-        print(f"error: {kind}{_line(error)}{'' if known else ' (--debug shows where)'}", file=sys.stderr)
+        said = first_line(error) if known else f"{kind_and_line(error)} (--debug shows where)"
+        print(f"error: {said}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
 
 

@@ -4,7 +4,7 @@
   captures under different states of Python give the same graph; no Python state changes as the programs run; the graph has the
   eager value and the eager gradient of every parameter on two batches; and the compiled step leaves every parameter, optimizer
   state and buffer as the eager step leaves it.
-* Whatever fails raises `Refused` with one line that says what, and leaves the fit as it was.
+* Whatever fails raises `NoGraph` with one line that says what, and leaves the fit as it was.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_vi.capture import CaptureError
 from pyro_vi.data import Batch
-from pyro_vi.frozen import Frozen, same_twice
-from pyro_vi.inductor import Compiled, CompileError, compile_graph, replayed, why_not
+from pyro_vi.frozen import same_twice
+from pyro_vi.inductor import Compiled, compile_graph, replayed, why_not
+from pyro_vi.nograph import NoGraph
 from pyro_vi.runs import generators, set_generators
 from pyro_vi.step import MANY, WholeStep, several
 from pyro_vi.tracing import reason
@@ -32,10 +32,6 @@ SHORT = 2**22
 """Parameters × rows below which a step takes less than some ten times what a call does."""
 
 Fetch = Callable[..., Batch]
-
-
-class Refused(RuntimeError):
-    """The step is not compiled; one line that says why."""
 
 
 class CompiledSteps:
@@ -76,17 +72,14 @@ class CompiledSteps:
         """The graph of a step on sources of one length, seen to hold all that the programs do.
 
         Raises:
-            Refused: it does not.
+            NoGraph: it does not.
         """
         pair = self.whole.objective.pair
         missing = why_not(self.whole.control.device)
         if missing:
-            raise Refused(missing)
-        try:
-            with _put_back(self.whole):
-                graph = same_twice(lambda: self.whole.trace(tuple(sources[0]), self.fetch), pair.model, pair.guide)
-        except (CaptureError, Frozen) as error:
-            raise Refused(str(error)) from error
+            raise NoGraph(missing)
+        with _put_back(self.whole):
+            graph = same_twice(lambda: self.whole.trace(tuple(sources[0]), self.fetch), pair.model, pair.guide)
         with _put_back(self.whole):
             for source in sources:
                 self._check_gradients(graph, source)
@@ -96,13 +89,13 @@ class CompiledSteps:
         """Compile a traced step, and let it in if it does what the eager one does.
 
         Raises:
-            Refused: it cannot be compiled, or does something else.
+            NoGraph: it cannot be compiled, or does something else.
         """
         self.steps[length, 1] = self._compile(_without_gradients(graph), sources[0])
         try:
             for source in sources:
                 self._check_step(length, source)
-        except Refused:
+        except NoGraph:
             del self.steps[length, 1]
             raise
 
@@ -110,14 +103,14 @@ class CompiledSteps:
         """Compile several steps in a row, on a source of as many batches, and see that they do what single ones do.
 
         Raises:
-            Refused: they cannot be compiled, or do something else.
+            NoGraph: they cannot be compiled, or do something else.
         """
         whole = self.whole
         inputs = [*_copies(whole.tensors), whole.control, *source]
         self.steps[length, MANY] = self._compile(several(graph, len(whole.tensors), inputs), source)
         try:
             self._check_several(length, source)
-        except Refused:
+        except NoGraph:
             del self.steps[length, MANY]
             raise
 
@@ -133,27 +126,24 @@ class CompiledSteps:
                 whole.control[0] = control[i]
                 loss, _ = self._take(length, 1, (*stored, part))
                 if not _near(losses[i], loss, _digits(loss)):
-                    raise Refused(f"step {i + 1} of {MANY} in one call has another loss than on its own")
+                    raise NoGraph(f"step {i + 1} of {MANY} in one call has another loss than on its own")
             # Over several steps Adam turns rounding of small gradients into differences of a step's size.
             if not all(_near(one, two, 0.02) for one, two in zip(after, whole.tensors, strict=True)):
-                raise Refused(f"{MANY} steps in one call leave other parameters than one by one")
+                raise NoGraph(f"{MANY} steps in one call leave other parameters than one by one")
 
     def _compile(self, graph: fx.GraphModule, source: Sequence[Tensor]) -> Compiled:
         whole = self.whole
-        try:
-            compiled = compile_graph(graph, [*_copies(whole.tensors), whole.control.clone(), *source])
-            if whole.control.device.type == "cuda":
-                with _put_back(whole):
-                    compiled = replayed(compiled, [*whole.tensors, whole.control], source)
-        except CompileError as error:
-            raise Refused(str(error)) from error
+        compiled = compile_graph(graph, [*_copies(whole.tensors), whole.control.clone(), *source])
+        if whole.control.device.type == "cuda":
+            with _put_back(whole):
+                compiled = replayed(compiled, [*whole.tensors, whole.control], source)
         return compiled
 
     def _eager(self, source: Sequence[Tensor]) -> Tensor:
         try:
             return self.eager(self.fetch(*source))
         except Exception as error:  # of the programs: the fit will come to it, and say at which step
-            raise Refused(reason(error)) from error
+            raise NoGraph(reason(error)) from error
 
     def _check_gradients(self, graph: fx.GraphModule, source: Sequence[Tensor]) -> None:
         """The graph, not yet compiled, has the program's loss and gradients."""
@@ -165,19 +155,19 @@ class CompiledSteps:
         expected = self._eager(source)
         digits = _digits(loss)
         if not _near(loss, expected, digits):
-            raise Refused(f"the graph's loss is {float(loss):.10g} where the programs give {float(expected):.10g}")
+            raise NoGraph(f"the graph's loss is {float(loss):.10g} where the programs give {float(expected):.10g}")
         if not bool(expected.isfinite()):  # the fit ends here, and says why
             return
         found = [(p, p.grad) for p in self.whole.parameters if p.grad is not None]
         largest = max((float(g.abs().max()) for _, g in found if g.numel()), default=0.0)
         if len(found) != len(gradients):
-            raise Refused(
+            raise NoGraph(
                 "the graph has no gradient of some parameters: the programs hold them where they cannot be seen, as a "
                 "recurrent network of torch does"
             )
         for (parameter, wanted), gradient in zip(found, gradients, strict=True):
             if not _near(gradient, wanted, digits, digits * 0.01 * largest):
-                raise Refused(
+                raise NoGraph(
                     f"the graph's gradient of parameter '{self._name(parameter)}' is not that of the programs"
                 )
 
@@ -199,7 +189,7 @@ class CompiledSteps:
             wanted = _copies(whole.tensors)
         digits = _digits(whole.parameters[0])
         if not _near(loss, expected, digits):
-            raise Refused(f"the compiled loss is {float(loss):.10g} where the programs give {float(expected):.10g}")
+            raise NoGraph(f"the compiled loss is {float(loss):.10g} where the programs give {float(expected):.10g}")
         largest = max((float(g.abs().max()) for g in gradients if g is not None and g.numel()), default=0.0)
         for position, (start, one, two) in enumerate(zip(before, after, wanted, strict=True)):
             if position < len(whole.parameters):
@@ -217,7 +207,7 @@ class CompiledSteps:
                 slack = digits * 0.01 * max(largest, largest**2) if one.is_floating_point() else 0.0
                 agree = _near(one, two, digits, slack)
             if not agree:
-                raise Refused(f"the compiled step leaves {what} other than the eager step does")
+                raise NoGraph(f"the compiled step leaves {what} other than the eager step does")
 
     def _name(self, parameter: Tensor) -> str:
         named = self.whole.objective.pair.owned().items()

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vi.errors import InputError, UsageError
+from pyro_vi.errors import InputError, UsageError, first_line
 from pyro_vi.specs import check_options, unknown
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -147,7 +147,7 @@ def _mnist_file(name: str) -> Path:
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong sha256 is a ValueError
         if (response := getattr(error, "response", None)) is not None:
             response.close()  # pooch leaves a refused connection open
-        what = f"data set 'mnist': cannot download {MNIST_URL}{name} ({_one_line(error)})"
+        what = f"data set 'mnist': cannot download {MNIST_URL}{name} ({first_line(error)})"
         raise InputError(f"{what}; set PYRO_VI_DATA to a folder that has mnist/{name}") from error
 
 
@@ -160,7 +160,7 @@ def _idx_images(path: Path) -> Tensor:
             raise ValueError("not an IDX file of images")
         pixels = np.frombuffer(content, np.uint8, offset=16).reshape(shape[0], shape[1] * shape[2])
     except _UNREADABLE as error:
-        what = f"data set 'mnist': cannot read {path} ({_one_line(error)})"
+        what = f"data set 'mnist': cannot read {path} ({first_line(error)})"
         raise InputError(f"{what}; put the original {path.name} there") from error
     return torch.from_numpy(pixels.copy())  # a copy, as torch cannot hold a read-only buffer
 
@@ -176,7 +176,7 @@ def _folder_arrays(name: str, relative: str, keys: tuple[str, ...]) -> list[Arra
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return [arrays[key] for key in keys]
     except _UNREADABLE as error:
-        what = f"data set {name!r}: cannot read {path} ({_one_line(error)})"
+        what = f"data set {name!r}: cannot read {path} ({first_line(error)})"
         raise InputError(f"{what}; replace the file by an intact copy") from error
 
 
@@ -267,7 +267,7 @@ def read_file(path: Path) -> Columns:
             raise InputError(
                 f"{path.name} holds Python objects, or is damaged, and is not read; save plain numbers with numpy.save"
             ) from error
-        raise InputError(f"cannot read {path.name} ({_one_line(error)}); save it again as {suffix}") from error
+        raise InputError(f"cannot read {path.name} ({first_line(error)}); save it again as {suffix}") from error
 
 
 def _npy_file(path: Path) -> Columns:
@@ -344,7 +344,3 @@ FILES: dict[str, Callable[[Path], Columns]] = {
     ".csv": _csv_file,
     ".parquet": _parquet_file,
 }
-
-
-def _one_line(error: BaseException) -> str:  # errors of libraries run over many
-    return " ".join(str(error).split())[:160] or type(error).__name__

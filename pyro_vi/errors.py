@@ -1,4 +1,4 @@
-"""What can go wrong because of the input, said in one line each: no other exception is meant for a user's eyes."""
+"""The exceptions that a user sees, one line each, and the first line of anybody else's exception."""
 
 
 class InputError(ValueError):
@@ -11,3 +11,24 @@ class UsageError(InputError):
 
 class FitError(RuntimeError):
     """A fit that cannot go on: one line that names the step, the batch and the site."""
+
+
+def first_line(error: object) -> str:
+    """The first line of an error or a warning that is not blank; the name of its class where there is none.
+
+    Example:
+        >>> first_line(ValueError("\\n  a is not b\\n  see c")), first_line(KeyboardInterrupt())
+        ('a is not b', 'KeyboardInterrupt')
+    """
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def kind_and_line(error: object) -> str:
+    """The class of an error and its first line; the class alone where it has no text.
+
+    Example:
+        >>> kind_and_line(ValueError("a is not b")), kind_and_line(KeyboardInterrupt())
+        ('ValueError: a is not b', 'KeyboardInterrupt')
+    """
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"

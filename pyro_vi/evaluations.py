@@ -10,10 +10,11 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_vi.capture import Captured, CaptureError, capture
+from pyro_vi.capture import Captured, capture
 from pyro_vi.data import Batch
-from pyro_vi.errors import InputError
+from pyro_vi.errors import InputError, first_line
 from pyro_vi.estimators import differentiable_loss
+from pyro_vi.nograph import NoGraph
 from pyro_vi.pairs import Pair
 
 WORTH = 2**23
@@ -34,7 +35,7 @@ class Evaluator:
         if wanted:
             try:
                 self.captured = self._capture()
-            except CaptureError as error:  # then one by one
+            except NoGraph as error:  # then one by one
                 if vectorize:
                     raise InputError(
                         f"these draws cannot be evaluated at once: {error}; leave vectorize out"
@@ -42,21 +43,21 @@ class Evaluator:
 
     def _capture(self) -> Captured:
         if not self.parameters:
-            raise CaptureError("the pair has no parameters")
+            raise NoGraph("the pair has no parameters")
         captured = capture(self.elbo, self.pair, self.args, self.parameters)
         if not captured.lifted:
-            raise CaptureError("the programs draw from what depends on parameters")
+            raise NoGraph("the programs draw from what depends on parameters")
         if not captured.draws:
-            raise CaptureError("the programs draw nothing")
+            raise NoGraph("the programs draw nothing")
         try:
             together = _flat(captured.many(self._values(), stacked(captured, [0, 1], self.args), self.args))
         except RuntimeError as error:
-            raise CaptureError(f"an operation cannot be batched ({str(error).splitlines()[0]})") from error
+            raise NoGraph(f"an operation cannot be batched ({first_line(error)})") from error
         apart = self._loop([0, 1])
         digits = 1e-4 if self.parameters[0].dtype == torch.float32 else 1e-8
         agree = all(_agree(one, two, digits) for one, two in zip(together, apart, strict=True))
         if not agree:
-            raise CaptureError("evaluated at once they give other numbers than one by one")
+            raise NoGraph("evaluated at once they give other numbers than one by one")
         return captured
 
     def _values(self) -> list[Tensor]:

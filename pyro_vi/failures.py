@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from pyro_vi.data import Batch
-from pyro_vi.errors import FitError
+from pyro_vi.errors import FitError, first_line
 from pyro_vi.estimators import kl_treatment
-from pyro_vi.inductor import first_line
 from pyro_vi.objective import Objective
 from pyro_vi.pairs import Pair
 from pyro_vi.settings import Position

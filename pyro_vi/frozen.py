@@ -18,12 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from pyro_vi.nograph import NoGraph
 from pyro_vi.reach import walk
 from pyro_vi.runs import generators, set_generators
-
-
-class Frozen(RuntimeError):
-    """A program changes Python state; one line that says which, and what to do."""
 
 
 @contextmanager
@@ -31,21 +28,23 @@ def watched(*programs: nn.Module) -> Iterator[None]:
     """Within the block programs are run; it must leave what they can reach in Python as it was.
 
     Raises:
-        Frozen: it did not: an attribute or variable has another value, or a generator of Python or NumPy was drawn from.
+        NoGraph: it did not: an attribute or variable has another value, or a generator of Python or NumPy was drawn from.
     """
     before, drawn = walk(*programs), (random.getstate(), _numpy_state())
     yield
     # beartype's checks of types draw from it too, and say nothing about the programs.
     if random.getstate() != drawn[0] and "beartype" not in sys.modules:
-        raise Frozen(
+        raise NoGraph(
             "the programs draw from Python's generator, once for all steps in a graph; draw with torch or pyro"
         )
     if _numpy_state() != drawn[1]:
-        raise Frozen("the programs draw from NumPy's generator, once for all steps in a graph; draw with torch or pyro")
+        raise NoGraph(
+            "the programs draw from NumPy's generator, once for all steps in a graph; draw with torch or pyro"
+        )
     after = walk(*programs)
     for place in sorted({*before.found, *after.found}):
         if before.found.get(place) != after.found.get(place):
-            raise Frozen(
+            raise NoGraph(
                 f"the programs change {place} as they run, which would stay as it is in a graph; "
                 "hold it in a buffer (a tensor) that is changed in place"
             )
@@ -71,7 +70,7 @@ def same_twice(trace: Callable[[], fx.GraphModule], *programs: nn.Module) -> fx.
     Generators are put back.
 
     Raises:
-        Frozen: it does depend on such.
+        NoGraph: it does depend on such.
     """
     start = generators()
     try:
@@ -84,7 +83,7 @@ def same_twice(trace: Callable[[], fx.GraphModule], *programs: nn.Module) -> fx.
     finally:
         set_generators(start)
     if not _same(first, second):
-        raise Frozen(
+        raise NoGraph(
             "two captures differ: the programs depend on what changes in Python from call to call, such as a number that they "
             "count up or a draw from Python's generator; hold it in a buffer, or draw with torch or pyro"
         )

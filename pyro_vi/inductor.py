@@ -23,14 +23,12 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vi.decompositions import table
+from pyro_vi.errors import kind_and_line
+from pyro_vi.nograph import NoGraph
 from pyro_vi.products import multiplying
 
 Compiled = Callable[[list[Tensor]], Sequence[Tensor]]
 """Called with all arguments in a list, which it empties."""
-
-
-class CompileError(RuntimeError):
-    """The graph cannot be compiled here; one line that says why."""
 
 
 def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
@@ -39,7 +37,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
     Random operations are the ones of torch and take from its generator what they take uncompiled, in the same order.
 
     Raises:
-        CompileError: with the first line of what the compiler says.
+        NoGraph: with the first line of what the compiler says.
     """
     on_cpu = all(value.device.type == "cpu" for value in inputs)
     settings: dict[str, Any] = {
@@ -65,7 +63,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
                 plain = {**settings, "cpp.vec_isa_ok": None, "memory_planning": False}
                 compiled = _compile(graph, [*inputs, *constants], plain)
         except Exception as error:
-            raise CompileError(f"{type(error).__name__}: {first_line(error)}") from error
+            raise NoGraph(f"{kind_and_line(error)}") from error
     return (lambda arguments: compiled([*arguments, *constants])) if constants else compiled
 
 
@@ -153,11 +151,6 @@ def _no_compiler() -> str:
     return ""
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error that says something, else its kind."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 def replayed(compiled: Compiled, kept: Sequence[Tensor], source: Sequence[Tensor]) -> Compiled:
     """A compiled step as a CUDA graph: launched at once, for inputs at fixed places, into which sources are copied.
 
@@ -165,7 +158,7 @@ def replayed(compiled: Compiled, kept: Sequence[Tensor], source: Sequence[Tensor
     moves on at each replay, so that draws are fresh.
 
     Raises:
-        CompileError: it cannot be recorded.
+        NoGraph: it cannot be recorded.
     """
     places = [value.clone() for value in source]
     stream = torch.cuda.Stream()
@@ -179,7 +172,7 @@ def replayed(compiled: Compiled, kept: Sequence[Tensor], source: Sequence[Tensor
         with torch.cuda.graph(graph):
             results = compiled([*kept, *places])
     except Exception as error:
-        raise CompileError(f"{type(error).__name__}: {first_line(error)}") from error
+        raise NoGraph(f"{kind_and_line(error)}") from error
 
     last: list[Any] = [None] * len(places)
 

@@ -22,7 +22,7 @@ from torch.distributions import Distribution, constraints
 
 from pyro_vi.binding import kept_buffers, ready
 from pyro_vi.data import Batch
-from pyro_vi.errors import InputError
+from pyro_vi.errors import InputError, first_line
 
 PARTICLES = "_particles"
 """Name of the plate in which many draws are made at once."""
@@ -216,8 +216,7 @@ def _trace(program: Any, args: Batch) -> Any:
             raise
         except Exception as error:
             shapes = ", ".join(str(tuple(a.shape)) for a in args if isinstance(a, torch.Tensor))
-            text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise InputError(f"{title(program)} fails on a batch of shape {shapes}: {text.strip()}") from error
+            raise InputError(f"{title(program)} fails on a batch of shape {shapes}: {first_line(error)}") from error
 
 
 def title(program: Any) -> str:

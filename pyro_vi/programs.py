@@ -21,7 +21,7 @@ from torch import nn
 
 from pyro_vi.binding import Shared, bind
 from pyro_vi.data import Batch, Data
-from pyro_vi.errors import InputError, UsageError
+from pyro_vi.errors import InputError, UsageError, first_line, kind_and_line
 from pyro_vi.pairs import Pair, isolated, title
 from pyro_vi.specs import check_options, parse, unknown
 
@@ -105,9 +105,7 @@ def _from_file(path: str, kind: Kind) -> ModuleType:
             spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise InputError(
-            f"{kind} file '{path}' does not import: {type(error).__name__}: {_first_line(error)}"
-        ) from error
+        raise InputError(f"{kind} file '{path}' does not import: {kind_and_line(error)}") from error
     finally:
         sys.path.remove(str(file.parent))
     return module
@@ -118,12 +116,8 @@ def _from_package(path: str, kind: Kind) -> ModuleType:
         with isolated():
             return importlib.import_module(path)
     except Exception as error:
-        message = f"{kind} module '{path}' does not import: {type(error).__name__}: {_first_line(error)}"
+        message = f"{kind} module '{path}' does not import: {kind_and_line(error)}"
         raise (UsageError if isinstance(error, ModuleNotFoundError) else InputError)(message) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
 
 
 def pair_of(model: Any, guide: Any, args: Batch) -> Pair:
@@ -144,7 +138,7 @@ def _bound(program: Any, args: Batch, shared: Shared, kind: Kind) -> nn.Module:
         raise
     except Exception as error:
         shapes = ", ".join(str(tuple(a.shape)) for a in args)
-        raise InputError(f"the {kind} fails on a batch of shape {shapes}: {_first_line(error)}") from error
+        raise InputError(f"the {kind} fails on a batch of shape {shapes}: {first_line(error)}") from error
 
 
 def build_pair(model: Any, guide: Any, data: Data, *, seed: int = 0, size: int = 8) -> Pair:
@@ -193,7 +187,7 @@ def _make(program: Any, kind: Kind, contract: tuple[Any, ...]) -> Any:
         raise
     except Exception as error:
         raise InputError(
-            f"{kind} '{label}' cannot be built: {type(error).__name__}: {_first_line(error)} "
+            f"{kind} '{label}' cannot be built: {kind_and_line(error)} "
             f"(a {kind} class is called with {'(data_spec, **options)' if kind == 'model' else '(model, batch, **options)'})"
         ) from error
 

@@ -12,6 +12,8 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
+from pyro_vi.nograph import NoGraph
+
 UNTAGGED = ("_pack_padded_sequence", "_to_sparse", "unique_dim_consecutive")
 """Operations whose results have a shape that depends on values, and which torch does not tag so."""
 WRITTEN = {
@@ -21,10 +23,6 @@ WRITTEN = {
     "_to_sparse": "to_sparse",
 }
 """How people write some operations."""
-
-
-class ValuesWanted(RuntimeError):
-    """The programs decide by the values of tensors; one line that says how."""
 
 
 def is_random(node: fx.Node) -> bool:
@@ -40,7 +38,7 @@ def refuse_varying_shapes(graph: fx.Graph, state: int = 0) -> None:
         state: how many of its first inputs are held from call to call: those that it does not write into stay as they are.
 
     Raises:
-        ValuesWanted: with the operation.
+        NoGraph: with the operation.
     """
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     written = {base for node in graph.nodes for base in _written(node)}
@@ -50,7 +48,7 @@ def refuse_varying_shapes(graph: fx.Graph, state: int = 0) -> None:
             varying.update((node, *_written(node)))
         if any(not varying.isdisjoint(_memory(source)) for source in _shaping(node)):
             name = _name(node.target)
-            raise ValuesWanted(
+            raise NoGraph(
                 f"the programs use a shape that depends on values ({WRITTEN.get(name, name)}), which would be the same for all "
                 "draws and batches; use torch.where, or multiply by the mask"
             )

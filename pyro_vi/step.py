@@ -18,8 +18,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
 from pyro_vi.binding import swapped
-from pyro_vi.capture import CaptureError
 from pyro_vi.data import Batch
+from pyro_vi.nograph import NoGraph
 from pyro_vi.objective import Objective
 from pyro_vi.tracing import reason, trace
 
@@ -45,7 +45,7 @@ class WholeStep:
         control: weight and rate of each of the next steps, of shape ``(MANY, 2)``.
 
     Raises:
-        CaptureError: the optimizer keeps what is no tensor, or has hooks.
+        NoGraph: the optimizer keeps what is no tensor, or has hooks.
     """
 
     def __init__(
@@ -117,24 +117,24 @@ class WholeStep:
         """The graph of ``(*tensors, control, *source)``, where ``fetch(*source)`` is the batch; gives loss, norm and gradients.
 
         Raises:
-            CaptureError: the programs or the optimizer cannot be traced.
+            NoGraph: the programs or the optimizer cannot be traced.
         """
         inputs = [*(t.detach().clone() for t in self.tensors), self.control.clone(), *source]
         with torch.random.fork_rng(devices=_cuda(inputs)):
             try:
                 self.objective(fetch(*source), self.weight or 1.0)  # what an estimator finds out about a pair at first
             except Exception as error:  # such as a program that fails on a shorter batch: the fit will say where
-                raise CaptureError(reason(error)) from error
+                raise NoGraph(reason(error)) from error
             self.adopt()
             for foreach in (False, True):
                 try:
                     return trace(self._function(fetch, foreach), *inputs, state=len(self.tensors))
-                except CaptureError:
+                except NoGraph:
                     raise
                 except Exception as error:
                     # Some optimizers take a tensor for a number in one of their two ways only.
                     if foreach:
-                        raise CaptureError(reason(error)) from error
+                        raise NoGraph(reason(error)) from error
         raise AssertionError
 
     def _function(self, fetch: Callable[..., Batch], foreach: bool) -> Callable[..., tuple[Tensor, ...]]:
@@ -178,7 +178,7 @@ class WholeStep:
             for before, start, after in zip(old_buffers, moving, new_buffers, strict=True):
                 if after is not start or after._version or _moved(before, after):  # else the programs have only read it
                     if after.shape != before.shape:
-                        raise CaptureError("a buffer has another shape after each step; keep its shape")
+                        raise NoGraph("a buffer has another shape after each step; keep its shape")
                     before.copy_(torch.where(went, after, before))
             return loss.detach(), norm, *(g for g in found if g is not None)
 
@@ -221,9 +221,9 @@ class WholeStep:
         with _as_compiling():
             twin.step()
         if any(set(state) - known.get(key, set()) for key, state in twin.state.items()):
-            raise CaptureError("the optimizer has no state yet of a parameter that this step moves")
+            raise NoGraph("the optimizer has no state yet of a parameter that this step moves")
         if held != _numbers(twin):
-            raise CaptureError("the optimizer keeps numbers of Python that change, and would stay as they are now")
+            raise NoGraph("the optimizer keeps numbers of Python that change, and would stay as they are now")
         fresh = [twin.state[by_id[id(p)]][key] for p, state in self.states for key in self._keys(state)]
         return copies, fresh
 
@@ -260,12 +260,12 @@ def _norm(gradients: Sequence[Tensor]) -> Tensor:
 def _states(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[tuple[Tensor, dict[str, Any]]]:
     """State of each parameter that has one, in the order of the parameters."""
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
-        raise CaptureError("the optimizer has hooks, which a graph would leave out")
+        raise NoGraph("the optimizer has hooks, which a graph would leave out")
     states = [(p, optimizer.state[p]) for p in parameters if p in optimizer.state]
     for _, state in states:
         for key, value in state.items():
             if value is not None and not isinstance(value, Tensor):
-                raise CaptureError(f"the optimizer's state '{key}' is no tensor, and would stay as it is now")
+                raise NoGraph(f"the optimizer's state '{key}' is no tensor, and would stay as it is now")
     return states
 
 

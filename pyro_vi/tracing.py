@@ -40,7 +40,9 @@ from torch.distributions import Binomial
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, make_fx
 from torch.overrides import TorchFunctionMode
 
-from pyro_vi.shapes import ValuesWanted, refuse_varying_shapes
+from pyro_vi.errors import first_line, kind_and_line
+from pyro_vi.nograph import NoGraph
+from pyro_vi.shapes import refuse_varying_shapes
 
 _fulldot: Callable[[Tensor, Tensor], Tensor] = infer_util._fulldot
 _compute_expectation: Callable[..., Any] = Dice.compute_expectation
@@ -87,15 +89,15 @@ def reason(error: BaseException) -> str:
         >>> reason(RuntimeError("It appears that you're trying to get value out of a tracing tensor with ..."))[:60]
         'the programs decide by a value out of a tracing tensor (a br'
     """
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    if isinstance(error, ValuesWanted):
+    text = first_line(error)
+    if isinstance(error, NoGraph):
         return text
     if text.startswith("It appears that you're trying to get value out of a tracing tensor"):
         return (
             "the programs decide by a value out of a tracing tensor (a branch in Python, .item(), a looped plate), "
             "which would be the same for all draws and batches; use torch.where, or the plate as a context"
         )
-    return f"{type(error).__name__}: {text}"
+    return kind_and_line(error)
 
 
 class _Opaque(TorchFunctionMode):
@@ -103,7 +105,7 @@ class _Opaque(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__) and _tracing(args[0]):
-            raise ValuesWanted(
+            raise NoGraph(
                 f"the programs take values out of a tensor ({func.__name__}), by which nothing in a graph can be decided"
             )
         return func(*args, **(kwargs or {}))

@@ -13,12 +13,13 @@ from torch import Tensor, fx
 
 from pyro_vi.binding import kept_buffers, swapped
 from pyro_vi.choice import COMPILING, PER_NODE, Compile
-from pyro_vi.compiled import Refused, agree
+from pyro_vi.compiled import agree
 from pyro_vi.data import Batch
 from pyro_vi.draws import chunk_of, draw_terms, stream
 from pyro_vi.errors import InputError
-from pyro_vi.frozen import Frozen, put_back, same_twice
-from pyro_vi.inductor import Compiled, CompileError, compile_graph, why_not
+from pyro_vi.frozen import put_back, same_twice
+from pyro_vi.inductor import Compiled, compile_graph, why_not
+from pyro_vi.nograph import NoGraph
 from pyro_vi.pairs import Pair
 from pyro_vi.runs import generators, set_generators
 from pyro_vi.tracing import reason, trace
@@ -76,7 +77,7 @@ class Weights:
                     return
                 self._compiled = self._prove(graph)
                 self.note = "compiled draws"
-        except (Refused, Frozen, CompileError) as error:
+        except NoGraph as error:
             if mode is True:
                 raise InputError(f"the draws cannot be compiled: {error}; or take compile='auto'") from error
             self.note = f"eager draws: {error}"
@@ -106,7 +107,7 @@ class Weights:
             particles = self._chunk if self.vectorized else None
             terms = draw_terms(self.pair, inputs[count:], particles, self._nesting, "sampled")
             if any(held(key) is not value for key, value in places.items()):
-                raise Refused("the programs put another tensor in the place of a buffer; change it in place")
+                raise NoGraph("the programs put another tensor in the place of a buffer; change it in place")
         return _reduced(terms.log_weight, terms.rows)
 
     def _inputs(self) -> list[Tensor]:
@@ -126,14 +127,14 @@ class Weights:
     def _trace(self) -> fx.GraphModule:
         missing = why_not(self.args[0].device)
         if missing:
-            raise Refused(missing)
+            raise NoGraph(missing)
         try:
             with torch.no_grad():
                 return same_twice(self._graph, self.pair.model, self.pair.guide)
-        except (Frozen, InputError, Refused):
+        except (NoGraph, InputError):
             raise
         except Exception as error:
-            raise Refused(reason(error)) from error
+            raise NoGraph(reason(error)) from error
 
     def _graph(self) -> fx.GraphModule:
         return trace(self._function, *self._inputs(), state=len(self._tensors))
@@ -147,7 +148,7 @@ class Weights:
             expected = self._function(*self._inputs())
         set_generators(start)
         if not all(agree(one, two) for one, two in zip(found, expected, strict=True)):
-            raise Refused("compiled they give other weights than the programs")
+            raise NoGraph("compiled they give other weights than the programs")
         return compiled
 
 

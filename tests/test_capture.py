@@ -14,9 +14,10 @@ from pyro.util import warn_if_nan
 from torch import Tensor, nn
 
 from pyro_vi.audit import audit
-from pyro_vi.capture import Captured, CaptureError, capture
+from pyro_vi.capture import Captured, capture
 from pyro_vi.data import Batch
 from pyro_vi.estimators import TABLE, differentiable_loss, get
+from pyro_vi.nograph import NoGraph
 from pyro_vi.pairs import Pair, isolated
 from pyro_vi.programs import pair_of
 
@@ -247,7 +248,7 @@ def test_parameters_are_the_same_objects_after_a_capture(name):
 def test_parameters_are_the_same_objects_after_a_capture_that_fails():
     pair, parameters, args, _ = built("tied")
     pair.model.forward = lambda x: pair.model.again.detach().sum().item()
-    with pytest.raises(CaptureError):
+    with pytest.raises(NoGraph):
         captured(get("trace"), pair, parameters, args)
     assert pair.model.again is pair.guide.network.weight is parameters[0]
 
@@ -280,7 +281,7 @@ def test_nothing_replaced_outlives_a_capture(elbo, fails):
     pair = pair_of(conjugate_model, guide, (x,))
     seen.clear()
     if fails:
-        with pytest.raises(CaptureError):
+        with pytest.raises(NoGraph):
             captured(get(elbo), pair, list(pair.parameters()), (x,))
     else:
         captured(get(elbo), pair, list(pair.parameters()), (x,))
@@ -376,7 +377,7 @@ def test_a_branch_by_the_value_of_a_draw_has_no_graph_and_is_looped_over():
     """The numbers are those of the same model without the branch, many draws at once."""
     x = scalars()
     pair = pair_of(*branching(True), (x,))
-    with pytest.raises(CaptureError, match="value out of a tracing tensor"):
+    with pytest.raises(NoGraph, match="value out of a tracing tensor"):
         captured(get("trace"), pair, list(pair.parameters()), (x,))
     looped, at_once = (audit(*branching(with_if), x, elbos=("trace", "stl"), draws=40) for with_if in (True, False))
     assert (looped.method == "loop").all()
@@ -393,7 +394,7 @@ def test_a_branch_by_the_value_of_the_batch_has_no_graph():
 
     x = number(1.3).reshape(1)
     pair = pair_of(model, ConjugateGuide((0.2, 0.9)), (x,))
-    with pytest.raises(CaptureError):
+    with pytest.raises(NoGraph):
         captured(get("trace"), pair, list(pair.parameters()), (x,))
 
 
@@ -414,7 +415,7 @@ def test_a_shape_that_depends_on_a_draw_has_no_graph():
     x = scalars()
     by_shape, by_sum = counting(lambda z: len(z[z > 0])), counting(lambda z: (z > 0).sum())
     pair = pair_of(by_shape, guide, (x,))
-    with pytest.raises(CaptureError, match=r"shape that depends on values \(x\[mask\]\).*; use torch.where"):
+    with pytest.raises(NoGraph, match=r"shape that depends on values \(x\[mask\]\).*; use torch.where"):
         captured(get("trace"), pair, list(pair.parameters()), (x,))
     looped, at_once = (audit(model, guide, x, elbos="trace", draws=40) for model in (by_shape, by_sum))
     assert (looped.method == "loop").all()
@@ -425,7 +426,7 @@ def test_a_shape_that_depends_on_a_draw_has_no_graph():
 def test_a_capture_error_is_one_line():
     x = scalars()
     pair = pair_of(*branching(True), (x,))
-    with pytest.raises(CaptureError) as caught:
+    with pytest.raises(NoGraph) as caught:
         captured(get("trace"), pair, list(pair.parameters()), (x,))
     assert str(caught.value).startswith("the programs decide by a value")
     assert "\n" not in str(caught.value)

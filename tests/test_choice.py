@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pyro_vi import choice
 from pyro_vi.choice import COMPILING, LENGTHS, PER_CALL, PER_NODE, TRACING, Choice, check_mode, choose
-from pyro_vi.compiled import CompiledSteps, Refused
+from pyro_vi.compiled import CompiledSteps
 from pyro_vi.errors import InputError, UsageError
+from pyro_vi.nograph import NoGraph
 from pyro_vi.step import MANY
 
 LEAST = TRACING + COMPILING
@@ -73,7 +74,7 @@ class Steps(CompiledSteps):
         many = MANY if what == "add_several" else 1
         self.done.append((what, rows // many, many))
         if (what, rows // many) in self.refused:
-            raise Refused(self.refused[what, rows // many])
+            raise NoGraph(self.refused[what, rows // many])
         return rows
 
 
@@ -161,7 +162,7 @@ def test_refused_as_the_steps_are_made(clock):
     """Such as by an optimizer with hooks."""
 
     def steps() -> Any:
-        raise Refused("no")
+        raise NoGraph("no")
 
     found, compiled = choose("auto", steps, {8: 10**6}, sources, lambda: 1.0)
     assert (found.note, found.lengths, compiled) == ("eager steps: no", (), None)

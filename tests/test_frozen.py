@@ -26,7 +26,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from pyro_vi import FitError, Run, fit
 from pyro_vi.errors import InputError
-from pyro_vi.frozen import Frozen, put_back, same_twice, watched
+from pyro_vi.frozen import put_back, same_twice, watched
+from pyro_vi.nograph import NoGraph
 from pyro_vi.reach import DEPTH, MOST, state_of
 
 ROWS = torch.randn(20, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -401,7 +402,7 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 def test_each_kind_of_change_is_seen_and_put_back(name):
     make, change = CHANGES[name]
     module = made(value=make())
-    with pytest.raises(Frozen, match=r"the programs change .* hold it in a buffer"), watched(module):
+    with pytest.raises(NoGraph, match=r"the programs change .* hold it in a buffer"), watched(module):
         change(module.value)
 
     module = made(value=make())
@@ -436,7 +437,7 @@ def test_generators_are_put_back_and_graphs_compared():
     assert "rand" in same_twice(lambda: make_fx(lambda x: x + torch.rand(20))(ROWS), Model()).code
     for constants in ([1.0, 2.0], [torch.zeros(20), torch.ones(20)]):
         coming = iter(constants)
-        with pytest.raises(Frozen, match="two captures differ"):
+        with pytest.raises(NoGraph, match="two captures differ"):
             same_twice(lambda coming=coming: make_fx(partial(torch.add, other=next(coming)))(ROWS), Model())
     assert states() == drawn
 
@@ -445,7 +446,7 @@ def test_generators_are_put_back_and_graphs_compared():
 def test_global_generators_are_watched(monkeypatch, draw):
     monkeypatch.delitem(sys.modules, "beartype", raising=False)  # whose own draws are ignored
     with (
-        pytest.raises(Frozen, match=r"the programs draw from .*'s generator.*; draw with torch or pyro"),
+        pytest.raises(NoGraph, match=r"the programs draw from .*'s generator.*; draw with torch or pyro"),
         watched(Model()),
     ):
         draw()
@@ -458,7 +459,7 @@ def test_cycles_and_shared_objects_end():
     one.other, two.other = two, one
     module = made(loop=loop, one=one, again=one)
     module.own = (module,)
-    with pytest.raises(Frozen, match="attribute 'n' of SimpleNamespace"), watched(module):
+    with pytest.raises(NoGraph, match="attribute 'n' of SimpleNamespace"), watched(module):
         two.n = 1
 
 
@@ -472,8 +473,8 @@ def test_depth_ends():
 def test_large_containers_end_soon():
     module = made(tensor=torch.zeros(2 * MOST), array=np.zeros(2 * MOST), objects=[[i] for i in range(2 * MOST)])
     start = time.perf_counter()
-    with pytest.raises(Frozen, match="the programs change the length of attribute 'objects'"), watched(module):
+    with pytest.raises(NoGraph, match="the programs change the length of attribute 'objects'"), watched(module):
         module.objects.append([0])
     assert time.perf_counter() - start < 10
-    with pytest.raises(Frozen, match="attribute 'tensor' of Made"), watched(made(tensor=module.tensor)):
+    with pytest.raises(NoGraph, match="attribute 'tensor' of Made"), watched(made(tensor=module.tensor)):
         module.tensor.add_(1)

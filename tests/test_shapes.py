@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from pyro_vi.shapes import ValuesWanted
+from pyro_vi.nograph import NoGraph
 from pyro_vi.tracing import trace
 
 X = torch.tensor([0.5, -1.0, 2.0])
@@ -84,7 +84,7 @@ FIXED: dict[str, Function] = {
 @pytest.mark.parametrize("name", VARYING)
 def test_what_varies_is_refused(name):
     function, said = VARYING[name]
-    with pytest.raises(ValuesWanted) as caught:
+    with pytest.raises(NoGraph) as caught:
         trace(lambda mask, x: function(x, mask), MASK.clone(), X, state=1)
     assert f"a shape that depends on values ({said}), which would be the same for all" in str(caught.value)
 
@@ -98,5 +98,5 @@ def test_what_does_not_is_traced(name):
 
 
 def test_what_is_not_held_varies():
-    with pytest.raises(ValuesWanted):
+    with pytest.raises(NoGraph):
         trace(lambda mask, x: x + len(x[mask]), MASK, X)
