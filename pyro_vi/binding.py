@@ -13,7 +13,6 @@ changed.
 
 import copy
 import inspect
-import random
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +20,6 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from pyro.nn import PyroModule
@@ -31,6 +29,7 @@ from torch import nn
 from torch.distributions import constraints, transform_to
 
 from pyro_vi.errors import InputError
+from pyro_vi.randomness import kept_generators
 
 Program = Callable[..., Any]
 Shared = dict[int | str, nn.Parameter]
@@ -287,7 +286,7 @@ def bind(program: Program, args: tuple[Any, ...], shared: Shared | None = None) 
         kept_buffers(program),
         _kept_states(program),
         torch.no_grad(),
-        _kept_generators(),
+        kept_generators(),
         _Recorder(program) as recorder,
     ):
         program(*args)
@@ -313,17 +312,6 @@ def bind(program: Program, args: tuple[Any, ...], shared: Shared | None = None) 
     except (KeyError, AttributeError) as error:
         raise InputError(f"a parameter's name hides another's ({error}); rename one of them") from error
     return bound
-
-
-@contextmanager
-def _kept_generators() -> Iterator[None]:
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
 
 
 @contextmanager

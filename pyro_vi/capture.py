@@ -25,6 +25,7 @@ from pyro_vi.data import Batch
 from pyro_vi.estimators import differentiable_loss
 from pyro_vi.nograph import NoGraph
 from pyro_vi.pairs import Pair
+from pyro_vi.randomness import kept_generators
 from pyro_vi.shapes import is_random
 from pyro_vi.tracing import reason, trace
 
@@ -125,7 +126,7 @@ def capture(elbo: ELBO, pair: Pair, args: Batch, parameters: Sequence[Tensor]) -
         return (loss.detach(), *gradients)
 
     inputs = [*(parameter.detach() for parameter in parameters), *args]
-    with torch.random.fork_rng():
+    with kept_generators():
         # What an estimator finds out about a pair at first is no part of the graph.
         differentiable_loss(elbo, pair, args)
         try:

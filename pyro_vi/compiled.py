@@ -18,7 +18,7 @@ from pyro_vi.data import Batch
 from pyro_vi.frozen import same_twice
 from pyro_vi.inductor import Compiled, compile_graph, replayed, why_not
 from pyro_vi.nograph import NoGraph
-from pyro_vi.runs import generators, set_generators
+from pyro_vi.randomness import generators, set_generators
 from pyro_vi.step import MANY, WholeStep, several
 from pyro_vi.tracing import reason
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from pyro_vi.nograph import NoGraph
+from pyro_vi.randomness import generators, set_generators
 from pyro_vi.reach import walk
-from pyro_vi.runs import generators, set_generators
 
 
 @contextmanager

@@ -31,7 +31,8 @@ from pyro_vi.frozen import put_back
 from pyro_vi.objective import Objective
 from pyro_vi.pairs import Pair, isolated, prototype
 from pyro_vi.progress import Progress
-from pyro_vi.runs import RunFolder, deferred_interrupt, generators, set_generators
+from pyro_vi.randomness import generators, set_generators
+from pyro_vi.runs import RunFolder, deferred_interrupt
 from pyro_vi.settings import Position, Settings
 from pyro_vi.step import MANY, Optimizer, WholeStep
 from pyro_vi.threads import fitting_threads

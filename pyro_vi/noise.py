@@ -14,6 +14,7 @@ from torch.quasirandom import SobolEngine
 from pyro_vi.capture import Captured, Draw
 from pyro_vi.errors import InputError, UsageError
 from pyro_vi.evaluations import seed_draw
+from pyro_vi.randomness import kept_generators
 from pyro_vi.specs import unknown
 
 KINDS = ("independent", "antithetic", "sobol")
@@ -109,7 +110,7 @@ def _law(draw: Draw, kind: str) -> tuple[str, float, float]:
 
 
 def _independent(draws: Sequence[Draw], count: int, seed: int) -> list[Tensor]:
-    with torch.random.fork_rng(devices=[]):
+    with kept_generators():
         seed_draw(seed, CPU)
         rows = [[draw.make(CPU) for draw in draws] for _ in range(count)]
     return [torch.stack(column) for column in zip(*rows, strict=True)]

@@ -6,13 +6,11 @@
 """
 
 import math
-import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -23,6 +21,7 @@ from torch.distributions import Distribution, constraints
 from pyro_vi.binding import kept_buffers, ready
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError, first_line
+from pyro_vi.randomness import kept_generators, seed_generators
 
 PARTICLES = "_particles"
 """Name of the plate in which many draws are made at once."""
@@ -37,27 +36,20 @@ def isolated(seed: int | None = None, *, validation: bool | None = None) -> Iter
         validation: Pyro's validation of distributions and traces within the block; by default as it is.
     """
     dtype, check_args = torch.get_default_dtype(), Distribution._validate_args
-    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    numpy_state, python_state = np.random.get_state(), random.getstate()
     flag = pyro.poutine.util.is_validation_enabled() if validation is None else validation
     try:
         with (
             pyro.get_param_store().scope(),
             pyro.settings.context(module_local_params=True),
-            torch.random.fork_rng(devices=cuda, enabled=seed is not None),
+            kept_generators() if seed is not None else nullcontext(),
             pyro.validation_enabled(flag),
         ):
             if seed is not None:
-                torch.manual_seed(seed)
-                np.random.seed(seed % 2**32)
-                random.seed(seed)
+                seed_generators(seed)
             yield
     finally:
         torch.set_default_dtype(dtype)
         Distribution.set_default_validate_args(check_args)
-        if seed is not None:
-            np.random.set_state(numpy_state)
-            random.setstate(python_state)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ kept. Files are written under a temporary name and renamed, so that an interrupt
 
 import json
 import os
-import random
 import re
 import signal
 import threading
@@ -17,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from pyro_vi.columns import Mapped
@@ -117,28 +115,6 @@ def load_parameters(pair: torch.nn.Module, path: Path) -> None:
         raise InputError(
             f"the run in '{path}' is of another pair: its parameters do not fit this model and guide"
         ) from error
-
-
-def generators() -> dict[str, Any]:
-    """State of every generator that a program may draw from, as tensors and plain numbers."""
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-        "numpy": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
-        "python": random.getstate(),
-    }
-
-
-def set_generators(state: Mapping[str, Any]) -> None:
-    """Put back what `generators` gave."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
 
 
 @contextmanager

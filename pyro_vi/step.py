@@ -21,6 +21,7 @@ from pyro_vi.binding import swapped
 from pyro_vi.data import Batch
 from pyro_vi.nograph import NoGraph
 from pyro_vi.objective import Objective
+from pyro_vi.randomness import kept_generators
 from pyro_vi.tracing import reason, trace
 
 Optimizer = torch.optim.Optimizer
@@ -120,7 +121,7 @@ class WholeStep:
             NoGraph: the programs or the optimizer cannot be traced.
         """
         inputs = [*(t.detach().clone() for t in self.tensors), self.control.clone(), *source]
-        with torch.random.fork_rng(devices=_cuda(inputs)):
+        with kept_generators():
             try:
                 self.objective(fetch(*source), self.weight or 1.0)  # what an estimator finds out about a pair at first
             except Exception as error:  # such as a program that fails on a shorter batch: the fit will say where
@@ -248,7 +249,7 @@ def several(graph: fx.GraphModule, tensors: int, inputs: Sequence[Tensor]) -> fx
             losses.append(loss)
         return torch.stack(losses), norm
 
-    with torch.random.fork_rng(devices=_cuda(inputs)):
+    with kept_generators():
         return make_fx(steps)(*(value.detach().clone() for value in inputs))
 
 
@@ -294,7 +295,3 @@ def _as_compiling() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(torch.compiler, "_is_compiling_flag", True))
         yield
-
-
-def _cuda(inputs: Sequence[Tensor]) -> list[int]:
-    return sorted({t.device.index or 0 for t in inputs if t.device.type == "cuda"})

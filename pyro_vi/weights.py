@@ -21,7 +21,7 @@ from pyro_vi.frozen import put_back, same_twice
 from pyro_vi.inductor import Compiled, compile_graph, why_not
 from pyro_vi.nograph import NoGraph
 from pyro_vi.pairs import Pair
-from pyro_vi.runs import generators, set_generators
+from pyro_vi.randomness import generators, set_generators
 from pyro_vi.tracing import reason, trace
 
 Sums = tuple[Tensor, Tensor]

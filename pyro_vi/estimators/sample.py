@@ -19,6 +19,7 @@ from pyro_vi.errors import InputError
 from pyro_vi.estimators.dependence import refused_by_dependence
 from pyro_vi.estimators.handlers import Give, Relax, Straighten, Values
 from pyro_vi.pairs import PARTICLES, describe
+from pyro_vi.randomness import kept_generators
 from pyro_vi.terms import SiteTerms, Terms, from_traces, traced_plate
 
 
@@ -280,7 +281,7 @@ def make_plan(
 ) -> Plan:
     """Find out about a pair, by running it once, and with two draws at once and one by one if ``count`` is above 1."""
     pair = (_with(model, kwargs), _with(guide, kwargs))
-    with torch.random.fork_rng(), torch.no_grad(), poutine.block():
+    with kept_generators(), torch.no_grad(), poutine.block():
         run = _run(*pair, args, None, 0)
         nodes = [n for t in (run.model_trace, run.guide_trace) for n in t.nodes.values() if n["type"] == "sample"]
         nesting = max(len(node["fn"].batch_shape) for node in nodes)

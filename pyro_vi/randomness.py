@@ -1,0 +1,60 @@
+"""The generators that programs may draw from: those of torch, NumPy and Python.
+
+* `generators` reads their state, `set_generators` puts it back: the one way in which anything saves and restores them.
+* `kept_generators` does both around a block, `seed_generators` seeds all three.
+"""
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def generators() -> dict[str, Any]:
+    """State of every generator that a program may draw from, as tensors and plain numbers."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
+        "python": random.getstate(),
+    }
+
+
+def set_generators(state: Mapping[str, Any]) -> None:
+    """Put back what `generators` gave."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+@contextmanager
+def kept_generators() -> Iterator[None]:
+    """Put the generators back after the block.
+
+    Example:
+        >>> before = torch.get_rng_state()
+        >>> with kept_generators():
+        ...     _ = torch.rand(3)
+        >>> torch.equal(before, torch.get_rng_state())
+        True
+    """
+    before = generators()
+    try:
+        yield
+    finally:
+        set_generators(before)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed all three; NumPy takes the seed modulo 2³²."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
