@@ -27,8 +27,9 @@ from pyro_vi.evaluations import Evaluator, stacked
 from pyro_vi.moments import GROUPS, Difference, Moments, holm
 from pyro_vi.pairs import Pair, isolated
 from pyro_vi.programs import pair_of
-from pyro_vi.terms import from_traces
+from pyro_vi.terms import from_run
 from pyro_vi.threads import fitting_threads
+from pyro_vi.traces import draw_traces
 from pyro_vi.versions import versions
 
 PARTS = ("model", "guide")
@@ -177,8 +178,8 @@ def _references(estimators: dict[str, ELBO]) -> dict[str, str]:
 
 def _num_data(pair: Pair, args: Batch) -> int:
     with torch.no_grad():
-        traces = pair.draw(args)
-    return from_traces(*traces, len(args[0])).num_data
+        run = draw_traces(pair.model, pair.guide, args)
+    return from_run(run, len(args[0])).num_data
 
 
 def _site_variances(evaluator: Evaluator, seeds: list[int], chunk: int, num_data: int) -> dict[str, Tensor]:

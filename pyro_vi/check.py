@@ -17,7 +17,8 @@ from pyro_vi.errors import InputError, first_line
 from pyro_vi.estimators import kl_treatment, named, needs_reparametrized
 from pyro_vi.pairs import Pair, Prototype, Site, isolated, prototype
 from pyro_vi.programs import pair_of
-from pyro_vi.terms import Terms, from_traces
+from pyro_vi.terms import Terms, from_run
+from pyro_vi.traces import draw_traces
 
 Severity = Literal["error", "warning", "note"]
 
@@ -99,15 +100,15 @@ def check(
         kl = "sampled" if estimator is None else kl_treatment(estimator)
         with isolated(seed=0, validation=False):
             try:
-                traces = pair.draw(args)
-                terms = from_traces(*traces, len(args[0]), kl=kl)
+                run = draw_traces(pair.model, pair.guide, args)
+                terms = from_run(run, len(args[0]), kl=kl)
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
                 shapes = ", ".join(str(tuple(a.shape)) for a in args)
                 text = first_line(error).rstrip(":")
                 raise InputError(f"log p and log q fail on a batch of shape {shapes}: {text}") from error
     except InputError as error:
         return [Finding("program-fails", "error", None, str(error), "mend the program, or give it data that fit")]
-    view = _View(pair, args, layout, guide_layout, *traces, terms, estimator, num_data)
+    view = _View(pair, args, layout, guide_layout, run.model_trace, run.guide_trace, terms, estimator, num_data)
     found = [finding for rule in RULES for finding in rule(view)]
     order = ("error", "warning", "note")
     return sorted(found, key=lambda finding: order.index(finding.severity))

@@ -15,9 +15,10 @@ from torch import Tensor
 from pyro_vi.binding import kept_buffers
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
-from pyro_vi.estimators.sample import make_plan
+from pyro_vi.handlers import Give
 from pyro_vi.pairs import Pair, isolated, prototype
-from pyro_vi.terms import KL, Terms, from_traces, traced_plate
+from pyro_vi.terms import KL, Terms, from_run, length_of, traced_plate
+from pyro_vi.traces import Program, Run, draw_traces
 
 MEMORY = 2**19
 """Numbers that a tensor of one chunk may hold (draws × rows × numbers in a datum): enough that the programs' own time does not
@@ -31,7 +32,44 @@ def vectorizes(pair: Pair, args: Batch) -> bool:
     a word; both are found here, on two draws.
     """
     with torch.no_grad(), isolated(seed=0, validation=False), kept_buffers(pair):
-        return make_plan(pair.model, pair.guide, args, {}, 2, None, "sampled").vectorized
+        return draws_at_once(pair.model, pair.guide, args, draw_traces(pair.model, pair.guide, args))
+
+
+def draws_at_once(model: Program, guide: Program, args: tuple[Any, ...], single: Run) -> bool:
+    """Compare two draws in one run with two runs on the same values; see `vectorizes`.
+
+    Args:
+        model: generative program.
+        guide: variational program.
+        args: the batch.
+        single: a run of the pair on it, in which the plates of the programs drew their subsamples.
+    """
+
+    def elbo_of(run: Run) -> Tensor:
+        refuse_unguided(run)
+        return from_run(run, length_of(args), kl="sampled").elbo
+
+    try:
+        with Give(single.subsamples):
+            many = draw_traces(model, guide, args, 2, single.nesting)
+        together = elbo_of(many)
+    except (RuntimeError, ValueError, IndexError, AssertionError, TypeError):
+        return False
+    apart = []
+    for k in range(2):
+        values = {}
+        for name, value in many.values.items():
+            like = single.values[name]
+            if name in many.guide_trace.nodes:
+                if value.shape[:1] != (2,) or value[k].numel() != like.numel():
+                    return False
+                value = value[k].reshape(like.shape)
+            values[name] = value
+        with Give(values):
+            apart.append(elbo_of(draw_traces(model, guide, args)))
+    expected = torch.stack(apart)
+    tolerance = 1e-4 if expected.dtype == torch.float32 else 1e-9
+    return together.shape == expected.shape and torch.allclose(together, expected, rtol=tolerance, atol=tolerance)
 
 
 def stream(
@@ -66,10 +104,10 @@ def draw_terms(pair: Pair, args: Batch, particles: int | None, nesting: int, kl:
     Raises:
         InputError: the guide lacks a site, or the programs draw a minibatch of their own.
     """
-    traces = pair.draw(args, particles, nesting)
-    refuse_unguided(*traces)
-    plate = traced_plate(traces[0], len(args[0]))
-    terms = from_traces(*traces, len(args[0]), kl=kl)
+    run = draw_traces(pair.model, pair.guide, args, particles, nesting)
+    refuse_unguided(run)
+    plate = traced_plate(run.model_trace, len(args[0]))
+    terms = from_run(run, len(args[0]), kl=kl)
     if plate is not None and terms.rows != len(args[0]):
         raise InputError(
             f"plate '{plate.name}' holds {terms.rows} of the {len(args[0])} rows that the programs are called with: "
@@ -78,10 +116,10 @@ def draw_terms(pair: Pair, args: Batch, particles: int | None, nesting: int, kl:
     return terms
 
 
-def refuse_unguided(model_trace: Any, guide_trace: Any) -> None:
+def refuse_unguided(run: Run) -> None:
     """Raise InputError for a latent site that the guide lacks: drawn from the prior, it has no term in an ELBO."""
-    for name, node in model_trace.nodes.items():
-        if node["type"] == "sample" and not node["is_observed"] and name not in guide_trace.nodes:
+    for name, node in run.model_trace.nodes.items():
+        if node["type"] == "sample" and not node["is_observed"] and name not in run.guide_trace.nodes:
             raise InputError(
                 f"the guide has no site '{name}', so the ELBO has no terms for it but under an estimator that sums it out "
                 f"('enum'); sample '{name}' in the guide"

@@ -16,6 +16,7 @@ from pyro_vi.draws import MEMORY, evaluating, vectorizes
 from pyro_vi.pairs import Prototype, Site, isolated, prototype
 from pyro_vi.programs import pair_of
 from pyro_vi.runs import write_through
+from pyro_vi.traces import draw_traces
 from pyro_vi.versions import versions
 
 
@@ -65,7 +66,7 @@ def to_datatree(
         chunk = max(1, min(draws, MEMORY // widest)) if vectorized else 1
         for start in range(0, draws, chunk):
             count = min(chunk, draws - start)
-            trace: Any = pair.draw(args, count if vectorized else None, nesting)[0]
+            trace: Any = draw_traces(pair.model, pair.guide, args, count if vectorized else None, nesting).model_trace
             for name, site in layout.sites.items():
                 node = trace.nodes[name]
                 if not site.observed:

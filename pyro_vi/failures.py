@@ -12,7 +12,8 @@ from pyro_vi.estimators import kl_treatment
 from pyro_vi.objective import Objective
 from pyro_vi.pairs import Pair
 from pyro_vi.settings import Position
-from pyro_vi.terms import from_traces
+from pyro_vi.terms import from_run
+from pyro_vi.traces import draw_traces
 
 
 def where(now: Position) -> str:
@@ -37,8 +38,8 @@ def blame(objective: Objective, value: float, place: str, rows: Tensor, batch: B
         return f"{said}: {found}"
     torch.set_rng_state(generator)
     with torch.no_grad():
-        traces = objective.pair.draw(batch)
-    terms = from_traces(*traces, len(batch[0]), kl=kl_treatment(objective.elbo))
+        run = draw_traces(objective.pair.model, objective.pair.guide, batch)
+    terms = from_run(run, len(batch[0]), kl=kl_treatment(objective.elbo))
     for name, site in terms.sites.items():
         for what, part in (("log p", site.log_p), ("log q", site.log_q), ("KL", site.kl)):
             if part is not None and not bool(part.isfinite().all()):

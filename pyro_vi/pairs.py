@@ -2,7 +2,7 @@
 
 * `isolated` is the room in which every program runs: a parameter store of its own, every global put back.
 * `prototype` runs one program once and reads its sites, supports, shapes and plates.
-* `Pair` holds the two programs as modules; `Pair.draw` gives the traces of one draw, or of many at once.
+* `Pair` holds the two programs as modules.
 """
 
 import math
@@ -267,20 +267,3 @@ class Pair(nn.Module):
             torch.autograd.grad(log_p, shared, allow_unused=True) if log_p.requires_grad else [None] * len(shared)
         )
         return {id(p) for p, g in zip(shared, gradients, strict=True) if g is None}
-
-    def draw(self, args: Batch, particles: int | None = None, nesting: int = 0) -> tuple[Any, Any]:
-        """Traces (model, guide) of one draw from the guide, the model replayed on it, with log-probabilities.
-
-        With ``particles=K``, K draws at once in an outer plate at dimension ``-1 - nesting``.
-        """
-        model: Any = self.model
-        guide: Any = self.guide
-        if particles is not None:
-            plate = pyro.plate(PARTICLES, particles, dim=-1 - nesting)
-            model, guide = plate(model), plate(guide)
-        guide_trace = poutine.trace(guide).get_trace(*args)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
-        model_trace, guide_trace = prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
-        model_trace.compute_log_prob()
-        guide_trace.compute_score_parts()
-        return model_trace, guide_trace

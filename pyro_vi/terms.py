@@ -6,7 +6,7 @@ Every other module reads the ELBO through this one decomposition. For local late
 
 * `KLSource` says where a site's KL comes from, and why it is not analytic where that was wanted.
 * `SiteTerms` are one site's summands; `Terms` are those of all sites, and their sums.
-* `terms` makes one draw; `from_traces` decomposes traces that are there already.
+* `terms` makes one draw; `from_run` decomposes a run that was made already.
 """
 
 from collections.abc import Mapping
@@ -24,6 +24,7 @@ from pyro_vi.binding import kept_buffers
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
 from pyro_vi.pairs import PARTICLES, Plate, describe, isolated
+from pyro_vi.traces import Run, draw_traces
 
 KL = Literal["analytic", "sampled"]
 
@@ -163,8 +164,13 @@ def terms(model: Any, guide: Any, batch: Batch | Tensor, *, kl: KL = "analytic",
     args = batch if isinstance(batch, tuple) else (batch,)
     pair = pair_of(model, guide, args)
     with isolated(seed), kept_buffers(pair):
-        traces = pair.draw(args)
-    return from_traces(*traces, len(args[0]), kl=kl)
+        run = draw_traces(pair.model, pair.guide, args)
+    return from_run(run, length_of(args), kl=kl)
+
+
+def length_of(args: tuple[Any, ...]) -> int:
+    """Rows of a batch: the length of its first tensor, 1 where there is none."""
+    return len(args[0]) if args and isinstance(args[0], Tensor) and args[0].dim() else 1
 
 
 def traced_plate(trace: Any, length: int) -> Plate | None:
@@ -180,20 +186,20 @@ def traced_plate(trace: Any, length: int) -> Plate | None:
     return None if frame is None else Plate(frame.name, frame.dim, frame.full_size)
 
 
-def from_traces(
-    model_trace: Any,
-    guide_trace: Any,
+def from_run(
+    run: Run,
     length: int,
     *,
     kl: KL = "analytic",
     refused: Mapping[str, str] | None = None,
     score: bool = False,
 ) -> Terms:
-    """Decompose the traces of one draw, or of many in the plate of particles. See `terms`.
+    """Decompose one run of a pair: one draw, or many in the plate of particles. See `terms`.
 
     ``length`` is the batch's: what *per datum* divides by where there is no data plate. At the sites of ``refused`` the KL is
     sampled, for the reason that stands there. With ``score`` each latent site has its unscaled log q too.
     """
+    model_trace, guide_trace = run.model_trace, run.guide_trace
     plate = traced_plate(model_trace, length)
     sites: dict[str, SiteTerms] = {}
     for name, node in model_trace.nodes.items():

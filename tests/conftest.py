@@ -7,6 +7,9 @@ import numpy as np
 import pyro
 import pytest
 import torch
+import zuko  # noqa: F401  (its import turns torch's validation off: here, and not in the midst of the tests)
+
+torch.distributions.Distribution.set_default_validate_args(__debug__)
 
 
 @pytest.fixture(autouse=True)

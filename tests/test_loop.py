@@ -17,7 +17,8 @@ from pyro_vi.data import Data, load
 from pyro_vi.errors import FitError, InputError
 from pyro_vi.pairs import isolated
 from pyro_vi.settings import SCHEDULES
-from pyro_vi.terms import from_traces
+from pyro_vi.terms import from_run
+from pyro_vi.traces import draw_traces
 
 LINEAR, DIAGONAL = "linear_gaussian(latent_dim=2)", "diag_normal(hidden=(4,))"
 
@@ -60,8 +61,8 @@ def test_a_step_follows_the_gradient_of_reconstruction_minus_beta_kl(elbo, beta,
     pair = run.at(0)
     kind = "sampled" if elbo == "trace" else "analytic"
     with isolated(5):
-        traces = pair.draw(batch)
-    draw = from_traces(*traces, len(batch[0]), kl=kind)
+        drawn = draw_traces(pair.model, pair.guide, batch)
+    draw = from_run(drawn, len(batch[0]), kl=kind)
     objective = -(draw.reconstruction - beta * draw.kl).mean()
     owned = {name: parameter for name, parameter in pair.named_parameters(remove_duplicate=False)}
     gradients = torch.autograd.grad(objective, list(owned.values()), allow_unused=True)

@@ -15,7 +15,7 @@ from zuko.flows import NSF
 
 import pyro_vi
 from pyro_vi.errors import InputError
-from pyro_vi.pairs import PARTICLES, Pair, Plate, data_plate, describe, isolated, prototype, title
+from pyro_vi.pairs import Pair, Plate, data_plate, describe, isolated, prototype, title
 from pyro_vi.programs import pair_of
 
 every_entry = pytest.mark.parametrize("entry", CATALOGUE.values(), ids=CATALOGUE)
@@ -223,18 +223,6 @@ def test_owners(entry: Entry):
 def test_without_a_batch_a_shared_parameter_is_the_models():
     pair = pair_of(*bound_pair(), (columns(),))
     assert {owner for owner, _ in pair.owned().values()} == {"model"}
-
-
-def test_draw_replays_the_model_on_the_guide():
-    entry = CATALOGUE["nested_outside"]
-    pair = pair_of(*entry.build(), entry.batch)
-    with isolated(0):
-        model, guide = pair.draw(entry.batch)
-        many, _ = pair.draw(entry.batch, 4, 2)
-    for name in entry.local:
-        assert model.nodes[name]["value"] is guide.nodes[name]["value"]
-    assert many.nodes["z"]["value"].shape == (4, BATCH, 3)
-    assert any(frame.name == PARTICLES for frame in many.nodes["w"]["cond_indep_stack"])
 
 
 def test_a_program_that_fails_is_named_with_the_shape_of_its_batch():

@@ -17,6 +17,7 @@ from pyro_vi.models.linear_gaussian import LinearGaussian
 from pyro_vi.models.vae import VAE
 from pyro_vi.pairs import isolated
 from pyro_vi.programs import available, build_pair, pair_of, resolve
+from pyro_vi.traces import draw_traces
 
 FILE = '''
 import pyro
@@ -162,8 +163,8 @@ def test_a_file_that_does_not_import_says_why_in_one_line(tmp_path, source, word
 def test_a_pair_from_a_file(file, data, guide):
     pair = build_pair(f"{file}:Model", f"{file}:{guide}", data)
     with isolated(0):
-        model_trace, _ = pair.draw(data.example(4))
-    assert set(model_trace.nodes) >= {"z", "x"}
+        run = draw_traces(pair.model, pair.guide, data.example(4))
+    assert set(run.model_trace.nodes) >= {"z", "x"}
     owners = {owner for owner, _ in pair.owned(data.example(4)).values()}
     assert owners == {"model", "guide"}
     assert len(pyro.get_param_store()) == 0

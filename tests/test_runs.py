@@ -13,16 +13,15 @@ import torch
 from torch import nn
 
 from pyro_vi.errors import InputError, UsageError
+from pyro_vi.randomness import generators, set_generators
 from pyro_vi.runs import (
     RunFolder,
     checksum,
     config_of,
     deferred_interrupt,
     finite,
-    generators,
     load_parameters,
     make_folder,
-    set_generators,
     write_json,
     write_through,
 )

@@ -26,7 +26,8 @@ from torch.distributions import kl_divergence
 from pyro_vi.errors import InputError
 from pyro_vi.pairs import Pair, isolated, prototype
 from pyro_vi.programs import pair_of
-from pyro_vi.terms import KLSource, Terms, from_traces, terms
+from pyro_vi.terms import KLSource, Terms, from_run, terms
+from pyro_vi.traces import draw_traces
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 PYRO = {"sampled": Trace_ELBO, "analytic": TraceMeanField_ELBO}
@@ -53,10 +54,8 @@ def at(pair: Pair, values: dict[str, Tensor], *args: Tensor) -> Terms:
         with Give():
             return pair.guide(*args)
 
-    fixed = Pair(pair.model, torch.nn.Module())
-    fixed.guide.forward = guide
     with isolated():
-        return from_traces(*fixed.draw(args), len(args[0]))
+        return from_run(draw_traces(pair.model, guide, args), len(args[0]))
 
 
 @every_entry
@@ -89,8 +88,8 @@ def test_many_draws_in_a_plate_keep_their_dimension(name):
     layout = prototype(pair.model, entry.batch)
     nesting = max(layout.max_plate_nesting, prototype(pair.guide, entry.batch).max_plate_nesting)
     with isolated(1):
-        traces = pair.draw(entry.batch, 5, nesting)
-    found = from_traces(*traces, entry.rows)
+        run = draw_traces(pair.model, pair.guide, entry.batch, 5, nesting)
+    found = from_run(run, entry.rows)
     assert found.elbo.shape == (5, entry.rows)
     assert found.loss.shape == (5,)
     # Draw k in the plate has the terms of a single run on its values.
@@ -98,7 +97,7 @@ def test_many_draws_in_a_plate_keep_their_dimension(name):
     for k in range(5):
         values = {}
         for name, site in guide_layout.sites.items():
-            values[name] = traces[1].nodes[name]["value"][k].reshape(site.batch_shape + site.event_shape)
+            values[name] = run.guide_trace.nodes[name]["value"][k].reshape(site.batch_shape + site.event_shape)
         torch.testing.assert_close(at(pair, values, *entry.batch).elbo, found.elbo[k], **EXACT)
 
 
@@ -227,8 +226,8 @@ def test_jensens_bound_on_average():
     """The mean ELBO of a wrong guide is below log p(x) for every datum, by KL(q || posterior), at 4 standard errors."""
     x, model, guide = columns(), linear_gaussian(), WrongGuide()
     with isolated(3):
-        traces = Pair(model, guide).draw((x,), 20_000, 1)
-    elbo = from_traces(*traces, BATCH).elbo
+        run = draw_traces(model, guide, (x,), 20_000, 1)
+    elbo = from_run(run, BATCH).elbo
     q = guide.distribution(x)
     gap = kl_divergence(dist.MultivariateNormal(q.mean, scale_tril=q.stddev.diag_embed()), model.posterior(x)["z"])
     error = elbo.std(0) / 20_000**0.5

@@ -6,21 +6,22 @@ an analytic KL would be wrong.
 """
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from pyro_vi.draws import draws_at_once
 from pyro_vi.errors import InputError
 from pyro_vi.estimators.dependence import refused_by_dependence
-from pyro_vi.estimators.handlers import Give, Relax, Straighten, Values
-from pyro_vi.pairs import PARTICLES, describe
+from pyro_vi.handlers import Give, Relax, Straighten, Values
+from pyro_vi.pairs import describe
 from pyro_vi.randomness import kept_generators
-from pyro_vi.terms import SiteTerms, Terms, from_traces, traced_plate
+from pyro_vi.terms import SiteTerms, Terms, from_run, length_of, traced_plate
+from pyro_vi.traces import Run, draw_traces
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,6 @@ class Plan:
     nesting: int
     vectorized: bool
     refused: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Traces of one run with all values drawn in it, those of subsampling included and by themselves too."""
-
-    model_trace: Any
-    guide_trace: Any
-    values: Values
-    subsamples: Values
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,7 @@ class Sample:
 
     live: Terms
     reparametrized: Mapping[str, bool]
-    runs: tuple[_Run, ...]
+    runs: tuple[Run, ...]
     pair: tuple[Any, Any]
     args: tuple[Any, ...]
     particles: int | None
@@ -67,21 +58,21 @@ class Sample:
         whose later sites depend on earlier ones, are seen at fixed values with live parameters.
         """
         parts, constants = [], []
-        for run in self.runs:
-            given = {name: value.detach() for name, value in run.values.items()}
+        for drawn in self.runs:
+            given = {name: value.detach() for name, value in drawn.values.items()}
             if leaves:
                 given = {n: v.requires_grad_() if v.is_floating_point() else v for n, v in given.items()}
             model, guide = self.pair
             with Give(given):
-                traces = _run(model, guide, self.args, self.particles, self.plan.nesting)
-            parts.append(_terms(traces, self.args, self.plan, self.kl, score=True))
+                run = draw_traces(model, guide, self.args, self.particles, self.plan.nesting)
+            parts.append(_terms(run, self.args, self.plan, self.kl, score=True))
             constants.append(given)
         return _stack(parts, self.particles), constants
 
     def need_scale_outside(self) -> None:
         """Raise InputError where a plate is subsampled whose scale would stand inside the logarithm of a bound."""
         for run in self.runs:
-            plate = traced_plate(run.model_trace, _length(self.args))
+            plate = traced_plate(run.model_trace, length_of(self.args))
             for node in (*run.model_trace.nodes.values(), *run.guide_trace.nodes.values()):
                 for frame in node["cond_indep_stack"] if node["type"] == "sample" else ():
                     if frame.size != frame.full_size and (plate is None or frame.name != plate.name):
@@ -115,12 +106,16 @@ def draw_sample(
     plan: Plan = plans[key]
     pair = (_with(model, kwargs), _with(guide, kwargs))
     particles = count if plan.vectorized and count > 1 else None
-    runs: list[_Run] = []
+    runs: list[Run] = []
     parts = []
     for _ in range(1 if particles else count):
         # The draws share the minibatch, where the programs choose it: a weight is of one datum.
-        with Give(runs[0].subsamples if runs else {}):
-            run = _run(*pair, args, particles, plan.nesting, temperature)
+        with ExitStack() as handlers:
+            handlers.enter_context(Give(runs[0].subsamples if runs else {}))
+            if temperature is not None:  # outside the particles, so that each has a draw of its own
+                handlers.enter_context(Straighten())
+                handlers.enter_context(Relax(temperature))
+            run = draw_traces(*pair, args, particles, plan.nesting)
         runs.append(run)
         parts.append(_terms(run, args, plan, kl, score=True))
     sites = {n: s["fn"].has_rsample for n, s in runs[0].guide_trace.nodes.items() if s["type"] == "sample"}
@@ -131,46 +126,22 @@ def _with(program: Any, kwargs: Mapping[str, Any]) -> Any:
     return (lambda *args: program(*args, **kwargs)) if kwargs else program
 
 
-def _run(
-    model: Any, guide: Any, args: tuple[Any, ...], particles: int | None, nesting: int, temperature: float | None = None
-) -> _Run:
-    if particles is not None:
-        plate = pyro.plate(PARTICLES, particles, dim=-1 - nesting)
-        model, guide = plate(model), plate(guide)
-    if temperature is not None:  # outside the particles, so that each has a draw of its own
-        model, guide = Straighten()(model), Straighten()(Relax(temperature)(guide))
-    guide_trace = poutine.trace(guide).get_trace(*args)
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
-    values = {
-        name: node["value"]
-        for trace in (model_trace, guide_trace)
-        for name, node in trace.nodes.items()
-        if node["type"] == "sample" and not node["is_observed"] and isinstance(node["value"], Tensor)
-    }
-    values.pop(PARTICLES, None)
-    model_trace, guide_trace = prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
-    subsamples = {n: v for n, v in values.items() if n not in model_trace.nodes and n not in guide_trace.nodes}
-    model_trace.compute_log_prob()
-    guide_trace.compute_log_prob()
-    return _Run(model_trace, guide_trace, values, subsamples)
-
-
-def _terms(run: _Run, args: tuple[Any, ...], plan: Plan, kl: str, score: bool = False) -> Terms:
-    length = _length(args)
+def _terms(run: Run, args: tuple[Any, ...], plan: Plan, kl: str, score: bool = False) -> Terms:
+    length = length_of(args)
     missing = [n for n, s in _latents(run.model_trace).items() if n not in run.guide_trace.nodes]
     if missing:
         raise InputError(f"the guide has no site '{missing[0]}' of the model; sample it in the guide")
     if kl == "sampled":
-        return from_traces(run.model_trace, run.guide_trace, length, kl="sampled", score=score)
+        return from_run(run, length, kl="sampled", score=score)
     apart = _scaled_apart(run)
     refused = {**plan.refused, **apart}
-    terms = from_traces(run.model_trace, run.guide_trace, length, kl="analytic", refused=refused, score=score)
+    terms = from_run(run, length, kl="analytic", refused=refused, score=score)
     if kl == "strict":
         _demand_analytic(terms, run, plan, apart)
     return terms
 
 
-def _demand_analytic(terms: Terms, run: _Run, plan: Plan, apart: Mapping[str, str]) -> None:
+def _demand_analytic(terms: Terms, run: Run, plan: Plan, apart: Mapping[str, str]) -> None:
     for name, source in terms.sources.items():
         if source.kind == "analytic":
             continue
@@ -189,11 +160,7 @@ def _demand_analytic(terms: Terms, run: _Run, plan: Plan, apart: Mapping[str, st
         )
 
 
-def _length(args: tuple[Any, ...]) -> int:
-    return len(args[0]) if args and isinstance(args[0], Tensor) and args[0].dim() else 1
-
-
-def _scaled_apart(run: _Run) -> dict[str, str]:
+def _scaled_apart(run: Run) -> dict[str, str]:
     """Sites at which an analytic KL would stand for another sum than the draws': q's and p's factors are not the same."""
     apart = {}
     for name, node in _latents(run.model_trace).items():
@@ -282,35 +249,7 @@ def make_plan(
     """Find out about a pair, by running it once, and with two draws at once and one by one if ``count`` is above 1."""
     pair = (_with(model, kwargs), _with(guide, kwargs))
     with kept_generators(), torch.no_grad(), poutine.block():
-        run = _run(*pair, args, None, 0)
-        nodes = [n for t in (run.model_trace, run.guide_trace) for n in t.nodes.values() if n["type"] == "sample"]
-        nesting = max(len(node["fn"].batch_shape) for node in nodes)
+        run = draw_traces(*pair, args)
         refused = refused_by_dependence(*pair, args) if kl != "sampled" else {}
-        plan = Plan(nesting, False, refused)
-        vectorized = vectorize if vectorize is not None else count > 1 and _vectorizes(pair, args, plan, run)
-    return replace(plan, vectorized=vectorized)
-
-
-def _vectorizes(pair: tuple[Any, Any], args: tuple[Any, ...], plan: Plan, single: _Run) -> bool:
-    """Whether two draws in one run have the terms of two single runs on the same values."""
-    try:
-        with Give(single.subsamples):
-            many = _run(*pair, args, 2, plan.nesting)
-        together = _terms(many, args, plan, "sampled").elbo
-    except (RuntimeError, ValueError, IndexError, AssertionError, TypeError):
-        return False
-    apart = []
-    for k in range(2):
-        values = {}
-        for name, value in many.values.items():
-            like = single.values[name]
-            if name in many.guide_trace.nodes:
-                if value.shape[:1] != (2,) or value[k].numel() != like.numel():
-                    return False
-                value = value[k].reshape(like.shape)
-            values[name] = value
-        with Give(values):
-            apart.append(_terms(_run(*pair, args, None, 0), args, plan, "sampled").elbo)
-    expected = torch.stack(apart)
-    tolerance = 1e-4 if expected.dtype == torch.float32 else 1e-9
-    return together.shape == expected.shape and torch.allclose(together, expected, rtol=tolerance, atol=tolerance)
+        vectorized = vectorize if vectorize is not None else count > 1 and draws_at_once(*pair, args, run)
+    return Plan(run.nesting, vectorized, refused)

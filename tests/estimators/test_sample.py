@@ -9,7 +9,8 @@ from estimator_catalogue import DATA, SMALL, functions, modules
 from pyro import poutine
 
 from pyro_vi.estimators.bound import Bound
-from pyro_vi.estimators.sample import Give, Straighten, draw_sample, weights
+from pyro_vi.estimators.sample import draw_sample, weights
+from pyro_vi.handlers import Give, Straighten
 from pyro_vi.pairs import isolated
 from pyro_vi.programs import pair_of
 

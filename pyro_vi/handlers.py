@@ -1,4 +1,4 @@
-"""Effect handlers of the estimators: fixed values, relaxed draws."""
+"""Effect handlers: fixed values, relaxed draws."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ class Relax(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         fn, extra = msg["fn"], 0
-        if msg["is_observed"] or fn.has_rsample or type(fn).__name__ == "_Subsample":
+        if msg["is_observed"] or msg["done"] or fn.has_rsample or type(fn).__name__ == "_Subsample":
             return
         while isinstance(fn, torch.distributions.Independent):
             fn, extra = fn.base_dist, extra + fn.reinterpreted_batch_ndims
