@@ -7,7 +7,7 @@ between draws. Draws come in chunks and are accumulated: memory does not grow wi
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ from pyro_vi.estimators import kl_sources, known_biased, named, target
 from pyro_vi.evaluations import Evaluator, stacked
 from pyro_vi.moments import GROUPS, Difference, Moments, holm
 from pyro_vi.pairs import Pair, isolated
-from pyro_vi.programs import pair_of
+from pyro_vi.programs import pair_and_args
 from pyro_vi.terms import from_run
 from pyro_vi.threads import fitting_threads
 from pyro_vi.traces import draw_traces
@@ -108,10 +108,22 @@ def audit(
         >>> bool(result.grad_var.sel(elbo="trace", parameter="m") > result.grad_var.sel(elbo="mean_field", parameter="m"))
         True
     """
-    args = batch if isinstance(batch, tuple) else (batch,)
+    pair, args = pair_and_args(model, guide, batch)
+    return audit_pair(pair, args, named(elbos), draws=draws, seed=seed, vectorize=vectorize)
+
+
+def audit_pair(
+    pair: Pair,
+    args: Batch,
+    estimators: Mapping[str, ELBO],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    vectorize: bool | None = None,
+) -> xr.Dataset:
+    """`audit` of a pair that is bound already, of estimators by name; they may remember what they find out about the pair."""
     if draws < 20:
         raise InputError(f"an audit needs at least 20 draws for its standard errors, not {draws}")
-    pair, estimators = pair_of(model, guide, args), named(elbos)
     owned = pair.owned(args)
     parameters = [parameter for _, parameter in owned.values()]
     sizes = [parameter.numel() for parameter in parameters]
@@ -168,7 +180,7 @@ def audit(
     )
 
 
-def _references(estimators: dict[str, ELBO]) -> dict[str, str]:
+def _references(estimators: Mapping[str, ELBO]) -> dict[str, str]:
     """By bound, the estimator that the others are held against: the first that is not biased by its making."""
     references: dict[str, str] = {}
     for name in sorted(estimators, key=lambda name: known_biased(estimators[name])):

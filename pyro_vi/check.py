@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError, first_line
 from pyro_vi.estimators import kl_treatment, named, needs_reparametrized
-from pyro_vi.pairs import Pair, Prototype, Site, isolated, prototype
+from pyro_vi.pairs import Pair, Prototype, Site, isolated
 from pyro_vi.programs import pair_of
 from pyro_vi.terms import Terms, from_run
 from pyro_vi.traces import draw_traces
@@ -84,20 +84,28 @@ def check(
         ['guide-support']
     """
     args = batch if isinstance(batch, tuple) else (batch,)
-    for i, column in enumerate(args):
-        if isinstance(column, Tensor) and column.is_floating_point() and not bool(column.isfinite().all()):
-            count = int((~column.isfinite()).sum())
-            text = f"column {i} of the batch has {count} values that are NaN or infinite"
-            remedy = "drop those rows, or fill them with numbers and mask them in the model"
-            return [Finding("data-not-finite", "error", None, text, remedy)]
     estimator = next(iter(named(elbo).values())) if elbo is not None else None
+    bad = _not_finite(args)
+    if bad:
+        return [bad]
     try:
         pair = pair_of(model, guide, args)
-        layout, guide_layout = prototype(pair.model, args), prototype(pair.guide, args)
-        missing = list(_missing(layout, guide_layout, estimator))
+    except InputError as error:
+        return [_failing(error)]
+    return check_pair(pair, args, elbo=estimator, num_data=num_data)
+
+
+def check_pair(pair: Pair, args: Batch, *, elbo: ELBO | None, num_data: int | None) -> list[Finding]:
+    """`check` of a pair that is bound already."""
+    bad = _not_finite(args)
+    if bad:
+        return [bad]
+    try:
+        layout, guide_layout = pair.layouts(args)
+        missing = list(_missing(layout, guide_layout, elbo))
         if missing:
             return missing
-        kl = "sampled" if estimator is None else kl_treatment(estimator)
+        kl = "sampled" if elbo is None else kl_treatment(elbo)
         with isolated(seed=0, validation=False):
             try:
                 run = draw_traces(pair.model, pair.guide, args)
@@ -107,8 +115,8 @@ def check(
                 text = first_line(error).rstrip(":")
                 raise InputError(f"log p and log q fail on a batch of shape {shapes}: {text}") from error
     except InputError as error:
-        return [Finding("program-fails", "error", None, str(error), "mend the program, or give it data that fit")]
-    view = _View(pair, args, layout, guide_layout, run.model_trace, run.guide_trace, terms, estimator, num_data)
+        return [_failing(error)]
+    view = _View(pair, args, layout, guide_layout, run.model_trace, run.guide_trace, terms, elbo, num_data)
     found = [finding for rule in RULES for finding in rule(view)]
     order = ("error", "warning", "note")
     return sorted(found, key=lambda finding: order.index(finding.severity))
@@ -125,6 +133,20 @@ def refuse(findings: Iterable[Finding]) -> None:
             raise InputError(str(finding))
         if finding.severity == "warning":
             warnings.warn(str(finding), stacklevel=3)
+
+
+def _not_finite(args: Batch) -> Finding | None:
+    for i, column in enumerate(args):
+        if isinstance(column, Tensor) and column.is_floating_point() and not bool(column.isfinite().all()):
+            count = int((~column.isfinite()).sum())
+            text = f"column {i} of the batch has {count} values that are NaN or infinite"
+            remedy = "drop those rows, or fill them with numbers and mask them in the model"
+            return Finding("data-not-finite", "error", None, text, remedy)
+    return None
+
+
+def _failing(error: InputError) -> Finding:
+    return Finding("program-fails", "error", None, str(error), "mend the program, or give it data that fit")
 
 
 def _missing(model: Prototype, guide: Prototype, elbo: ELBO | None) -> Iterator[Finding]:

@@ -26,8 +26,9 @@ from pyro_vi.runs import finite, slug, write_json
 
 def _compare(command: Compare) -> int:
     from pyro_vi.compare import compare
-    from pyro_vi.export import history_dataset, to_datatree, write
-    from pyro_vi.plots import save
+    from pyro_vi.document import to_dict
+    from pyro_vi.export import datatree_of_pair, history_dataset, write
+    from pyro_vi.saving import save
     from pyro_vi.summary import table
 
     out = Path(command.out or "")
@@ -46,12 +47,10 @@ def _compare(command: Compare) -> int:
     written = []
     for name, one in result.results.items():
         groups = {"fit": history_dataset(one.run.history), **audits}
-        tree = to_datatree(
-            one.run.model, one.run.guide, one.run.data.heldout, draws=100, seed=command.seed, groups=groups
-        )
+        tree = datatree_of_pair(one.run.pair, one.run.data.heldout, draws=100, seed=command.seed, groups=groups)
         written.append(write(tree, out / slug(name) / "result.nc"))
     plots = save(result, out)
-    document = finite(result.to_dict(plots))
+    document = finite(to_dict(result, plots))
     write_json(out / "result.json", document)
     if command.json:
         _print_json(document)
@@ -67,14 +66,14 @@ def _compare(command: Compare) -> int:
 
 
 def _fit(command: Fit) -> int:
-    from pyro_vi.export import history_dataset, to_datatree, write
+    from pyro_vi.export import datatree_of_pair, history_dataset, write
     from pyro_vi.fit import fit
 
     out = Path(command.out or "")
     run = fit(command.model, command.guide, command.data, elbo=command.elbo, out=out, **command.options())
     batch = run.data.heldout if len(run.data.heldout[0]) else run.data.example(100)
     groups = {"fit": history_dataset(run.history)}
-    write(to_datatree(run.model, run.guide, batch, draws=100, seed=command.seed, groups=groups), out / "result.nc")
+    write(datatree_of_pair(run.pair, batch, draws=100, seed=command.seed, groups=groups), out / "result.nc")
     last = run.history[-1]
     steps = {} if run.choice is None else {"compiled": run.compiled, "note": run.choice.note, "seconds": run.seconds}
     document = {"elbo": run.elbo, "kl_source": run.kl_source, "out": str(out), "steps": steps, "last": last}
@@ -97,12 +96,13 @@ def _fit(command: Fit) -> int:
 
 def _audit(command: Audit) -> int:
     from pyro_vi.advice import advise
-    from pyro_vi.audit import audit
+    from pyro_vi.audit import audit_pair
+    from pyro_vi.estimators import named
     from pyro_vi.summary import audit_table
 
     pair, data = _pair(command, command.run)
     batch = data.example(min(command.batch_size, data.spec.num_data))
-    found = audit(pair.model, pair.guide, batch, elbos=command.elbos, draws=command.draws, seed=command.seed)
+    found = audit_pair(pair, batch, named(command.elbos), draws=command.draws, seed=command.seed)
     if command.json:
         _print_json({**found.to_dict(), "advice": [advice.text for advice in advise(found)]})
         return 0
@@ -114,11 +114,13 @@ def _audit(command: Audit) -> int:
 
 
 def _check(command: Check) -> int:
-    from pyro_vi.check import check
+    from pyro_vi.check import check_pair
+    from pyro_vi.estimators import named
 
     pair, data = _pair(command, None)
     batch = data.example(min(command.batch_size, data.spec.num_data))
-    findings = check(pair.model, pair.guide, batch, elbo=command.elbo, num_data=data.spec.num_data)
+    estimator = None if command.elbo is None else named(command.elbo)[command.elbo]
+    findings = check_pair(pair, batch, elbo=estimator, num_data=data.spec.num_data)
     if command.json:
         _print_json([dataclasses.asdict(finding) for finding in findings])
     else:
@@ -130,13 +132,13 @@ def _check(command: Check) -> int:
 
 
 def _evidence(command: Evidence) -> int:
-    from pyro_vi.evidence import evidence
+    from pyro_vi.evidence import evidence_of_pair
 
     pair, data = _pair(command, command.run)
     if not len(data.heldout[0]):
         raise InputError(f"'{command.data}' has no held-out data")
     options: Any = {"method": command.method, "particles": command.particles, "seed": command.seed}
-    found = evidence(pair.model, pair.guide, data.heldout, **options)
+    found = evidence_of_pair(pair, data.heldout, **options)
     if command.json:
         _print_json({key: found.attrs[key] for key in ("method", "particles", "value", "se")})
         return 0

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from pyro_vi.settings import Options
+
 Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
 Guide = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="GUIDE")]
 
@@ -19,7 +21,7 @@ class PairCommand:
     """Guide: named in the same ways."""
     data: str = "digits"
     """Data set's name, or a .npy, .npz, .csv or .parquet file."""
-    seed: int = 0
+    seed: int = Options.seed
     """Seed of everything."""
     json: bool = False
     """Print one JSON document and nothing else on stdout."""
@@ -31,27 +33,27 @@ class PairCommand:
 class FittingCommand(PairCommand):
     """What every command that fits takes."""
 
-    epochs: int | None = None
+    epochs: int | None = Options.epochs
     """Passes over the data; 100 by default."""
-    steps: int | None = None
+    steps: int | None = Options.steps
     """Optimisation steps, instead of epochs."""
-    batch_size: int = 128
+    batch_size: int = Options.batch_size
     """Data in a step."""
-    lr: float = 3e-3
+    lr: float = Options.lr
     """Learning rate of Adam."""
-    schedule: str = "cosine"
+    schedule: str = Options.schedule
     """How the learning rate falls to 0: constant, linear or cosine."""
-    clip_norm: float | None = None
+    clip_norm: float | None = Options.clip_norm
     """Limit on the joint norm of all gradients (nats per datum)."""
-    beta: float = 1.0
+    beta: float = Options.beta
     """Weight of the KL; the unannealed ELBO is reported beside."""
-    warmup: int = 0
+    warmup: int = Options.warmup
     """Steps over which the weight of the KL rises from 0."""
     compile: Literal["auto", "yes", "no"] = "auto"
     """Compile the steps: where that saves more time than it takes, always (or say why not), or never."""
     out: str | None = None
     """Folder to write to; by default a new one below runs/."""
-    resume: bool = False
+    resume: bool = Options.resume
     """Go on with the interrupted run in --out."""
 
     def options(self) -> dict[str, Any]:

@@ -4,6 +4,8 @@ For each estimator the same pair is fitted from the same start on the same batch
 parameters, those of the first one's fit at its start, middle and end; each fit is evaluated on held-out data.
 """
 
+import copy
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +14,16 @@ from typing import Any
 import xarray as xr
 from pyro.infer import ELBO
 
-from pyro_vi.audit import audit
+from pyro_vi.audit import audit_pair
 from pyro_vi.data import Data, load
 from pyro_vi.draws import Evaluation, evaluate
 from pyro_vi.errors import InputError, UsageError
 from pyro_vi.estimators import named, refuse_without_loss, target
-from pyro_vi.evidence import evidence
-from pyro_vi.fit import Run, fit
-from pyro_vi.programs import name_of
+from pyro_vi.evidence import evidence_of_pair
+from pyro_vi.fit import Run, fit_pair, names_of
+from pyro_vi.programs import build_pair
 from pyro_vi.runs import slug
-from pyro_vi.versions import versions
+from pyro_vi.settings import Options
 
 AUDITED = (0.0, 0.5, 1.0)
 """Fractions of the first fit at which the audits are made."""
@@ -49,13 +51,14 @@ class Result:
     note: str = ""
 
     @property
-    def elbo(self) -> float:
+    def elbo_mean(self) -> float:
+        """Mean held-out ELBO, in nats per datum."""
         return float(self.evaluation.elbo.mean())
 
     @property
     def gap(self) -> float | None:
         """Evidence − ELBO, in nats per datum."""
-        return None if self.evidence is None else float(self.evidence.attrs["value"]) - self.elbo
+        return None if self.evidence is None else float(self.evidence.attrs["value"]) - self.elbo_mean
 
 
 @dataclass(frozen=True)
@@ -70,53 +73,10 @@ class Comparison:
     audits: Mapping[int, xr.Dataset]
     out: Path | None = None
 
-    def to_dict(self, plots: Iterable[Path] = ()) -> dict[str, Any]:
-        """The comparison as plain numbers and words: the JSON document of the command line."""
-        from pyro_vi.summary import conclude
-
-        return {
-            "model": self.model,
-            "guide": self.guide,
-            "data": self.data.spec.name,
-            "num_data": self.data.spec.num_data,
-            "seed": self.seed,
-            "versions": versions(),
-            "estimators": {name: self._estimator(name, result) for name, result in self.results.items()},
-            "conclusion": conclude(self),
-            "plots": [str(path) for path in plots],
-            "out": None if self.out is None else str(self.out),
-        }
-
-    def _estimator(self, name: str, result: Result) -> dict[str, Any]:
-        found = result.evidence
-        return {
-            "class": result.cls,
-            "elbo": result.elbo,
-            "elbo_se": result.evaluation.se,
-            "reconstruction": float(result.evaluation.reconstruction.mean()),
-            "kl": float(result.evaluation.kl.mean()),
-            "evidence": None if found is None else {key: found.attrs[key] for key in ("method", "value", "se")},
-            "gap": result.gap,
-            "train_seconds": result.run.seconds,
-            "compiled": result.run.compiled,
-            "kl_source": result.kl_source,
-            "audits": [_audit(step, dataset.sel(elbo=name)) for step, dataset in self.audits.items()],
-        }
-
     def audit_dataset(self) -> xr.Dataset:
         """All audits in one dataset, with the dimension ``step`` before the others."""
         steps = xr.Variable("step", list(self.audits))
         return xr.concat(list(self.audits.values()), steps, combine_attrs="override")
-
-
-def _audit(step: int, one: xr.Dataset) -> dict[str, Any]:
-    return {
-        "step": step,
-        "value_sd": float(one.value_sd),
-        "grad_var": {str(part): float(one.part_grad_var.sel(part=part)) for part in one.part.values},
-        "grad_snr": {str(part): float(one.part_grad_snr.sel(part=part)) for part in one.part.values},
-        "seconds": float(one.seconds),
-    }
 
 
 def compare(
@@ -164,43 +124,39 @@ def compare(
         >>> list(result.results)
         ['trace', 'mean_field']
     """
-    source, data = data, load(data, seed=seed)
-    source = source if isinstance(source, (str, Path)) else data  # a run's configuration keeps the name that was given
-    given = (elbos,) if isinstance(elbos, (str, ELBO)) else tuple(elbos)
-    estimators = named(given)
+    loaded = load(data, seed=seed)
+    asked = Options.of({"steps": steps, "epochs": epochs, "seed": seed, "out": out, "resume": resume, **options})
+    estimators = named(elbos)
     for estimator in estimators.values():
         refuse_without_loss(estimator)
-    if not len(data.heldout[0]):
-        raise InputError(f"'{data.spec.name}' has no held-out data to compare on; load it with heldout=0.1")
+    if not len(loaded.heldout[0]):
+        raise InputError(f"'{loaded.spec.name}' has no held-out data to compare on; load it with heldout=0.1")
     for what, value, least in (("draws", draws, 1), ("particles", particles, 2), ("audit_batch", audit_batch, 1)):
         if value < least:
             raise UsageError(f"{what} must be at least {least}, not {value}")
     if audit_draws and audit_draws < 20:
         raise UsageError(f"audit_draws must be at least 20, or 0 for no audits, not {audit_draws}")
     folder = None if out is None else Path(out)
+    pair, names = build_pair(model, guide, loaded, seed=seed), names_of(model, guide, data, loaded)
     runs: dict[str, Run] = {}
-    for name, elbo in zip(estimators, given, strict=True):
-        runs[name] = fit(
-            model,
-            guide,
-            source,
-            elbo=elbo,
-            steps=steps,
-            epochs=epochs,
-            seed=seed,
-            out=None if folder is None else folder / slug(name),
-            resume=resume,
+    for name, estimator in estimators.items():
+        runs[name] = fit_pair(
+            copy.deepcopy(pair),
+            loaded,
+            name,
+            copy.deepcopy(estimator),  # the estimators themselves audit several pairs, and learn of none before
+            names,
+            dataclasses.replace(asked, out=None if folder is None else folder / slug(name)),
             snapshots=AUDITED if not runs else (),
-            **options,
         )
     first = next(iter(runs.values()))
-    batch = data.example(min(audit_batch, data.spec.num_data))
-    audits = {}
-    for step in first.snapshots if audit_draws else ():
-        pair = first.at(step)
-        audits[step] = audit(pair.model, pair.guide, batch, elbos=given, draws=audit_draws, seed=seed)
+    batch = loaded.example(min(audit_batch, loaded.spec.num_data))
+    audits = {
+        step: audit_pair(first.at(step), batch, copy.deepcopy(estimators), draws=audit_draws, seed=seed)
+        for step in (first.snapshots if audit_draws else ())
+    }
     results = {name: _result(run, estimators[name], draws, particles, seed) for name, run in runs.items()}
-    return Comparison(name_of(model), name_of(guide), data, seed, results, audits, folder)
+    return Comparison(names["model"], names["guide"], loaded, seed, results, audits, folder)
 
 
 def _result(run: Run, elbo: ELBO, draws: int, particles: int, seed: int) -> Result:
@@ -208,7 +164,7 @@ def _result(run: Run, elbo: ELBO, draws: int, particles: int, seed: int) -> Resu
     evaluation = evaluate(pair, data.heldout, draws=draws, seed=seed)
     note, found = "", None
     try:
-        found = evidence(pair.model, pair.guide, data.heldout, particles=particles, seed=seed)
+        found = evidence_of_pair(pair, data.heldout, particles=particles, seed=seed)
     except InputError as error:
         note = str(error)
     return Result(run, type(elbo).__name__, target(elbo), run.kl_source, evaluation, found, note)

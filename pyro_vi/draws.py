@@ -16,7 +16,7 @@ from pyro_vi.binding import kept_buffers
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
 from pyro_vi.handlers import Give
-from pyro_vi.pairs import Pair, isolated, prototype
+from pyro_vi.pairs import Pair, isolated
 from pyro_vi.terms import KL, Terms, from_run, length_of, traced_plate
 from pyro_vi.traces import Program, Run, draw_traces
 
@@ -92,7 +92,7 @@ def stream(
 
 def chunk_of(pair: Pair, args: Batch) -> tuple[int, int]:
     """How many draws to make at once, and how many dimensions stand right of theirs."""
-    layout, guide = prototype(pair.model, args), prototype(pair.guide, args)
+    layout, guide = pair.layouts(args)
     nesting = max(layout.max_plate_nesting, guide.max_plate_nesting)
     widest = max([a.numel() for a in args] + [s.numel for s in (*layout.sites.values(), *guide.sites.values())])
     return max(1, MEMORY // max(1, widest)), nesting

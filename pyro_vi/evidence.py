@@ -12,7 +12,7 @@ from pyro_vi.choice import Compile, check_mode
 from pyro_vi.data import Batch
 from pyro_vi.draws import evaluating, standard_error, vectorizes
 from pyro_vi.errors import InputError
-from pyro_vi.pairs import Pair, isolated, prototype, title
+from pyro_vi.pairs import Pair, isolated, title
 from pyro_vi.programs import pair_of
 from pyro_vi.weights import Weights
 
@@ -64,9 +64,23 @@ def evidence(
         >>> round(float(evidence(model, Exact(model, (x,)), x).log_evidence[0]), 4)
         -1.688
     """
-    check_mode(compile)
     args = batch if isinstance(batch, tuple) else (batch,)
     pair = pair_of(model, guide, tuple(a[:rows] for a in args))
+    return evidence_of_pair(pair, args, method=method, particles=particles, seed=seed, rows=rows, compile=compile)
+
+
+def evidence_of_pair(
+    pair: Pair,
+    args: Batch,
+    *,
+    method: Method | None = None,
+    particles: int = 5000,
+    seed: int = 0,
+    rows: int = 1000,
+    compile: Compile = "auto",
+) -> xr.Dataset:
+    """`evidence` of a pair that is bound already."""
+    check_mode(compile)
     closed = getattr(pair.model, "log_evidence", None)
     if method is None:
         method = "iw" if closed is None else "exact"
@@ -96,7 +110,7 @@ def evidence(
 
 def refuse_global(pair: Pair, args: Batch) -> None:
     """Raise unless every latent site is local: only then is the evidence a sum over data."""
-    layout = prototype(pair.model, args)
+    layout, _ = pair.layouts(args)
     plate = layout.data_plate(len(args[0]))
     outside = [n for n, site in layout.latents.items() if plate is None or plate.name not in site.plates]
     if outside:

@@ -13,8 +13,8 @@ from torch.distributions import constraints
 
 from pyro_vi.data import Batch
 from pyro_vi.draws import MEMORY, evaluating, vectorizes
-from pyro_vi.pairs import Prototype, Site, isolated, prototype
-from pyro_vi.programs import pair_of
+from pyro_vi.pairs import Pair, Prototype, Site, isolated
+from pyro_vi.programs import pair_and_args
 from pyro_vi.runs import write_through
 from pyro_vi.traces import draw_traces
 from pyro_vi.versions import versions
@@ -53,9 +53,14 @@ def to_datatree(
         >>> dict(tree.posterior.z.sizes)
         {'chain': 1, 'draw': 5, 'data': 3, 'z_dim_0': 8}
     """
-    args = batch if isinstance(batch, tuple) else (batch,)
-    pair = pair_of(model, guide, args)
-    layout, guide_layout = prototype(pair.model, args), prototype(pair.guide, args)
+    return datatree_of_pair(*pair_and_args(model, guide, batch), draws=draws, seed=seed, groups=groups)
+
+
+def datatree_of_pair(
+    pair: Pair, args: Batch, *, draws: int = 1000, seed: int = 0, groups: Mapping[str, xr.Dataset] | None = None
+) -> xr.DataTree:
+    """`to_datatree` of a pair that is bound already."""
+    layout, guide_layout = pair.layouts(args)
     found: dict[str, dict[str, list[np.ndarray]]] = {
         group: {} for group in ("posterior", "posterior_predictive", "log_likelihood", "prior")
     }

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_vi.check import check as run_check
-from pyro_vi.check import refuse
+from pyro_vi.check import check_pair, refuse
 from pyro_vi.choice import Choice, Compile
 from pyro_vi.data import Data, load
 from pyro_vi.errors import UsageError
@@ -22,7 +21,7 @@ from pyro_vi.loop import Loop
 from pyro_vi.pairs import Pair, isolated
 from pyro_vi.programs import build_pair, name_of
 from pyro_vi.runs import RunFolder, checksum
-from pyro_vi.settings import Settings
+from pyro_vi.settings import EPOCHS, Options, Settings
 from pyro_vi.step import Optimizer
 from pyro_vi.versions import versions
 
@@ -83,22 +82,22 @@ def fit(
     data: Any,
     *,
     elbo: str | ELBO = "mean_field",
-    steps: int | None = None,
-    epochs: int | None = None,
-    batch_size: int = 128,
-    optimizer: Callable[[Iterable[torch.nn.Parameter]], Optimizer] | None = None,
-    lr: float = 1e-3,
-    schedule: str = "constant",
-    clip_norm: float | None = None,
-    beta: float = 1.0,
-    warmup: int = 0,
-    seed: int = 0,
-    out: str | Path | None = None,
-    resume: bool = False,
-    compile: Compile = "auto",
-    device: str | torch.device | None = None,
-    progress: bool = True,
-    check: bool = True,
+    steps: int | None = Options.steps,
+    epochs: int | None = Options.epochs,
+    batch_size: int = Options.batch_size,
+    optimizer: Callable[[Iterable[torch.nn.Parameter]], Optimizer] | None = Options.optimizer,
+    lr: float = Options.lr,
+    schedule: str = Options.schedule,
+    clip_norm: float | None = Options.clip_norm,
+    beta: float = Options.beta,
+    warmup: int = Options.warmup,
+    seed: int = Options.seed,
+    out: str | Path | None = Options.out,
+    resume: bool = Options.resume,
+    compile: Compile = Options.compile,
+    device: str | torch.device | None = Options.device,
+    progress: bool = Options.progress,
+    check: bool = Options.check,
     snapshots: Iterable[float] = (),
 ) -> Run:
     """Fit a pair by SVI: ascend an estimate of (1/N) [E_q log p(x | z) − β KL(q(z | x) ‖ p(z))] over minibatches.
@@ -138,41 +137,89 @@ def fit(
         >>> run.history[-1]["elbo"] > run.history[0]["elbo"]
         True
     """
-    source, data = data, load(data, seed=seed)
+    loaded = load(data, seed=seed)
+    options = Options(
+        steps=steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        lr=lr,
+        schedule=schedule,
+        clip_norm=clip_norm,
+        beta=beta,
+        warmup=warmup,
+        seed=seed,
+        out=out,
+        resume=resume,
+        compile=compile,
+        device=device,
+        progress=progress,
+        check=check,
+    )
     (name, estimator), *rest = named(elbo).items()
     if rest:
         raise UsageError("fit takes one estimator; `compare` takes several")
+    pair = build_pair(model, guide, loaded, seed=seed)
+    return fit_pair(pair, loaded, name, estimator, names_of(model, guide, data, loaded), options, snapshots)
+
+
+def names_of(model: Any, guide: Any, given: Any, data: Data) -> dict[str, str]:
+    """Model, guide and data as a run's configuration calls them: by the names that they were ``given`` by, or their own."""
+    source = str(given) if isinstance(given, (str, Path)) else data.spec.name
+    return {"model": name_of(model), "guide": name_of(guide), "data": source}
+
+
+def fit_pair(
+    pair: Pair,
+    data: Data,
+    name: str,
+    estimator: ELBO,
+    names: Mapping[str, str],
+    options: Options,
+    snapshots: Iterable[float] = (),
+) -> Run:
+    """`fit` of a pair that is bound already, and that the fit may change.
+
+    Args:
+        pair: model and guide.
+        data: what to fit it to.
+        name: the estimator's name.
+        estimator: the estimator; it may remember what it finds out about the pair.
+        names: see `names_of`.
+        options: what was asked for.
+        snapshots: fractions of the run at which parameters are kept.
+    """
     refuse_without_loss(estimator)
-    if not 0 < lr < math.inf:
-        raise UsageError(f"lr {lr} is out of range; it must be positive")
-    total = _total(steps, epochs, math.ceil(data.spec.num_data / max(1, batch_size)))
+    if not 0 < options.lr < math.inf:
+        raise UsageError(f"lr {options.lr} is out of range; it must be positive")
+    batch_size, num_data = options.batch_size, data.spec.num_data
+    total = _total(options.steps, options.epochs, math.ceil(num_data / max(1, batch_size)))
     kept = tuple(sorted({round(fraction * total) for fraction in snapshots}))
-    settings = Settings(total, batch_size, schedule, clip_norm, beta, warmup, seed, kept)
-    if resume and out is None:
+    settings = Settings(
+        total, batch_size, options.schedule, options.clip_norm, options.beta, options.warmup, options.seed, kept
+    )
+    if options.resume and options.out is None:
         raise UsageError("to resume a run, say which: give its folder as out")
     config = {
-        "model": name_of(model),
-        "guide": name_of(guide),
-        "data": str(source) if isinstance(source, (str, Path)) else data.spec.name,
+        **names,
         "data_checksum": checksum(data.columns),
         "elbo": name,
-        "optimizer": "adam" if optimizer is None else name_of(optimizer),
-        "lr": lr,
+        "optimizer": "adam" if options.optimizer is None else name_of(options.optimizer),
+        "lr": options.lr,
         **dataclasses.asdict(settings),
-        "compile": compile,
+        "compile": options.compile,
         "versions": versions(),
     }
-    pair = build_pair(model, guide, data, seed=seed)
-    example = data.example(min(batch_size, data.spec.num_data))
-    if check:
-        refuse(run_check(pair.model, pair.guide, example, elbo=estimator, num_data=data.spec.num_data))
+    example = data.example(min(batch_size, num_data))
+    if options.check:
+        refuse(check_pair(pair, example, elbo=estimator, num_data=num_data))
     with isolated(validation=False):
         sources = kl_sources(estimator, pair, example)
-    pair, data = pair.to(device), data.to(device=device)
-    loop = Loop(pair, estimator, data, settings, optimizer or _adam(lr), compile)
+    pair, data = pair.to(options.device), data.to(device=options.device)
+    loop = Loop(pair, estimator, data, settings, options.optimizer or _adam(options.lr), options.compile)
     # The folder comes last, so that what cannot be fitted leaves none.
-    folder = RunFolder(out, config, resume=resume) if out is not None else None
-    loop.run(name, folder, resume=resume, progress=progress)
+    folder = RunFolder(options.out, config, resume=options.resume) if options.out is not None else None
+    loop.run(name, folder, resume=options.resume, progress=options.progress)
     return Run(
         pair=pair,
         elbo=name,
@@ -190,7 +237,7 @@ def fit(
 def _total(steps: int | None, epochs: int | None, per_epoch: int) -> int:
     if steps is not None and epochs is not None:
         raise UsageError("give steps or epochs, not both")
-    count, what = (steps, "steps") if steps is not None else (100 if epochs is None else epochs, "epochs")
+    count, what = (steps, "steps") if steps is not None else (EPOCHS if epochs is None else epochs, "epochs")
     if count < 1:
         raise UsageError(f"{what} must be at least 1, not {count}")
     return count if steps is not None else count * per_epoch

@@ -29,7 +29,7 @@ from pyro_vi.estimators import kl_treatment
 from pyro_vi.failures import blame, failed, failing, overflow, where
 from pyro_vi.frozen import put_back
 from pyro_vi.objective import Objective
-from pyro_vi.pairs import Pair, isolated, prototype
+from pyro_vi.pairs import Pair, isolated
 from pyro_vi.progress import Progress
 from pyro_vi.randomness import generators, set_generators
 from pyro_vi.runs import RunFolder, deferred_interrupt
@@ -74,8 +74,9 @@ class Loop:
         self.optimizer = make_optimizer(self.parameters)
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
-        layout, guide_layout = (prototype(program, data.example(2)) for program in (pair.model, pair.guide))
-        plate = layout.data_plate(len(data.example(2)[0]))
+        example = data.example(min(settings.batch_size, data.spec.num_data))
+        layout, guide_layout = pair.layouts(example)
+        plate = layout.data_plate(len(example[0]))
         self.summed = not set(layout.latents) <= set(guide_layout.sites)
         self.objective = Objective(pair, elbo, plate.size if plate is not None else None)
         self.position = Position()

@@ -236,7 +236,15 @@ class Pair(nn.Module):
     def __init__(self, model: nn.Module, guide: nn.Module) -> None:
         super().__init__()
         self.model, self.guide = model, guide
+        self._layouts: dict[Any, tuple[Prototype, Prototype]] = {}
         ready(self)
+
+    def layouts(self, args: Batch) -> tuple[Prototype, Prototype]:
+        """The prototypes of model and guide on a batch; the programs run once for each shape of a batch."""
+        shapes = tuple(tuple(a.shape) if isinstance(a, torch.Tensor) else None for a in args)
+        if shapes not in self._layouts:
+            self._layouts[shapes] = prototype(self.model, args), prototype(self.guide, args)
+        return self._layouts[shapes]
 
     def owned(self, args: Batch | None = None) -> dict[str, tuple[str, nn.Parameter]]:
         """Trainable parameters by name, each with its owner: ``"model"`` or ``"guide"``.

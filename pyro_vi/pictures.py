@@ -24,8 +24,8 @@ from pyro_vi.compare import Comparison
 from pyro_vi.data import Batch
 from pyro_vi.draws import evaluating
 from pyro_vi.errors import InputError
-from pyro_vi.pairs import Pair, Site, isolated, prototype
-from pyro_vi.plots import LOOK, heading, legend, looks
+from pyro_vi.look import LOOK, heading, legend, looks
+from pyro_vi.pairs import Pair, Site, isolated
 
 STEPS, MOST = 9, 8
 """Values that a latent dimension takes in a traversal, and how many dimensions it shows at most."""
@@ -191,7 +191,7 @@ def _observed(pair: Pair, args: Batch, replayed: Any = None) -> tuple[np.ndarray
     x is the site that observes the first column; if none does (it is an input), all observed sites side by side.
     """
     n = len(args[0])
-    plate = prototype(pair.model, args).data_plate(n)
+    plate = pair.layouts(args)[0].data_plate(n)
     model = pair.model if replayed is None else poutine.replay(pair.model, trace=replayed)
     pairs = []
     nodes: dict[str, Any] = prune_subsample_sites(_trace(model, args)).nodes
@@ -243,7 +243,7 @@ def _walk(pair: Pair, heldout: Batch, datum: int) -> tuple[list[int], np.ndarray
 
 
 def _vector(pair: Pair, args: Batch) -> Site:
-    layout = prototype(pair.model, args)
+    layout, _ = pair.layouts(args)
     plate, sites = layout.data_plate(len(args[0])), list(layout.latents.values())
     if len(sites) == 1 and plate is not None and plate.name in sites[0].plates:
         support: Any = sites[0].support

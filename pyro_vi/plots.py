@@ -1,20 +1,13 @@
-"""Plots of what was measured, curves of the fits and moments of the audits, and the one call that writes all pictures.
+"""Plots of what was measured: curves of the fits, and moments of the audits.
 
-* `LOOK`, `looks`, `heading` and `legend` are what every picture shares, those of `pyro_vi.pictures` too.
-* A plot takes a comparison and gives back a figure; `save` writes all that apply.
-
-Figures are made without pyplot: nothing global is changed, and no window opens.
+Each function takes a comparison and gives back a figure.
 """
 
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -22,71 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from pyro_vi.compare import Comparison
-from pyro_vi.errors import InputError
+from pyro_vi.look import LOOK, heading, legend, looks
 
 PARTS = ("model", "guide")
-LOOK: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9,
-    "figure.labelsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-}
-"""Settings within which figures are made, whatever the caller's are."""
-
-# Okabe and Ito's palette, told apart with any colour vision; the markers say it once more.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-
-
-@dataclass(frozen=True)
-class Look:
-    """An estimator's colour and marker, the same in every picture, and the width of its lines."""
-
-    colour: str
-    marker: str
-    width: float
-
-
-def looks(names: Iterable[str]) -> dict[str, Look]:
-    """The look of each estimator, by its place among the names.
-
-    Example:
-        >>> looks(["trace", "mean_field"])["trace"].colour
-        '#0072B2'
-    """
-    listed = list(names)
-    # Later lines are thinner and drawn over the others: of two that coincide, both are seen.
-    widths = np.linspace(2.6, 1.0, len(listed)) if len(listed) > 1 else [1.6]
-    return {
-        name: Look(_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)], float(widths[i]))
-        for i, name in enumerate(listed)
-    }
-
-
-def heading(figure: Figure, comparison: Comparison, what: str) -> None:
-    """Title a figure: what it shows, and of which model, guide and data."""
-    of = f"model {comparison.model}, guide {comparison.guide}, data {comparison.data.spec.name}"
-    width = int(13 * figure.get_figwidth())
-    text = "\n".join([*textwrap.wrap(what, width), *textwrap.wrap(of, width)])
-    # Names are people's own: a dollar sign in one is no mathematics.
-    figure.suptitle(text, fontsize=10, parse_math=False)
-
-
-def legend(figure: Figure, entries: Mapping[str, Artist] | None = None) -> None:
-    """One legend below the panels, as wide as the figure allows: by default of what the panels name."""
-    if entries is None:
-        found = [panel.get_legend_handles_labels() for panel in figure.axes]
-        entries = {text: handle for handles, texts in found for handle, text in zip(handles, texts, strict=True)}
-    if entries:
-        columns = int(13 * figure.get_figwidth() / (max(map(len, entries)) + 8))
-        columns = max(1, min(columns, len(entries)))
-        box = figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
-        for text in box.get_texts():
-            text.set_parse_math(False)
 
 
 @matplotlib.rc_context(LOOK)
@@ -269,32 +200,3 @@ def _logarithmic(axes: Axes, zero: Sequence[str], names: int, x: bool = False, y
             )
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_formatter(NullFormatter())
-
-
-def save(comparison: Comparison, out: Path) -> list[Path]:
-    """Write every picture that applies to the comparison as PNG into a folder, which is made if it is not there.
-
-    Args:
-        comparison: fits and audits.
-        out: the folder.
-
-    Returns:
-        The paths, in the order in which the pictures are to be read.
-    """
-    from pyro_vi import pictures  # they share the looks above
-
-    out.mkdir(parents=True, exist_ok=True)
-    drawn = [training_curves]
-    if comparison.audits:
-        drawn += [gradient_variance, value_against_gradient]
-    drawn += [pictures.reconstructions, pictures.prior_samples, pictures.latent_traversal]
-    paths = []
-    for picture in drawn:
-        try:
-            figure = picture(comparison)
-        except InputError:
-            continue  # not of this kind of model; what it needs stands in its docstring
-        path = out / f"{picture.__name__}.png"
-        figure.savefig(path, dpi=150)
-        paths.append(path)
-    return paths

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_vi.binding import Shared, bind
 from pyro_vi.data import Batch, Data
@@ -27,7 +27,7 @@ from pyro_vi.specs import check_options, parse, unknown
 
 Kind = Literal["model", "guide"]
 
-__all__ = ["available", "bind", "build_pair", "name_of", "pair_of", "resolve"]
+__all__ = ["available", "bind", "build_pair", "name_of", "pair_and_args", "pair_of", "resolve"]
 
 
 def available(kind: Kind) -> dict[str, str]:
@@ -122,16 +122,19 @@ def _from_package(path: str, kind: Kind) -> ModuleType:
 
 def pair_of(model: Any, guide: Any, args: Batch) -> Pair:
     """A pair of two programs that are there already, modules or functions, each owning its parameters (see `bind`)."""
-    for kind, program in (("model", model), ("guide", guide)):
-        if inspect.isclass(program) or not callable(program):
-            raise InputError(
-                f"the {kind} must be a function or a module, not {program!r}; make an instance of it first"
-            )
     shared: Shared = {}
     return Pair(_bound(model, args, shared, "model"), _bound(guide, args, shared, "guide"))
 
 
+def pair_and_args(model: Any, guide: Any, batch: Batch | Tensor) -> tuple[Pair, Batch]:
+    """`pair_of` two programs, and the batch as the tuple that they are called with: where a public function begins."""
+    args = batch if isinstance(batch, tuple) else (batch,)
+    return pair_of(model, guide, args), args
+
+
 def _bound(program: Any, args: Batch, shared: Shared, kind: Kind) -> nn.Module:
+    if inspect.isclass(program) or not callable(program):
+        raise InputError(f"the {kind} must be a function or a module, not {program!r}; make an instance of it first")
     try:
         return bind(program, args, shared)
     except InputError:
@@ -158,14 +161,11 @@ def build_pair(model: Any, guide: Any, data: Data, *, seed: int = 0, size: int =
         InputError: a program that cannot be built for this data, or fails on it.
     """
     args = data.example(size)
+    shared: Shared = {}
     with isolated(seed):
-        made_model = _make(model, "model", (data.spec,))
-        shared: Shared = {}
-        if isinstance(guide, str) or inspect.isclass(guide):
-            bound_model = _bound(made_model, args, shared, "model")
-            made_guide = _make(guide, "guide", (bound_model, args))
-            return copy.deepcopy(Pair(bound_model, _bound(made_guide, args, shared, "guide")))
-        return copy.deepcopy(pair_of(made_model, guide, args))
+        bound_model = _bound(_make(model, "model", (data.spec,)), args, shared, "model")
+        bound_guide = _bound(_make(guide, "guide", (bound_model, args)), args, shared, "guide")
+        return copy.deepcopy(Pair(bound_model, bound_guide))
 
 
 def _make(program: Any, kind: Kind, contract: tuple[Any, ...]) -> Any:

@@ -1,14 +1,21 @@
-"""What a fit was asked to do, and where it stands.
+"""Options, settings and the position of a fit.
 
-* `Settings` is what was asked; `Position` is where the fit is: what a checkpoint holds beside parameters, optimizer and
-  generators. `Settings.controls` gives the weight of the KL and the learning rate of a step, which depend on nothing else.
+* `Options` is everything that people may ask of a fit, with the defaults.
+* `Settings` is the part on which its steps depend. `Settings.controls` gives the weight of the KL and the learning rate of a
+  step, which depend on the number of the step and on nothing else.
+* `Position` is where the fit stands: what a checkpoint holds beside parameters, optimizer and generators.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
 
 from pyro_vi.errors import UsageError
+from pyro_vi.specs import check_options
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
@@ -16,6 +23,45 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
 }
 """Learning rate, as a fraction of the first, against the fraction of steps that are done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What people may ask of a fit, each option with its default: the one table that Python and the command line share.
+
+    The options are those of `pyro_vi.fit`, which says what each one does.
+    """
+
+    steps: int | None = None
+    epochs: int | None = None
+    batch_size: int = 128
+    optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer] | None = None
+    lr: float = 3e-3
+    schedule: str = "cosine"
+    clip_norm: float | None = None
+    beta: float = 1.0
+    warmup: int = 0
+    seed: int = 0
+    out: str | Path | None = None
+    resume: bool = False
+    compile: bool | Literal["auto"] = "auto"
+    device: str | torch.device | None = None
+    progress: bool = True
+    check: bool = True
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "Options":
+        """Options by name.
+
+        Raises:
+            UsageError: a name that is no option.
+        """
+        check_options("fit", given, [field.name for field in fields(cls)])
+        return cls(**given)
+
+
+EPOCHS = 100
+"""Passes over the data where neither steps nor epochs are given."""
 
 
 @dataclass(frozen=True)

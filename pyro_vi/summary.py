@@ -38,7 +38,7 @@ def table(comparison: Comparison) -> Table:
     row("Pyro class", lambda name, result: result.cls)
     row("KL", lambda name, result: _sources(result))
     shown.add_section()
-    row("held-out ELBO", lambda name, result: f"{result.elbo:.2f} ± {result.evaluation.se:.2f}")
+    row("held-out ELBO", lambda name, result: f"{result.elbo_mean:.2f} ± {result.evaluation.se:.2f}")
     row("  reconstruction", lambda name, result: f"{float(result.evaluation.reconstruction.mean()):.2f}")
     row("  KL", lambda name, result: f"{float(result.evaluation.kl.mean()):.2f}")
     row(f"evidence{_method(results)}", lambda name, result: _evidence(result))

@@ -23,7 +23,8 @@ import pyro_vi.kl  # noqa: F401  (registers closed forms that torch lacks)
 from pyro_vi.binding import kept_buffers
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
-from pyro_vi.pairs import PARTICLES, Plate, describe, isolated
+from pyro_vi.pairs import PARTICLES, Pair, Plate, describe, isolated
+from pyro_vi.programs import pair_and_args
 from pyro_vi.traces import Run, draw_traces
 
 KL = Literal["analytic", "sampled"]
@@ -159,10 +160,11 @@ def terms(model: Any, guide: Any, batch: Batch | Tensor, *, kl: KL = "analytic",
         >>> draw.sites["z"].kl, draw.sources["z"].kind
         (tensor([0.1078, 0.3078]), 'analytic')
     """
-    from pyro_vi.programs import pair_of  # terms are used below programs too
+    return terms_of_pair(*pair_and_args(model, guide, batch), kl=kl, seed=seed)
 
-    args = batch if isinstance(batch, tuple) else (batch,)
-    pair = pair_of(model, guide, args)
+
+def terms_of_pair(pair: Pair, args: Batch, *, kl: KL = "analytic", seed: int | None = None) -> Terms:
+    """`terms` of a pair that is bound already."""
     with isolated(seed), kept_buffers(pair):
         run = draw_traces(pair.model, pair.guide, args)
     return from_run(run, length_of(args), kl=kl)

@@ -55,7 +55,7 @@ from rich.console import Console
 from rich.table import Table
 
 import pyro_vi
-from pyro_vi.plots import LOOK, legend, looks
+from pyro_vi.look import LOOK, legend, looks
 from pyro_vi.versions import versions
 
 RATIOS = (

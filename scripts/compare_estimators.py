@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 import pyro_vi
-from pyro_vi.plots import save
+from pyro_vi.saving import save
 from pyro_vi.summary import conclude, table
 
 

@@ -29,9 +29,9 @@ from torch import Tensor
 
 import pyro_vi
 from pyro_vi.evaluations import Evaluator
+from pyro_vi.look import LOOK, legend, looks
 from pyro_vi.noise import KINDS, noise
 from pyro_vi.pairs import Pair, isolated
-from pyro_vi.plots import LOOK, legend, looks
 from pyro_vi.threads import fitting_threads
 
 ELBOS = ("trace", "mean_field", "iwae(num_particles=8)")

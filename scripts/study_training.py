@@ -21,7 +21,7 @@ from rich.table import Table
 
 import pyro_vi
 from pyro_vi.advice import advise
-from pyro_vi.plots import looks
+from pyro_vi.look import looks
 
 ELBOS = ("trace", "mean_field", "stl", "score", "mixed", "iwae", "dreg", "renyi")
 STAGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)

@@ -20,10 +20,11 @@ from pyro_vi.data import load
 from pyro_vi.draws import Evaluation
 from pyro_vi.errors import InputError
 from pyro_vi.fit import Run
+from pyro_vi.look import looks
 from pyro_vi.pairs import Pair, isolated
 from pyro_vi.pictures import latent_traversal, prior_samples, reconstructions
-from pyro_vi.plots import looks, save
 from pyro_vi.programs import build_pair
+from pyro_vi.saving import save
 
 PICTURES = (reconstructions, prior_samples, latent_traversal)
 VAE = "vae(latent_dim=3)"

@@ -20,8 +20,10 @@ from pyro_vi.compare import Comparison, Result
 from pyro_vi.data import Data, load
 from pyro_vi.draws import Evaluation
 from pyro_vi.fit import Run
-from pyro_vi.plots import gradient_variance, looks, save, training_curves, value_against_gradient
+from pyro_vi.look import looks
+from pyro_vi.plots import gradient_variance, training_curves, value_against_gradient
 from pyro_vi.programs import build_pair
+from pyro_vi.saving import save
 
 NAMES = ("trace", "mean_field", "stl", "iwae", "dreg", "score")
 PLOTS = (training_curves, gradient_variance, value_against_gradient)

@@ -21,9 +21,9 @@ from pyro_vi.estimators.renyi import Renyi
 from pyro_vi.estimators.score import Mixed, Score
 from pyro_vi.estimators.stl import STL
 from pyro_vi.estimators.vimco import VIMCO
-from pyro_vi.pairs import Pair, prototype
+from pyro_vi.pairs import Pair
 from pyro_vi.specs import check_options, parse, unknown
-from pyro_vi.terms import KL, KLSource, terms
+from pyro_vi.terms import KL, KLSource, terms_of_pair
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def differentiable_loss(elbo: Any, pair: Pair, args: Batch) -> Tensor:
     summing = isinstance(elbo, (TraceEnum_ELBO, TraceTMC_ELBO)) or getattr(elbo, "vectorize_particles", False)
     if summing and not isinstance(elbo, Bound) and math.isinf(elbo.max_plate_nesting):
         # Pyro would guess the same, and write so to stderr.
-        nesting = max(prototype(p, args).max_plate_nesting for p in (pair.model, pair.guide))
+        nesting = max(layout.max_plate_nesting for layout in pair.layouts(args))
         elbo.max_plate_nesting = nesting + int(elbo.vectorize_particles and elbo.num_particles > 1)
     if isinstance(elbo, TraceGraph_ELBO):
         value, surrogate = elbo._loss_and_surrogate_loss(pair.model, pair.guide, args, {})
@@ -151,12 +151,12 @@ def kl_sources(elbo: ELBO, pair: Pair, args: Batch) -> dict[str, KLSource]:
     if isinstance(elbo, Bound):
         return elbo.sources(pair.model, pair.guide, args)
     summed = _marked(pair, args) if isinstance(elbo, (TraceEnum_ELBO, TraceTMC_ELBO)) else set()
-    found = terms(pair.model, pair.guide, args, kl=kl_treatment(elbo), seed=0).sources
+    found = terms_of_pair(pair, args, kl=kl_treatment(elbo), seed=0).sources
     return {**found, **{name: KLSource("enumerated") for name in summed}}
 
 
 def _marked(pair: Pair, args: Batch) -> set[str]:
-    sites = [site for program in (pair.model, pair.guide) for site in prototype(program, args).latents.values()]
+    sites = [site for layout in pair.layouts(args) for site in layout.latents.values()]
     return {site.name for site in sites if site.enumerated}
 
 
