@@ -4,21 +4,22 @@
 >>> run = pyro_vi.fit("vae", "diag_normal", "digits", steps=5, progress=False)
 
 The functions below are all that most people need; modules of the same name hold them with their parts. Importing this
-package also registers closed forms of the KL that torch lacks (see `pyro_vi.kl`).
+package also registers closed forms of the KL that torch lacks (see `pyro_vi.elbo.kl`).
 """
 
 from importlib.metadata import version
 
 from pyro_vi import estimators
-from pyro_vi.audit import audit
-from pyro_vi.check import Finding, check
-from pyro_vi.compare import Comparison, compare
-from pyro_vi.data import Data, DataSpec, load
+from pyro_vi.auditing.auditor import audit
+from pyro_vi.comparison import Comparison, compare
+from pyro_vi.data.dataset import Data, DataSpec
+from pyro_vi.data.loading import load
+from pyro_vi.diagnostics.log_evidence import evidence
+from pyro_vi.elbo.decomposition import Terms, terms
 from pyro_vi.errors import FitError, InputError, UsageError
-from pyro_vi.evidence import evidence
-from pyro_vi.export import to_datatree
-from pyro_vi.fit import Run, fit
-from pyro_vi.terms import Terms, terms
+from pyro_vi.fitting.checks import Finding, check
+from pyro_vi.fitting.svi import Run, fit
+from pyro_vi.reporting.datatree import to_datatree
 
 __version__ = version("pyro-vi")
 

@@ -55,8 +55,8 @@ from rich.console import Console
 from rich.table import Table
 
 import pyro_vi
-from pyro_vi.look import LOOK, legend, looks
-from pyro_vi.versions import versions
+from pyro_vi.reporting.look import LOOK, legend, looks
+from pyro_vi.support.packages import versions
 
 RATIOS = (
     *(("compiled", other) for other in ("stock", "torch", "torch_compiled", "numpyro_update", "numpyro_scan")),

@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 import pyro_vi
-from pyro_vi.saving import save
-from pyro_vi.summary import conclude, table
+from pyro_vi.reporting.saving import save
+from pyro_vi.reporting.summary import conclude, table
 
 
 def main(out: Path) -> None:

@@ -35,8 +35,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import pyro_vi
-from pyro_vi.look import LOOK, legend, looks
-from pyro_vi.pairs import isolated
+from pyro_vi.programs.isolation import isolated
+from pyro_vi.reporting.look import LOOK, legend, looks
 
 TEMPERATURES, DIMENSIONS, DRAWS = (0.1, 0.2, 0.5, 1.0, 2.0), (1, 3, 10, 30), 4
 MEANS = torch.tensor([[2.0, 0.0], [-1.0, 1.5], [-1.0, -1.5]], dtype=torch.float64)

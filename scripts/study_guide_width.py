@@ -32,7 +32,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import pyro_vi
-from pyro_vi.look import LOOK, legend, looks
+from pyro_vi.reporting.look import LOOK, legend, looks
 
 ELBOS = ("trace", "mean_field", "stl")
 X, MEANS, WIDTHS = 1.3, (0.65, 0.3), np.geomspace(0.15, 1.5, 12)

@@ -30,7 +30,7 @@ from rich.table import Table
 from torch import Tensor
 
 import pyro_vi
-from pyro_vi.look import LOOK, legend, looks
+from pyro_vi.reporting.look import LOOK, legend, looks
 
 NAMES = ("reverse: KL(q ‖ p)", "forward: KL(p ‖ q)")
 DISTANCES = torch.tensor([0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0], dtype=torch.float64)

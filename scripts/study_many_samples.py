@@ -29,7 +29,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import pyro_vi
-from pyro_vi.look import LOOK, legend, looks
+from pyro_vi.reporting.look import LOOK, legend, looks
 
 NAMES, KS = ("iwae", "dreg"), (1, 4, 16, 64, 256)
 X, M, S = 1.3, 0.6, 0.75

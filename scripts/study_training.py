@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 import pyro_vi
-from pyro_vi.advice import advise
-from pyro_vi.look import looks
+from pyro_vi.auditing.advice import advise
+from pyro_vi.reporting.look import looks
 
 ELBOS = ("trace", "mean_field", "stl", "score", "mixed", "iwae", "dreg", "renyi")
 STAGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)

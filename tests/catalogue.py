@@ -17,12 +17,12 @@ from pyro import poutine
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import Tensor, nn
 
-from pyro_vi.data import DataSpec
+from pyro_vi.data.dataset import DataSpec
 from pyro_vi.guides.diag_normal import DiagNormal
 from pyro_vi.guides.exact import Exact
 from pyro_vi.models.linear_gaussian import LinearGaussian
 from pyro_vi.models.vae import VAE
-from pyro_vi.pairs import data_plate
+from pyro_vi.programs.layout import data_plate
 
 NUM_DATA, BATCH = 50, 8
 """Full size of the data and rows of a minibatch, wherever a pair is subsampled."""

@@ -20,7 +20,8 @@ from torch.nn.functional import softplus
 
 from pyro_vi import estimators
 from pyro_vi.estimators.bound import Bound
-from pyro_vi.pairs import Pair, data_plate
+from pyro_vi.programs.layout import data_plate
+from pyro_vi.programs.pair import Pair
 
 NAMES = ("b", "m", "l")
 START = {"b": 0.2, "m": 0.4, "l": -0.5}

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vi.elbo.decomposition import Terms
 from pyro_vi.errors import InputError
 from pyro_vi.estimators.sample import Sample, Values, weights
-from pyro_vi.terms import Terms
 
 
 def _need_reparametrized(sample: Sample, gradient: str) -> None:

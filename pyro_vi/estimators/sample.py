@@ -14,14 +14,14 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vi.draws import draws_at_once
+from pyro_vi.elbo.decomposition import SiteTerms, Terms, from_run, length_of, traced_plate
+from pyro_vi.elbo.draws import draws_at_once
+from pyro_vi.elbo.traces import Run, draw_traces
 from pyro_vi.errors import InputError
 from pyro_vi.estimators.dependence import refused_by_dependence
-from pyro_vi.handlers import Give, Relax, Straighten, Values
-from pyro_vi.pairs import describe
-from pyro_vi.randomness import kept_generators
-from pyro_vi.terms import SiteTerms, Terms, from_run, length_of, traced_plate
-from pyro_vi.traces import Run, draw_traces
+from pyro_vi.programs.handlers import Give, Relax, Straighten, Values
+from pyro_vi.programs.layout import describe
+from pyro_vi.support.randomness import kept_generators
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def _given_mask(node: Any) -> Any:
 
 
 def _own_mask(fn: Any) -> Any:
-    # A closed form minds the mask of one distribution (pyro_vi.kl), but of two takes what both keep.
+    # A closed form minds the mask of one distribution (pyro_vi.elbo.kl), but of two takes what both keep.
     while fn is not None and getattr(fn, "_mask", None) is None:
         fn = getattr(fn, "base_dist", None)
     return None if fn is None else fn._mask

@@ -15,8 +15,8 @@ from torch import nn
 
 from pyro_vi import estimators
 from pyro_vi.errors import InputError
-from pyro_vi.pairs import isolated
-from pyro_vi.programs import pair_of
+from pyro_vi.programs.build import pair_of
+from pyro_vi.programs.isolation import isolated
 
 
 def chain_model(x):

@@ -29,7 +29,8 @@ from pyro.infer import SVI
 from torch import Tensor
 
 from pyro_vi import estimators
-from pyro_vi.pairs import Pair, data_plate
+from pyro_vi.programs.layout import data_plate
+from pyro_vi.programs.pair import Pair
 
 COPIES, EVALUATIONS = 300, 30
 """Copies of each datum, so that one evaluation is many draws, and evaluations: their spread is known to about 1 in 8."""

@@ -10,9 +10,9 @@ from pyro import poutine
 
 from pyro_vi.estimators.bound import Bound
 from pyro_vi.estimators.sample import draw_sample, weights
-from pyro_vi.handlers import Give, Straighten
-from pyro_vi.pairs import isolated
-from pyro_vi.programs import pair_of
+from pyro_vi.programs.build import pair_of
+from pyro_vi.programs.handlers import Give, Straighten
+from pyro_vi.programs.isolation import isolated
 
 
 class Owner:

@@ -9,13 +9,14 @@ import torch
 from catalogue import BATCH, BITS, CATALOGUE, NUM_DATA, columns, linear_gaussian, number, scalars, spec
 from torch import nn
 
-from pyro_vi.binding import bind
+from pyro_vi.elbo.decomposition import terms
 from pyro_vi.errors import InputError
 from pyro_vi.guides.diag_normal import DiagNormal
 from pyro_vi.models.vae import VAE
-from pyro_vi.pairs import isolated, prototype
-from pyro_vi.programs import pair_of
-from pyro_vi.terms import terms
+from pyro_vi.programs.binding import bind
+from pyro_vi.programs.build import pair_of
+from pyro_vi.programs.isolation import isolated
+from pyro_vi.programs.layout import prototype
 
 SUPPORTS = {
     "real": lambda x: dist.Normal(x.new_zeros(()), 1.0),

@@ -10,7 +10,7 @@ from torch import nn
 from pyro_vi.errors import InputError
 from pyro_vi.guides.exact import Exact
 from pyro_vi.models.vae import VAE
-from pyro_vi.pairs import isolated
+from pyro_vi.programs.isolation import isolated
 
 
 def test_it_draws_from_the_models_posterior():

@@ -9,10 +9,10 @@ import torch
 from catalogue import columns, linear_gaussian, spec
 from sklearn.decomposition import PCA, FactorAnalysis
 
-from pyro_vi.data import DataSpec
+from pyro_vi.data.dataset import DataSpec
 from pyro_vi.errors import InputError
 from pyro_vi.models.linear_gaussian import LinearGaussian
-from pyro_vi.pairs import prototype
+from pyro_vi.programs.layout import prototype
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 

@@ -9,11 +9,11 @@ import torch
 from catalogue import BITS, columns, spec
 from torch import nn
 
-from pyro_vi.data import load
+from pyro_vi.data.loading import load
+from pyro_vi.elbo.decomposition import terms
 from pyro_vi.errors import InputError
 from pyro_vi.models.vae import LIKELIHOODS, VAE
-from pyro_vi.pairs import prototype
-from pyro_vi.terms import terms
+from pyro_vi.programs.layout import prototype
 
 
 def prior_guide(latent_dim: int):

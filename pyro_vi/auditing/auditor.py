@@ -1,0 +1,196 @@
+"""Estimators at fixed parameters: moments of their values and gradients, from common random draws.
+
+Draw d of every estimator starts from the same generator state, so that differences between estimators are not differences
+between draws. Draws come in chunks and are accumulated: memory does not grow with their number.
+
+`Record` is what is kept of one estimator; `audit` fills the records and `dataset_of` lays them out.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+import xarray as xr
+from pyro.infer import ELBO
+from torch import Tensor
+
+from pyro_vi.auditing.evaluator import Evaluator, stacked
+from pyro_vi.auditing.moments import GROUPS, Difference, Moments
+from pyro_vi.auditing.result import Record, dataset_of
+from pyro_vi.auditing.timing import costs
+from pyro_vi.data.dataset import Batch
+from pyro_vi.elbo.decomposition import from_run
+from pyro_vi.elbo.traces import draw_traces
+from pyro_vi.errors import InputError
+from pyro_vi.estimators.table import named
+from pyro_vi.estimators.traits import kl_sources, known_biased, target
+from pyro_vi.programs.build import pair_and_args
+from pyro_vi.programs.isolation import isolated, kept_buffers
+from pyro_vi.programs.pair import Pair
+from pyro_vi.support.packages import versions
+from pyro_vi.support.threads import fitting_threads
+
+SITE_DRAWS = 200
+"""Pairs of draws for the share of each site in the variance."""
+
+
+def audit(
+    model: Any,
+    guide: Any,
+    batch: Batch | Tensor,
+    *,
+    elbos: Iterable[str | ELBO] | str | ELBO = ("trace", "mean_field"),
+    draws: int = 1000,
+    seed: int = 0,
+    vectorize: bool | None = None,
+) -> xr.Dataset:
+    """E and Var of each estimator's value and gradient at the pair's present parameters, over common random draws.
+
+    Args:
+        model: generative program, a module or a function.
+        guide: variational program.
+        batch: a tensor, or the tuple that the programs are called with; kept fixed.
+        elbos: estimators, by name or as `pyro.infer.ELBO`.
+        draws: evaluations of loss and gradient for each estimator, at least 20.
+        seed: of the draws.
+        vectorize: evaluate many draws at once; by default where the programs allow it and are small enough for it to pay. The
+            numbers are the same either way, to rounding.
+
+    Returns:
+        A dataset over ``elbo``, ``parameter``, ``part`` (model, guide) and ``site``:
+
+        * ``value_mean``, ``value_sd``, ``value_se``: of the bound, in nats per datum.
+        * ``grad_mean``: norm of the mean gradient of the bound per datum; ``grad_var``: sum of its elementwise variances, with
+          standard error ``grad_var_se`` and 95 % interval ``grad_var_low``, ``grad_var_high``; ``grad_snr`` = ``grad_mean`` /
+          √``grad_var``; ``work_var`` = ``grad_var`` × ``seconds``: what a second of averaging leaves of it, to choose by.
+          The same with ``part_`` before it sums over the parameters of an owner. Parameters with a constraint are taken on
+          their unconstrained scale.
+        * ``bias_z``: z-score of the mean gradient against that of the first unbiased estimator of the same bound (coordinate
+          ``target``), from common draws; ``bias_p``: its p-value, adjusted for the number of tests (Holm 1979). NaN where there
+          is nothing to compare with.
+        * ``site_var`` over ``elbo, site, part``: gradient variance that is left when the draws of all other sites are held (the
+          total effect of Jansen 1999): which site the noise comes from. NaN where draws cannot be told apart.
+        * ``kl_source`` over ``elbo, site``.
+        * ``seconds``: median time of one loss-and-gradient evaluation, with interquartile range ``seconds_iqr`` and standard
+          error ``seconds_se``, and its ``peak_bytes``; ``method``: ``"vmap"`` where many draws were evaluated at once.
+
+    Raises:
+        InputError: too few draws, a program that fails on the batch, or a gradient that is not finite.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     m = pyro.param("m", torch.tensor(0.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(m, 1.0))
+        >>> result = audit(model, guide, torch.tensor([1.3]), draws=400)
+        >>> bool(result.grad_var.sel(elbo="trace", parameter="m") > result.grad_var.sel(elbo="mean_field", parameter="m"))
+        True
+    """
+    pair, args = pair_and_args(model, guide, batch)
+    return audit_pair(pair, args, named(elbos), draws=draws, seed=seed, vectorize=vectorize)
+
+
+def audit_pair(
+    pair: Pair,
+    args: Batch,
+    estimators: Mapping[str, ELBO],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    vectorize: bool | None = None,
+) -> xr.Dataset:
+    """`audit` of a pair that is bound already, of estimators by name; they may remember what they find out about the pair."""
+    if draws < 20:
+        raise InputError(f"an audit needs at least 20 draws for its standard errors, not {draws}")
+    owned = pair.owned(args)
+    parameters = [parameter for _, parameter in owned.values()]
+    sizes = [parameter.numel() for parameter in parameters]
+    groups = min(GROUPS, draws // 10)
+    records: dict[str, Record] = {}
+    with isolated(seed, validation=False), kept_buffers(pair), fitting_threads(pair, args):
+        threads = torch.get_num_threads()
+        seeds = torch.randint(2**62, (draws,)).tolist()
+        num_data = _num_data(pair, args)
+        evaluators = {name: Evaluator(elbo, pair, args, parameters, vectorize) for name, elbo in estimators.items()}
+        measured = costs({name: evaluator.once for name, evaluator in evaluators.items()}, seconds=0.1)
+        references = _references(estimators)
+        for name, elbo in estimators.items():
+            sources = {site: str(source) for site, source in kl_sources(elbo, pair, args).items()}
+            records[name] = Record(
+                evaluators[name],
+                target(elbo),
+                Moments(sum(sizes), groups, draws),
+                Moments(1, 2, draws),
+                sources,
+                measured[name],
+            )
+            if name not in references.values() and parameters:
+                resolution = 1e-4 if parameters[0].dtype == torch.float32 else 1e-10
+                records[name].against = Difference(sizes, draws, resolution)
+        chunk = max(1, min(50, 2**22 // max(1, sum(sizes))))
+        for start in range(0, draws, chunk):
+            some = seeds[start : start + chunk]
+            seen: dict[str, Tensor] = {}
+            for name in sorted(records, key=lambda name: name not in references.values()):
+                record = records[name]
+                losses, gradients = record.evaluator(some)
+                record.values.add(-losses.unsqueeze(1) / num_data)
+                record.gradients.add(gradients / num_data)
+                if record.against is None:
+                    seen[record.target] = gradients
+                else:
+                    record.against.add(gradients, seen[record.target])
+        for record in records.values():
+            record.site_var = _site_variances(record.evaluator, seeds, chunk, num_data)
+    for name, record in records.items():
+        if not bool(record.gradients.mean.isfinite().all()) or not bool(record.values.mean.isfinite().all()):
+            raise InputError(
+                f"the value or gradient under '{name}' is not finite at these parameters; run `check` on the pair"
+            )
+    return dataset_of(records, sizes, list(owned), [owner for owner, _ in owned.values()]).assign_attrs(
+        draws=draws,
+        seed=seed,
+        num_data=num_data,
+        batch_size=len(args[0]),
+        threads=threads,
+        device=str(args[0].device),
+        **{f"version_{k}": v for k, v in versions().items()},
+    )
+
+
+def _references(estimators: Mapping[str, ELBO]) -> dict[str, str]:
+    """By bound, the estimator that the others are held against: the first that is not biased by its making."""
+    references: dict[str, str] = {}
+    for name in sorted(estimators, key=lambda name: known_biased(estimators[name])):
+        references.setdefault(target(estimators[name]), name)
+    return references
+
+
+def _num_data(pair: Pair, args: Batch) -> int:
+    with torch.no_grad():
+        run = draw_traces(pair.model, pair.guide, args)
+    return from_run(run, len(args[0])).num_data
+
+
+def _site_variances(evaluator: Evaluator, seeds: list[int], chunk: int, num_data: int) -> dict[str, Tensor]:
+    """½ E|g(z) − g(z')|² by element, where z' has other draws at one site only."""
+    captured = evaluator.captured
+    if captured is None:
+        return {}
+    half = min(SITE_DRAWS, len(seeds) // 2)
+    sites = dict.fromkeys(draw.site for draw in captured.draws if draw.site is not None)
+    result = {site: torch.zeros(evaluator.size, dtype=torch.float64) for site in sites}
+    for start in range(0, half, chunk):
+        stop = min(start + chunk, half)
+        parts = (seeds[start:stop], seeds[half + start : half + stop])
+        base, other = (stacked(captured, part, evaluator.args) for part in parts)
+        _, gradients = evaluator.at(base)
+        for site in sites:
+            mixed = [o if draw.site == site else b for draw, b, o in zip(captured.draws, base, other, strict=True)]
+            result[site] += 0.5 * ((evaluator.at(mixed)[1] - gradients) / num_data).square().sum(0) / half
+    return result

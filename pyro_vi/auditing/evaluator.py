@@ -1,0 +1,123 @@
+"""Losses and gradients of one estimator for draws that are named by their seeds: many at once, or one by one.
+
+`Evaluator` captures the estimator on a pair where that pays, sees that captured and single evaluations agree, and gives the
+same numbers either way; `stacked` makes the draws of a captured graph for several seeds.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from pyro.infer import ELBO
+from torch import Tensor
+
+from pyro_vi.auditing.captured import Captured, capture
+from pyro_vi.data.dataset import Batch
+from pyro_vi.errors import InputError, first_line
+from pyro_vi.estimators.traits import differentiable_loss
+from pyro_vi.programs.pair import Pair
+from pyro_vi.tracing.errors import NoGraph
+
+WORTH = 2**23
+"""Parameters × rows × particles up to which many draws at once are faster than one by one."""
+
+
+class Evaluator:
+    """Losses and gradients of one estimator for draws that are named by their seeds."""
+
+    def __init__(
+        self, elbo: ELBO, pair: Pair, args: Batch, parameters: Sequence[Tensor], vectorize: bool | None
+    ) -> None:
+        self.elbo, self.pair, self.args, self.parameters = elbo, pair, args, parameters
+        self.size = sum(parameter.numel() for parameter in parameters)
+        work = self.size * len(args[0]) * getattr(elbo, "num_particles", 1)
+        wanted = work <= WORTH if vectorize is None else vectorize
+        self.captured: Captured | None = None
+        if wanted:
+            try:
+                self.captured = self._capture()
+            except NoGraph as error:  # then one by one
+                if vectorize:
+                    raise InputError(
+                        f"these draws cannot be evaluated at once: {error}; leave vectorize out"
+                    ) from error
+
+    def _capture(self) -> Captured:
+        if not self.parameters:
+            raise NoGraph("the pair has no parameters")
+        captured = capture(self.elbo, self.pair, self.args, self.parameters)
+        if not captured.lifted:
+            raise NoGraph("the programs draw from what depends on parameters")
+        if not captured.draws:
+            raise NoGraph("the programs draw nothing")
+        try:
+            together = _flat(captured.many(self._values(), stacked(captured, [0, 1], self.args), self.args))
+        except RuntimeError as error:
+            raise NoGraph(f"an operation cannot be batched ({first_line(error)})") from error
+        apart = self._loop([0, 1])
+        digits = 1e-4 if self.parameters[0].dtype == torch.float32 else 1e-8
+        agree = all(_agree(one, two, digits) for one, two in zip(together, apart, strict=True))
+        if not agree:
+            raise NoGraph("evaluated at once they give other numbers than one by one")
+        return captured
+
+    def _values(self) -> list[Tensor]:
+        return [parameter.detach() for parameter in self.parameters]
+
+    def __call__(self, seeds: list[int]) -> tuple[Tensor, Tensor]:
+        """Losses of shape ``(n,)`` and gradients ``(n, size)``, in double precision."""
+        if self.captured is None:
+            return self._loop(seeds)
+        return self.at(stacked(self.captured, seeds, self.args))
+
+    def at(self, draws: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The same for given draws, of the captured graph."""
+        assert self.captured is not None
+        return _flat(self.captured.many(self._values(), draws, self.args))
+
+    def once(self) -> tuple[Tensor, list[Tensor]]:
+        """One loss and its gradients, as a fit would take them."""
+        loss = differentiable_loss(self.elbo, self.pair, self.args)
+        if not self.parameters or not loss.requires_grad:
+            return torch.as_tensor(loss).detach(), [torch.zeros_like(p) for p in self.parameters]
+        found = torch.autograd.grad(loss, list(self.parameters), allow_unused=True)
+        return loss.detach(), [
+            torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, found, strict=True)
+        ]
+
+    def _loop(self, seeds: list[int]) -> tuple[Tensor, Tensor]:
+        losses, gradients = [], []
+        for seed in seeds:
+            seed_draw(seed, self.args[0].device)
+            loss, parts = self.once()
+            losses.append(loss.double().cpu())
+            empty = torch.zeros(0, dtype=torch.float64)
+            gradients.append(torch.cat([p.reshape(-1) for p in parts]).double().cpu() if parts else empty)
+        return torch.stack(losses), torch.stack(gradients)
+
+
+def stacked(captured: Captured, seeds: list[int], args: Batch) -> list[Tensor]:
+    """Draws of a captured graph for several seeds: the ones that single evaluations make from those seeds."""
+    draws = []
+    for seed in seeds:
+        seed_draw(seed, args[0].device)
+        draws.append(captured.draw())
+    return [torch.stack(column) for column in zip(*draws, strict=True)]
+
+
+def _agree(one: Tensor, two: Tensor, digits: float) -> bool:
+    largest = float(two.nan_to_num(0, 0, 0).abs().max())  # what is not finite is the audit's to refuse
+    return torch.allclose(one, two, rtol=digits, atol=digits * largest, equal_nan=True)
+
+
+def _flat(results: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    losses, *gradients = results
+    return losses.double().cpu(), torch.cat([g.reshape(len(losses), -1) for g in gradients], 1).double().cpu()
+
+
+def seed_draw(seed: int, device: torch.device) -> None:
+    """Set torch's generator for one draw."""
+    if device.type == "cpu":
+        # torch.manual_seed costs as much as a small model: it formats a stack.
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)

@@ -1,0 +1,265 @@
+"""The command line: parses, calls, prints. `COMMANDS` says which function runs which of `pyro_vi.cli.commands`.
+
+Results go to stdout, progress and problems to stderr. Exit codes: 0 done, 1 a problem with the data, the pair or the run,
+2 bad usage, 130 interrupted.
+"""
+
+import dataclasses
+import functools
+import json
+import operator
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from pyro_vi.cli.commands import Audit, Check, Compare, Evidence, Fit, FittingCommand, List, PairCommand
+from pyro_vi.errors import FitError, InputError, UsageError, first_line, kind_and_line
+from pyro_vi.support.writing import finite, slug, write_json
+
+
+def _compare(command: Compare) -> int:
+    from pyro_vi.comparison import compare
+    from pyro_vi.reporting.datatree import datatree_of_pair, history_dataset, write
+    from pyro_vi.reporting.document import to_dict
+    from pyro_vi.reporting.saving import save
+    from pyro_vi.reporting.summary import table
+
+    out = Path(command.out or "")
+    result = compare(
+        command.model,
+        command.guide,
+        command.data,
+        elbos=command.elbos,
+        audit_draws=command.audit_draws,
+        particles=command.particles,
+        out=out,
+        progress=True,
+        **command.options(),
+    )
+    audits = {"audit": result.audit_dataset()} if result.audits else {}
+    written = []
+    for name, one in result.results.items():
+        groups = {"fit": history_dataset(one.run.history), **audits}
+        tree = datatree_of_pair(one.run.pair, one.run.data.heldout, draws=100, seed=command.seed, groups=groups)
+        written.append(write(tree, out / slug(name) / "result.nc"))
+    plots = save(result, out)
+    document = finite(to_dict(result, plots))
+    write_json(out / "result.json", document)
+    if command.json:
+        _print_json(document)
+        return 0
+    console = _console()
+    console.print(table(result))
+    for sentence in document["conclusion"]:
+        console.print(sentence)
+    console.print()
+    for path in [*plots, out / "result.json", *written]:
+        console.print(str(path), soft_wrap=True)
+    return 0
+
+
+def _fit(command: Fit) -> int:
+    from pyro_vi.fitting.svi import fit
+    from pyro_vi.reporting.datatree import datatree_of_pair, history_dataset, write
+
+    out = Path(command.out or "")
+    run = fit(command.model, command.guide, command.data, elbo=command.elbo, out=out, **command.options())
+    batch = run.data.heldout if len(run.data.heldout[0]) else run.data.example(100)
+    groups = {"fit": history_dataset(run.history)}
+    write(datatree_of_pair(run.pair, batch, draws=100, seed=command.seed, groups=groups), out / "result.nc")
+    last = run.history[-1]
+    steps = {} if run.choice is None else {"compiled": run.compiled, "note": run.choice.note, "seconds": run.seconds}
+    document = {"elbo": run.elbo, "kl_source": run.kl_source, "out": str(out), "steps": steps, "last": last}
+    if command.json:
+        _print_json(document)
+        return 0
+    shown = _table(f"{command.model} with guide {command.guide} on {command.data}, {run.elbo}", "", "nats per datum")
+    for label, key in (
+        ("held-out ELBO", "heldout_elbo"),
+        ("training ELBO", "elbo"),
+        ("  reconstruction", "reconstruction"),
+        ("  KL", "kl"),
+    ):
+        if key in last:
+            shown.add_row(label, f"{last[key]:.2f}")
+    note = f" ({run.choice.note})" if run.choice else ""
+    _console().print(shown, f"{run.steps} steps in {run.seconds:.1f} s{note}", str(out), sep="\n", soft_wrap=True)
+    return 0
+
+
+def _audit(command: Audit) -> int:
+    from pyro_vi.auditing.advice import advise
+    from pyro_vi.auditing.auditor import audit_pair
+    from pyro_vi.estimators.table import named
+    from pyro_vi.reporting.summary import audit_table
+
+    pair, data = _pair(command, command.run)
+    batch = data.example(min(command.batch_size, data.spec.num_data))
+    found = audit_pair(pair, batch, named(command.elbos), draws=command.draws, seed=command.seed)
+    if command.json:
+        _print_json({**found.to_dict(), "advice": [advice.text for advice in advise(found)]})
+        return 0
+    console = _console()
+    console.print(audit_table(found, f"{command.model} with guide {command.guide} on {command.data}"))
+    for advice in advise(found):
+        console.print(advice.text)
+    return 0
+
+
+def _check(command: Check) -> int:
+    from pyro_vi.estimators.table import named
+    from pyro_vi.fitting.checks import check_pair
+
+    pair, data = _pair(command, None)
+    batch = data.example(min(command.batch_size, data.spec.num_data))
+    estimator = None if command.elbo is None else named(command.elbo)[command.elbo]
+    findings = check_pair(pair, batch, elbo=estimator, num_data=data.spec.num_data)
+    if command.json:
+        _print_json([dataclasses.asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            print(f"{finding.severity}: {finding} [{finding.code}]")
+        if not findings:
+            print(f"nothing found: {command.model} with guide {command.guide} on {command.data}")
+    return int(any(finding.severity == "error" for finding in findings))
+
+
+def _evidence(command: Evidence) -> int:
+    from pyro_vi.diagnostics.log_evidence import evidence_of_pair
+
+    pair, data = _pair(command, command.run)
+    if not len(data.heldout[0]):
+        raise InputError(f"'{command.data}' has no held-out data")
+    options: Any = {"method": command.method, "particles": command.particles, "seed": command.seed}
+    found = evidence_of_pair(pair, data.heldout, **options)
+    if command.json:
+        _print_json({key: found.attrs[key] for key in ("method", "particles", "value", "se")})
+        return 0
+    how = "exact" if found.attrs["method"] == "exact" else f"importance sampling, K = {command.particles}"
+    print(f"log p(x) = {found.attrs['value']:.3f} ± {found.attrs['se']:.3f} nats per held-out datum ({how})")
+    if found.attrs["method"] == "iw":
+        print(
+            f"effective draws of each datum: median {float(found.ess.median()):.0f}, least {float(found.ess.min()):.1f}"
+        )
+    return 0
+
+
+def _list(command: List) -> int:
+    from pyro_vi import estimators
+    from pyro_vi.data import loading
+    from pyro_vi.programs import lookup as programs
+
+    found = {
+        "models": programs.available("model"),
+        "guides": programs.available("guide"),
+        "data": loading.available(),
+        "estimators": {name: f"{entry.cls.__name__}: {entry.about}" for name, entry in estimators.TABLE.items()},
+    }
+    if command.json:
+        _print_json(found)
+        return 0
+    for what, entries in found.items():
+        shown = _table(what, "name", "what it is")
+        for name, about in entries.items():
+            shown.add_row(name, about)
+        _console().print(shown)
+    return 0
+
+
+COMMANDS: dict[type, Callable[[Any], int]] = {
+    Compare: _compare,
+    Fit: _fit,
+    Audit: _audit,
+    Check: _check,
+    Evidence: _evidence,
+    List: _list,
+}
+
+
+def _pair(command: PairCommand, run: str | None) -> tuple[Any, Any]:
+    from pyro_vi.data.loading import load
+    from pyro_vi.fitting.folder import config_of, load_parameters
+    from pyro_vi.programs.build import build_pair
+
+    # A run is looked at on the data that it held out: another seed would split them otherwise.
+    seed = command.seed if run is None else config_of(Path(run))["seed"]
+    data = load(command.data, seed=seed)
+    pair = build_pair(command.model, command.guide, data, seed=seed)
+    if run is not None:
+        load_parameters(pair, Path(run))
+    return pair, data
+
+
+def _folder(command: FittingCommand) -> Path:
+    if command.out is not None:
+        return Path(command.out)
+    if command.resume:
+        raise UsageError("to resume a run, say which: --out FOLDER --resume")
+    parts = (command.model, command.guide, command.data, f"seed{command.seed}")
+    stem = "-".join(slug(part) for part in parts)
+    numbered = (Path("runs") / (stem if i == 1 else f"{stem}-{i}") for i in range(1, 10_000))
+    return next(path for path in numbered if not path.exists())
+
+
+def _table(title: str, *columns: str) -> Table:
+    shown = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        shown.add_column(column, justify="right" if i and column != "what it is" else "left")
+    return shown
+
+
+def _console() -> Console:
+    # A file or a pipe has no width of its own; the tables need about 100.
+    return Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(finite(value), indent=2, allow_nan=False, default=str))
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"warning: {first_line(message)}", file=sys.stderr)
+        yield
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run one command; gives back the exit code."""
+    commands: list[Any] = [Annotated[c, tyro.conf.subcommand(name=c.__name__.lower())] for c in COMMANDS]
+    every: Any = functools.reduce(operator.or_, commands)  # the annotated classes as one union
+    command: Any = tyro.cli(
+        every,
+        prog="pyro-vi",
+        description="A workbench for variational inference in Pyro.",
+        args=args,
+    )
+    try:
+        if isinstance(command, FittingCommand):
+            # Named here, so that an interruption can say which folder to go on with.
+            command = dataclasses.replace(command, out=str(_folder(command)))
+        with _one_line_warnings():
+            return COMMANDS[type(command)](command)
+    except KeyboardInterrupt:
+        out = getattr(command, "out", None)
+        hint = f"; go on with --out {out} --resume" if out else ""
+        print(f"interrupted{hint}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if getattr(command, "debug", False):
+            raise
+        known = isinstance(error, (InputError, FitError))
+        said = first_line(error) if known else f"{kind_and_line(error)} (--debug shows where)"
+        print(f"error: {said}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

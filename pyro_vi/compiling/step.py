@@ -1,0 +1,297 @@
+"""One optimisation step as a pure function: loss, gradients, clipping, schedule and optimizer in one flat graph.
+
+* `several` makes one graph of some steps in a row.
+* `WholeStep` knows the tensors that a step changes (parameters, the optimizer's state, buffers) and traces the step for a
+  batch of some length; the graph changes these tensors in place, and gives back loss, norm of the gradient, and gradients.
+* The optimizer's own code is traced, so that every `torch.optim` optimizer whose update is made of tensor operations serves.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import _disable_current_modes
+
+from pyro_vi.data.dataset import Batch
+from pyro_vi.estimators.objective import Objective
+from pyro_vi.programs.binding import swapped
+from pyro_vi.support.randomness import kept_generators
+from pyro_vi.tracing.errors import NoGraph
+from pyro_vi.tracing.graph import reason, trace
+
+Optimizer = torch.optim.Optimizer
+MANY = 8
+"""Steps in one call, where several are: more make compiling longer, and save little."""
+
+
+class WholeStep:
+    """A fit's step, for an optimizer that has taken its first one (before, it has no state).
+
+    Args:
+        objective: what is descended.
+        optimizer: holds the parameters; its groups keep the rates of the first step in ``initial_lr``.
+        clip_norm: limit on the joint norm of the gradients.
+        weight: weight of the KL; None where it is given anew for each step.
+        rate: learning rates as a fraction of the first; None where it is given anew for each step.
+
+    Attributes:
+        tensors: what a step changes, in the order of the graph's first inputs.
+        count: steps that the optimizer has taken, where it counts them alike for all parameters.
+        going: false once a loss was not finite: from then on steps change nothing.
+        control: weight and rate of each of the next steps, of shape ``(MANY, 2)``.
+
+    Raises:
+        NoGraph: the optimizer keeps what is no tensor, or has hooks.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        optimizer: Optimizer,
+        clip_norm: float | None,
+        weight: float | None,
+        rate: float | None,
+    ) -> None:
+        self.objective, self.optimizer, self.clip_norm = objective, optimizer, clip_norm
+        self.weight, self.rate = weight, rate
+        self.parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+        self.states = _states(optimizer, self.parameters)
+        pair, own = objective.pair, {id(p) for p in self.parameters}
+        # A parameter that is not fitted is one: a program may change it in place, as that of a codebook.
+        held = {id(t): t for t in (*pair.buffers(), *pair.parameters()) if id(t) not in own}
+        self.buffers: list[Tensor] = list(held.values())
+        self._places = [
+            (values, name, value)
+            for module in pair.modules()
+            for values in (module._parameters, module._buffers)
+            for name, value in values.items()
+            if value is not None and id(value) in held
+        ]
+        device = self.parameters[0].device
+        counts = [float(state["step"]) for _, state in self.states if "step" in state]
+        # In double precision, as 1 − β₂ᵗ needs it: in single precision it is off by 6e-5 at the first step.
+        self.count = torch.tensor(counts[0] if counts else 0.0, dtype=torch.float64, device=device)
+        self.counted = bool(counts) and len(set(counts)) == 1
+        self.going = torch.tensor(True, device=device)
+        self.control = torch.ones(MANY, 2, dtype=torch.float64, device=device)
+        # Writing into an array costs a tenth of writing into a tensor.
+        self._view: Any = self.control.numpy() if device.type == "cpu" else self.control
+        self.tensors = [*self.parameters, *self._state_tensors(), *self.buffers, self.count, self.going]
+
+    def adopt(self) -> None:
+        """Take over buffers that an eager step has assigned anew: a compiled one changes the tensors it knows."""
+        for values, name, buffer in self._places:
+            now = values[name]
+            if now is not buffer:
+                if now is not None and now.shape == buffer.shape:
+                    with torch.no_grad():
+                        buffer.copy_(now)
+                values[name] = buffer  # type: ignore[assignment]
+
+    def set(self, controls: Sequence[tuple[float, float]]) -> None:
+        """Weight of the KL and rate, as a fraction of the first, of each of the next steps."""
+        self.adopt()
+        if self.weight is None or self.rate is None:
+            for i, (weight, rate) in enumerate(controls):
+                self._view[i, 0], self._view[i, 1] = weight, rate
+
+    def _state_tensors(self) -> list[Tensor]:
+        return [state[key] for _, state in self.states for key in self._keys(state)]
+
+    def _keys(self, state: dict[str, Any]) -> list[str]:
+        return [k for k, value in state.items() if isinstance(value, Tensor) and not (self.counted and k == "step")]
+
+    def synchronize(self) -> None:
+        """Tell the optimizer how many steps were taken."""
+        self.adopt()
+        if self.counted:
+            for _, state in self.states:
+                if "step" in state:
+                    state["step"].fill_(float(self.count))
+
+    def trace(self, source: Batch, fetch: Callable[..., Batch]) -> fx.GraphModule:
+        """The graph of ``(*tensors, control, *source)``, where ``fetch(*source)`` is the batch; gives loss, norm and gradients.
+
+        Raises:
+            NoGraph: the programs or the optimizer cannot be traced.
+        """
+        inputs = [*(t.detach().clone() for t in self.tensors), self.control.clone(), *source]
+        with kept_generators():
+            try:
+                self.objective(fetch(*source), self.weight or 1.0)  # what an estimator finds out about a pair at first
+            except Exception as error:  # such as a program that fails on a shorter batch: the fit will say where
+                raise NoGraph(reason(error)) from error
+            self.adopt()
+            for foreach in (False, True):
+                try:
+                    return trace(self._function(fetch, foreach), *inputs, state=len(self.tensors))
+                except NoGraph:
+                    raise
+                except Exception as error:
+                    # Some optimizers take a tensor for a number in one of their two ways only.
+                    if foreach:
+                        raise NoGraph(reason(error)) from error
+        raise AssertionError
+
+    def _function(self, fetch: Callable[..., Batch], foreach: bool) -> Callable[..., tuple[Tensor, ...]]:
+        many, states, buffers = len(self.parameters), self._state_tensors(), len(self.buffers)
+        keys = [id(p) for p in self.parameters]
+
+        def step(*inputs: Tensor) -> tuple[Tensor, ...]:
+            split = iter(inputs)
+            old = [next(split) for _ in range(many)]
+            old_states = [next(split) for _ in states]
+            old_buffers = [next(split) for _ in range(buffers)]
+            count, going, control, *source = split
+            given = ((0, self.weight), (1, self.rate))
+            weight, rate = (control[0, i] if fixed is None else fixed for i, fixed in given)
+            if isinstance(weight, Tensor):
+                weight = weight.to(old[0].dtype)
+
+            live = [value.detach().requires_grad_() for value in old]
+            moving = [value.clone() for value in old_buffers]
+            places = dict(zip(keys, live, strict=True))
+            places.update(zip(map(id, self.buffers), moving, strict=True))
+            with swapped(self.objective.pair, places) as held:
+                loss = self.objective(fetch(*source), weight)
+                new_buffers = [held(id(buffer)) for buffer in self.buffers]
+            found = torch.autograd.grad(loss, live, allow_unused=True)
+            gradients = [g for g in found if g is not None]
+            norm = _norm(gradients)
+            if self.clip_norm is not None:
+                shrink = (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+                found = tuple(None if g is None else g * shrink for g in found)
+                norm = norm * shrink
+
+            fresh, fresh_states = self._update(old, found, old_states, count, rate, foreach)
+            # A step whose loss is not finite changes nothing, so that it can be looked at.
+            went = going.clone()
+            good = went & loss.detach().isfinite()
+            pairs = [*zip(old, fresh, strict=True), *zip(old_states, fresh_states, strict=True)]
+            for before, after in [*pairs, (count, count + 1)]:
+                before.copy_(torch.where(good, after, before))
+            going.copy_(good)
+            for before, start, after in zip(old_buffers, moving, new_buffers, strict=True):
+                if after is not start or after._version or _moved(before, after):  # else the programs have only read it
+                    if after.shape != before.shape:
+                        raise NoGraph("a buffer has another shape after each step; keep its shape")
+                    before.copy_(torch.where(went, after, before))
+            return loss.detach(), norm, *(g for g in found if g is not None)
+
+        return step
+
+    def _update(
+        self,
+        old: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        old_states: Sequence[Tensor],
+        count: Tensor,
+        rate: float | Tensor,
+        foreach: bool,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The optimizer's own step, taken by a twin of it on copies."""
+        copies = [value.detach().clone() for value in old]
+        by_id = {id(p): copied for p, copied in zip(self.parameters, copies, strict=True)}
+        for copied, gradient in zip(copies, gradients, strict=True):
+            copied.grad = None if gradient is None else gradient.clone()  # some optimizers write into it
+        twin: Any = object.__new__(type(self.optimizer))
+        twin.__dict__.update(self.optimizer.__dict__)
+        twin.param_groups = [
+            {
+                **group,
+                "params": [by_id[id(p)] for p in group["params"]],
+                "lr": group["initial_lr"] * rate,
+                **{k: v for k, v in {"foreach": foreach, "fused": False, "capturable": True}.items() if k in group},
+            }
+            for group in self.optimizer.param_groups
+        ]
+        twin.state = defaultdict(dict)
+        values = iter(old_states)
+        for parameter, state in self.states:
+            filled = {key: _wide(next(values), parameter) for key in self._keys(state)}
+            if self.counted and "step" in state:
+                filled["step"] = count.clone()
+            twin.state[by_id[id(parameter)]] = {**state, **filled}
+        known = {key: set(state) for key, state in twin.state.items()}
+        held = _numbers(twin)
+        with _as_compiling():
+            twin.step()
+        if any(set(state) - known.get(key, set()) for key, state in twin.state.items()):
+            raise NoGraph("the optimizer has no state yet of a parameter that this step moves")
+        if held != _numbers(twin):
+            raise NoGraph("the optimizer keeps numbers of Python that change, and would stay as they are now")
+        fresh = [twin.state[by_id[id(p)]][key] for p, state in self.states for key in self._keys(state)]
+        return copies, fresh
+
+
+def several(graph: fx.GraphModule, tensors: int, inputs: Sequence[Tensor]) -> fx.GraphModule:
+    """`MANY` steps in a row as one graph, of the graph of one.
+
+    Args:
+        graph: of one step, called with ``(*tensors, control, *stored, rows)``.
+        tensors: how many tensors a step changes.
+        inputs: as for one step, with ``rows`` for all steps; the new graph is called with such.
+
+    Returns:
+        A graph that gives the losses ``(MANY,)`` and the norm of the last gradient.
+    """
+
+    def steps(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        losses = []
+        for i in range(MANY):
+            control, *stored, rows = inputs[tensors:]
+            loss, norm, *_ = graph(*inputs[:tensors], control[i:], *stored, rows.chunk(MANY)[i])
+            losses.append(loss)
+        return torch.stack(losses), norm
+
+    with kept_generators():
+        return make_fx(steps)(*(value.detach().clone() for value in inputs))
+
+
+def _norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The joint norm of tensors, summed row by row: so the compiler reads them in the optimizer's own loop, and not again."""
+    return torch.stack([gradient.square().sum(-1).sum() for gradient in gradients]).sum().sqrt()
+
+
+def _states(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[tuple[Tensor, dict[str, Any]]]:
+    """State of each parameter that has one, in the order of the parameters."""
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        raise NoGraph("the optimizer has hooks, which a graph would leave out")
+    states = [(p, optimizer.state[p]) for p in parameters if p in optimizer.state]
+    for _, state in states:
+        for key, value in state.items():
+            if value is not None and not isinstance(value, Tensor):
+                raise NoGraph(f"the optimizer's state '{key}' is no tensor, and would stay as it is now")
+    return states
+
+
+def _wide(state: Tensor, parameter: Tensor) -> Tensor:
+    # A number that is kept in single precision; an optimizer takes it out and goes on in double precision.
+    number = state.dim() == 0 and state.dtype == torch.float32 and parameter.dtype == torch.float64
+    return state.double() if number else state.clone()
+
+
+def _moved(before: Tensor, after: Tensor) -> bool:
+    # A batch norm changes its statistics without a word to the version counter.
+    with _disable_current_modes():
+        return not torch.equal(before, after)
+
+
+def _numbers(optimizer: Any) -> list[Any]:
+    """What an optimizer holds besides tensors: in its attributes, and in its groups."""
+    groups = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
+    own = {k: v for k, v in vars(optimizer).items() if k not in ("state", "param_groups") and not k.startswith("_")}
+    return [repr({k: v for k, v in held.items() if not isinstance(v, Tensor)}) for held in (own, *groups)]
+
+
+@contextmanager
+def _as_compiling() -> Iterator[None]:
+    # torch's optimizers then keep step counts and rates as tensors, where they would take numbers out of them.
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(torch.compiler, "_is_compiling_flag", True))
+        yield

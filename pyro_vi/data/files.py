@@ -1,0 +1,129 @@
+"""Files that people bring: one reader for each kind of file, and `FILES`, the table of them."""
+
+import importlib.util
+import os
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyro_vi.errors import InputError, first_line
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+UNREADABLE = (ValueError, OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile)
+"""What reading a damaged file raises."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Labelled arrays of one file, each (rows, ...), and the test part where the file has one."""
+
+    train: dict[str, Array]
+    test: Array | None = None
+    note: str = ""
+
+
+def read_file(path: Path) -> Columns:
+    """Read a .npy, .npz, .csv or .parquet file; pickled objects are refused.
+
+    Raises InputError where the file is missing, a folder, of another kind, unreadable, or not numeric.
+    """
+    suffix = path.suffix.lower()
+    if os.path.isdir(path):
+        raise InputError(f"{str(path)!r} is a folder; name one file in it: {', '.join(FILES)}")
+    if suffix not in FILES:
+        raise InputError(f"cannot read {str(path)!r}: unknown kind of file {suffix!r}; use one of {', '.join(FILES)}")
+    if not os.path.isfile(path):
+        raise InputError(f"there is no file {str(path)!r}; check the path (relative paths start at {Path.cwd()})")
+    try:
+        return FILES[suffix](path)
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        if "allow_pickle" in str(error):
+            raise InputError(
+                f"{path.name} holds Python objects, or is damaged, and is not read; save plain numbers with numpy.save"
+            ) from error
+        raise InputError(f"cannot read {path.name} ({first_line(error)}); save it again as {suffix}") from error
+
+
+def _npy_file(path: Path) -> Columns:
+    with open(path, "rb") as stream:
+        array = np.load(stream, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"{path.name} holds several arrays; rename it to {path.stem}.npz")
+    return Columns({"the array": array})
+
+
+def _npz_file(path: Path) -> Columns:
+    with open(path, "rb") as stream:
+        file = np.load(stream, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise InputError(f"{path.name} holds one plain array; rename it to {path.stem}.npy")
+        arrays = {name: file[name] for name in file.files}
+    if not arrays:
+        raise InputError(f"{path.name} holds no array; save at least one with numpy.savez")
+    if not {"train", "test"} <= set(arrays):
+        return Columns({repr(name): array for name, array in arrays.items()})
+    others = ", ".join(name for name in arrays if name not in ("train", "test"))
+    note = f" (arrays 'train' and 'test'; left out: {others})" if others else ""
+    return Columns({"'train'": arrays["train"]}, arrays["test"], note)
+
+
+def _csv_file(path: Path) -> Columns:
+    import pandas as pd
+
+    kind: dict[str, Any] = {"encoding": "utf-8-sig", "skipinitialspace": True}
+    # Two rows, as that refuses a second one longer than the header; pandas would take its first cell for an index.
+    first = pd.read_csv(path, header=None, nrows=2, dtype=str, **kind).iloc[0]
+    is_name = pd.to_numeric(first, errors="coerce").isna() & first.notna() & ~first.str.lower().isin(["true", "false"])
+    # A table written from an unnamed array is headed 0,1,2,...: not a datum.
+    counts = len(first) > 2 and first.tolist() == [str(number) for number in range(len(first))]
+    has_header = counts or bool(is_name.any())
+    if has_header and bool(first.isna().any()):
+        # What pandas writes by default; taken as data, the row numbers would be fitted silently.
+        raise InputError(f"{path.name}: a column has no name (row numbers?); name it, or save with index=False")
+    return _frame(path, pd.read_csv(path, header=0 if has_header else None, low_memory=False, **kind))
+
+
+def _parquet_file(path: Path) -> Columns:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise InputError(f"reading {path.name} needs pyarrow; install it with: pip install 'pyro-vi[parquet]'")
+    import pandas as pd
+    import pyarrow
+
+    try:
+        frame = pd.read_parquet(path, engine="pyarrow")
+    except pyarrow.ArrowException as error:
+        raise ValueError(str(error)) from error
+    return _frame(path, frame)
+
+
+def _frame(path: Path, frame: Any) -> Columns:
+    from pandas.api import types
+
+    if not frame.size:
+        raise InputError(f"{path.name} holds no numbers; save at least 2 rows of them")
+    for name, column in frame.items():
+        if not types.is_numeric_dtype(column.dtype) or types.is_complex_dtype(column.dtype):
+            raise InputError(
+                f"{path.name}: column {str(name)!r} is not numeric; leave it out or code it as numbers "
+                "(cells apart by commas, decimal points)"
+            )
+    values = frame.to_numpy(dtype=np.float64, na_value=np.nan)
+    whole = all(types.is_integer_dtype(dtype) or types.is_bool_dtype(dtype) for dtype in frame.dtypes)
+    return Columns({"the table": values.astype(np.int64) if whole and np.isfinite(values).all() else values})
+
+
+FILES: dict[str, Callable[[Path], Columns]] = {
+    ".npy": _npy_file,
+    ".npz": _npz_file,
+    ".csv": _csv_file,
+    ".parquet": _parquet_file,
+}

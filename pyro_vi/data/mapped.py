@@ -1,0 +1,253 @@
+"""Rows of large arrays that stay in their file until they are wanted.
+
+* `mapped_file` opens a .npy file that is too large for copies; `Mapped` stands where a tensor would, and reads rows; `first`
+  gives the first rows of either.
+* `ahead` reads the next batches in a thread while the one before is used.
+"""
+
+import dataclasses
+import math
+import mmap
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vi.data.files import Array, Columns
+from pyro_vi.errors import InputError
+
+T = TypeVar("T")
+
+
+R = TypeVar("R")
+
+
+FILE_BYTES = 2**28  # 256 MB: smaller files are faster from memory, of larger ones the copies (stored, cast, split) hurt
+
+
+_NUMBERS = 2**22  # looked at or read at a time: 16 MB as float32
+
+
+_GAP = 4096  # bytes between two rows that cost less to read than another call
+
+
+_AHEAD = 2  # batches read before they are wanted: one in use, one ready, one on its way
+
+
+_THREAD = "pyro_vi_ahead"
+
+
+@dataclass(frozen=True, eq=False)
+class Mapped:
+    """Rows of a C-ordered array in a file; what is wanted of them is read, cast and moved, and nothing is kept.
+
+    It has of a tensor what a gather needs, so that one is written the same for both.
+
+    `chosen` are the file's rows that it stands for, in this order; `start` is the byte of the file's first one;
+    `identity` is the file's, as another one under the same path would be read silently. `casts` is every dtype that a
+    tensor in its place would have gone through, as each of them rounds.
+    """
+
+    path: str
+    identity: tuple[int, int]
+    start: int
+    stored: np.dtype[Any]
+    event_shape: tuple[int, ...]
+    chosen: Tensor
+    casts: tuple[torch.dtype, ...] = ()
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((len(self), *self.event_shape))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.casts[-1] if self.casts else to_tensor(np.empty(0, self.stored), self.path).dtype
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Mapped":
+        """The same rows, cast once more, on another device."""
+        casts = self.casts if dtype in (None, self.dtype) else (*self.casts, dtype)
+        return dataclasses.replace(self, casts=casts, device=torch.device(device or self.device))
+
+    def part(self, index: Tensor) -> "Mapped":
+        """The indexed rows as a column of their own; nothing is read."""
+        return dataclasses.replace(self, chosen=self.chosen[index.cpu()])
+
+    def index_select(self, dim: int, index: Tensor) -> Tensor:
+        """The indexed rows, (len(index), *event_shape), on the device."""
+        assert dim == 0
+        return self.read(index.cpu()).to(self.device)
+
+    def blocks(self) -> Iterator[Tensor]:
+        """All rows in order, some at a time, on the CPU."""
+        for part in torch.split(self.chosen, rows_in_block(self.event_shape)):
+            yield self._read(part)
+
+    def read(self, index: Tensor) -> Tensor:
+        """The indexed rows on the CPU: for a thread, which leaves the device and its streams to the one that computes.
+
+        Raises InputError where the file can no longer be read.
+        """
+        parts = torch.split(self.chosen[index], rows_in_block(self.event_shape))
+        if len(parts) == 1:
+            return self._read(parts[0])
+        found = torch.empty((len(index), *self.event_shape), dtype=self.dtype, device="cpu")
+        for into, part in zip(torch.split(found, len(parts[0])), parts, strict=True):
+            into.copy_(self._read(part))
+        return found
+
+    def _read(self, chosen: Tensor) -> Tensor:
+        raw = self._bytes(chosen.numpy()).view(self.stored).reshape(-1, *self.event_shape)
+        found = to_tensor(raw, self.path)
+        for dtype in self.casts:
+            found = found.to(dtype)
+        return found
+
+    def _bytes(self, chosen: Array) -> Array:
+        # Not through the mapping: its pages count as this process's memory until they are dropped, and a file cut short
+        # is a SIGBUS. 1024 shuffled rows of 16 kB out of 4 GB take, in ms, from the disk and from the page cache:
+        # pread 150 and 4, mapping 760 and 8 (the kernel reads around each fault); announced first, so that the disk
+        # works on all of them at once, pread 25-43 and 5, mapping 26-58 and 8-14.
+        size = self.stored.itemsize * math.prod(self.event_shape)
+        found = np.empty((len(chosen), size), np.uint8)
+        order = np.argsort(chosen, kind="stable")
+        rows = chosen[order]
+        # Rows near each other are read in one go with what lies between; no span is longer than a block.
+        apart = (np.diff(rows) - 1) * size > _GAP
+        apart |= np.diff(rows // rows_in_block(self.event_shape)) != 0
+        edges = [0, *(np.flatnonzero(apart) + 1).tolist(), len(rows)]
+        spans = [(i, j, int(rows[i]), int(rows[j - 1]) + 1) for i, j in pairwise(edges) if i < j]
+        with self._opened() as file:
+            if len(spans) > 1 and hasattr(os, "posix_fadvise"):
+                for _, _, first, last in spans:
+                    os.posix_fadvise(file, self.start + first * size, (last - first) * size, os.POSIX_FADV_WILLNEED)
+            for i, j, first, last in spans:
+                if j - i == 1:
+                    self._fill(file, found[order[i]], first * size)
+                    continue
+                span = np.empty((last - first, size), np.uint8)
+                self._fill(file, span, first * size)
+                found[order[i:j]] = span[rows[i:j] - first]
+        return found
+
+    def _fill(self, file: int, into: Array, offset: int) -> None:
+        view = into.reshape(-1).data
+        while view:  # one call reads at most 2 GB, and may be interrupted
+            count = os.preadv(file, [view], self.start + offset)
+            if not count:
+                raise InputError(f"{self.path} was cut short after it was loaded; restore it, and load it again")
+            view, offset = view[count:], offset + count
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        # For each batch: microseconds, and no descriptor has an owner that is copied or forgotten.
+        try:
+            file = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            try:
+                if _identity(file) != self.identity:
+                    raise InputError(f"{self.path} was replaced after it was loaded; load the data again")
+                yield file
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise InputError(f"cannot read {self.path} ({error.strerror}); restore it, and load it again") from error
+
+
+def first(column: Tensor | Mapped, rows: int) -> Tensor:
+    """The first rows; of a tensor a view."""
+    return column[:rows] if isinstance(column, Tensor) else column.index_select(0, torch.arange(min(rows, len(column))))
+
+
+def mapped_file(path: Path) -> Columns | None:
+    """The column of a .npy file that is too large for copies; None where `read_file` is to read it, or to refuse it."""
+    try:
+        if path.suffix.lower() != ".npy" or not path.is_file() or path.stat().st_size <= FILE_BYTES:
+            return None
+        return Columns({"the array": np.lib.format.open_memmap(path, mode="r")})
+    except (ValueError, OSError):
+        return None
+
+
+def ahead(read: Callable[[T], R], items: Iterable[T]) -> Generator[tuple[T, R], None, None]:
+    """Each item with what is read for it, in order; a thread reads the next ones meanwhile and ends with the generator.
+
+    What `read` raises is raised here.
+
+    >>> list(ahead(abs, [-1, -2]))
+    [(-1, 1), (-2, 2)]
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix=_THREAD)
+    coming = ((item, pool.submit(read, item)) for item in items)
+    try:
+        waiting = deque(islice(coming, _AHEAD))
+        while waiting:
+            waiting.extend(islice(coming, 1))
+            item, future = waiting.popleft()
+            yield item, future.result()
+    finally:
+        # A forgotten generator may be collected in the thread itself, which cannot wait for its own end.
+        own = threading.current_thread().name.startswith(_THREAD)
+        pool.shutdown(wait=not own, cancel_futures=True)
+
+
+def to_tensor(values: Array, what: str) -> Tensor:
+    """NumPy's numbers as torch's; shares the memory where nothing changes.
+
+    Raises InputError for whole numbers that torch does not have.
+    """
+    # torch knows neither foreign byte orders nor long doubles, and hardly the wider unsigned integers
+    kind = values.dtype.kind
+    common = {"b": np.bool_, "u": np.uint8 if values.dtype.itemsize == 1 else np.int64, "i": np.int64}
+    if kind == "u" and values.size and int(values.max()) > np.iinfo(np.int64).max:
+        raise InputError(f"{what} holds numbers above 2**63; give smaller ones, or floats")
+    wide = np.float64 if values.dtype.itemsize > 8 else values.dtype.newbyteorder("=")
+    return torch.from_numpy(np.ascontiguousarray(values, common.get(kind, wide)).reshape(values.shape))
+
+
+def mapped_column(values: Array) -> Mapped | None:
+    """The column in its file; None where it has to be copied: another order of bytes or axes, or changes in no file."""
+    base: Any = values
+    while isinstance(base, np.ndarray):
+        base = base.base
+    path, mode, offset = (getattr(values, name, None) for name in ("filename", "mode", "offset"))
+    plain = values.flags.c_contiguous and values.dtype.isnative and values.dtype.kind in "biuf" and values.ndim
+    if not (plain and values.size and values.dtype.itemsize <= 8 and hasattr(os, "preadv")):
+        return None
+    if not isinstance(base, mmap.mmap) or path is None or offset is None or mode == "c":
+        return None
+    # A slice has the offset of the whole: where it starts is told by its address.
+    inside = values.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+    start = offset - offset % mmap.ALLOCATIONGRANULARITY + inside
+    try:
+        with open(path, "rb") as stream:
+            identity = _identity(stream.fileno())
+        column = Mapped(str(path), identity, start, values.dtype, values.shape[1:], torch.arange(len(values)))
+        ends = np.asarray(values)[[0, -1]]
+        same = column._bytes(np.array([0, len(values) - 1])).tobytes() == ends.tobytes()
+    except (OSError, InputError):
+        return None
+    return column if same else None  # the path may lead to another file by now
+
+
+def _identity(file: int) -> tuple[int, int]:
+    found = os.fstat(file)
+    return found.st_dev, found.st_ino
+
+
+def rows_in_block(event_shape: tuple[int, ...]) -> int:
+    """Rows that are read or looked at together."""
+    return max(1, _NUMBERS // max(1, math.prod(event_shape)))

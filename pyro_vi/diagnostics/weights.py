@@ -1,0 +1,158 @@
+"""Importance weights of many draws, summed as they come: what evidence needs of K draws in memory that does not grow with K.
+
+* `Weights.sums` gives log Σ_k w_k and log Σ_k w_k² of a block of data, w_k = p(x, z_k) / q(z_k | x). Where there is much to do
+  it captures and compiles the draws of one chunk, and proves them: the same seed gives what the programs give.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from pyro_vi.compiling.choice import COMPILING, PER_NODE, Compile
+from pyro_vi.compiling.inductor import Compiled, compile_graph, why_not
+from pyro_vi.compiling.steps import agree
+from pyro_vi.data.dataset import Batch
+from pyro_vi.elbo.draws import chunk_of, draw_terms, stream
+from pyro_vi.errors import InputError
+from pyro_vi.programs.binding import swapped
+from pyro_vi.programs.isolation import kept_buffers
+from pyro_vi.programs.pair import Pair
+from pyro_vi.support.randomness import generators, set_generators
+from pyro_vi.tracing.errors import NoGraph
+from pyro_vi.tracing.frozen import put_back, same_twice
+from pyro_vi.tracing.graph import reason, trace
+
+Sums = tuple[Tensor, Tensor]
+
+
+@dataclass
+class Weights:
+    """Sums of importance weights of a pair, on blocks of one shape.
+
+    Args:
+        pair: model and guide.
+        args: a block of data.
+        draws: K.
+        vectorized: whether the pair can make many draws at once.
+
+    Attributes:
+        note: whether the draws are compiled, and why; set by `compile`.
+    """
+
+    pair: Pair
+    args: Batch
+    draws: int
+    vectorized: bool
+    note: str = "eager draws"
+
+    def __post_init__(self) -> None:
+        self._compiled: Compiled | None = None
+        self._chunk, self._nesting = chunk_of(self.pair, self.args) if self.vectorized else (1, 0)
+        self._chunk = min(self._chunk, self.draws)
+        tensors = {id(t): t for t in (*self.pair.parameters(), *self.pair.buffers())}
+        self._keys, self._tensors = list(tensors), list(tensors.values())
+
+    def compile(self, mode: Compile, blocks: int) -> None:
+        """Compile the draws of a chunk, or not: see `pyro_vi.compiling.choice`. Generators and programs are left as they are.
+
+        Raises:
+            InputError: with ``True``, they cannot be compiled.
+        """
+        if mode is False:
+            return
+        try:
+            with kept_buffers(self.pair), put_back(self.pair.model, self.pair.guide):
+                saved = self._eager_seconds() * blocks / 2 if mode == "auto" else float("inf")
+                if saved < COMPILING:
+                    self.note = (
+                        f"eager draws: compiling would save about {saved:.1f} s and take {COMPILING:.0f} s or more"
+                    )
+                    return
+                graph = self._trace()
+                cost = COMPILING + PER_NODE * len(graph.graph.nodes)
+                if saved < cost:
+                    self.note = f"eager draws: compiling would save about {saved:.1f} s and take about {cost:.1f} s"
+                    return
+                self._compiled = self._prove(graph)
+                self.note = "compiled draws"
+        except NoGraph as error:
+            if mode is True:
+                raise InputError(f"the draws cannot be compiled: {error}; or take compile='auto'") from error
+            self.note = f"eager draws: {error}"
+
+    def sums(self, args: Batch) -> Sums:
+        """log Σ w and log Σ w² over the draws, of shape ``(rows,)`` each."""
+        fits = [a.shape for a in args] == [a.shape for a in self.args]
+        whole = self.draws // self._chunk if self._compiled is not None and fits else 0
+        left = self.draws - whole * self._chunk
+        parts: list[Sums] = []
+        with torch.no_grad():
+            for _ in range(whole):
+                assert self._compiled is not None
+                parts.append(tuple(self._compiled([*self._tensors, *args])))  # type: ignore[arg-type]
+            parts += [_reduced(t.log_weight, t.rows) for t in self._stream(args, left)] if left else []
+        one, two = (torch.stack(column).logsumexp(0) for column in zip(*parts, strict=True))
+        return one, two
+
+    def _stream(self, args: Batch, draws: int) -> Any:
+        return stream(self.pair, args, draws, kl="sampled", vectorized=self.vectorized)
+
+    def _function(self, *inputs: Tensor) -> Sums:
+        """One chunk, of all tensors of the pair and the data."""
+        count = len(self._tensors)
+        places = dict(zip(self._keys, inputs[:count], strict=True))
+        with swapped(self.pair, places) as held:
+            particles = self._chunk if self.vectorized else None
+            terms = draw_terms(self.pair, inputs[count:], particles, self._nesting, "sampled")
+            if any(held(key) is not value for key, value in places.items()):
+                raise NoGraph("the programs put another tensor in the place of a buffer; change it in place")
+        return _reduced(terms.log_weight, terms.rows)
+
+    def _inputs(self) -> list[Tensor]:
+        return [*(t.detach() for t in self._tensors), *self.args]
+
+    def _eager_seconds(self) -> float:
+        # One run warms up; the draws of the two are thrown away.
+        start, times = generators(), []
+        with torch.no_grad():
+            for _ in range(2):
+                begin = time.perf_counter()
+                self._function(*self._inputs())
+                times.append(time.perf_counter() - begin)
+        set_generators(start)
+        return min(times) * self.draws / self._chunk
+
+    def _trace(self) -> fx.GraphModule:
+        missing = why_not(self.args[0].device)
+        if missing:
+            raise NoGraph(missing)
+        try:
+            with torch.no_grad():
+                return same_twice(self._graph, self.pair.model, self.pair.guide)
+        except (NoGraph, InputError):
+            raise
+        except Exception as error:
+            raise NoGraph(reason(error)) from error
+
+    def _graph(self) -> fx.GraphModule:
+        return trace(self._function, *self._inputs(), state=len(self._tensors))
+
+    def _prove(self, graph: fx.GraphModule) -> Compiled:
+        start, compiled = generators(), compile_graph(graph, self._inputs())
+        with torch.no_grad():
+            with kept_buffers(self.pair):
+                found = compiled(self._inputs())
+            set_generators(start)
+            expected = self._function(*self._inputs())
+        set_generators(start)
+        if not all(agree(one, two) for one, two in zip(found, expected, strict=True)):
+            raise NoGraph("compiled they give other weights than the programs")
+        return compiled
+
+
+def _reduced(log_weight: Tensor, rows: int) -> Sums:
+    log_weight = log_weight.reshape(-1, rows)
+    return log_weight.logsumexp(0), (2 * log_weight).logsumexp(0)

@@ -1,0 +1,284 @@
+"""The terms of one ELBO draw: log p, log q and, where it exists, the analytic KL, per site and per datum.
+
+Every other module reads the ELBO through this one decomposition. For local latents z_n, global latents w, data x_n:
+
+    ELBO = Σ_n [ log p(x_n | z_n, w) − KL_n ] − KL_w,   KL = log q − log p of the draw, or in closed form.
+
+* `KLSource` says where a site's KL comes from, and why it is not analytic where that was wanted.
+* `SiteTerms` are one site's summands; `Terms` are those of all sites, and their sums.
+* `terms` makes one draw; `from_run` decomposes a run that was made already.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+import pyro_vi.elbo.kl  # noqa: F401  (registers closed forms that torch lacks)
+from pyro_vi.data.dataset import Batch
+from pyro_vi.elbo.traces import PARTICLES, Run, draw_traces
+from pyro_vi.errors import InputError
+from pyro_vi.programs.build import pair_and_args
+from pyro_vi.programs.isolation import isolated, kept_buffers
+from pyro_vi.programs.layout import Plate, describe
+from pyro_vi.programs.pair import Pair
+
+KL = Literal["analytic", "sampled"]
+
+
+@dataclass(frozen=True)
+class KLSource:
+    """Where a latent site's KL comes from, and the reason if analytic was wanted and is not to be had."""
+
+    kind: Literal["analytic", "sampled", "enumerated"]
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.reason})" if self.reason else self.kind
+
+
+@dataclass(frozen=True)
+class SiteTerms:
+    """One site's summands of one draw, in nats.
+
+    A local site's tensors have the shape ``(..., B)`` of the batch, without the factor N / B of a subsampled data plate;
+    a global site's have the shape ``(...)``, where ``...`` is empty, or the number of particles.
+
+    ``log_p`` is None for an auxiliary site, ``log_q`` for an observed one; ``kl`` is the closed form, or None. ``score`` is
+    log q without any scale, whose gradient is the score function; None unless it was asked for.
+    """
+
+    name: str
+    local: bool
+    log_p: Tensor | None
+    log_q: Tensor | None
+    kl: Tensor | None
+    source: KLSource | None
+    score: Tensor | None = None
+
+    @property
+    def latent(self) -> bool:
+        return self.log_q is not None
+
+    @property
+    def divergence(self) -> Tensor:
+        """The site's KL term: its closed form if it is there, else log q − log p of the draw."""
+        if self.kl is not None:
+            return self.kl
+        if self.log_q is None:
+            raise ValueError(f"site '{self.name}' is observed and has no KL")
+        return self.log_q if self.log_p is None else self.log_q - self.log_p
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms of one ELBO draw.
+
+    Attributes:
+        sites: the summands by site, in the order of the model.
+        num_data: full size N of the data plate, else the batch's length: what *per datum* divides by.
+        rows: number of data in this batch, B; 1 if the model has no data plate.
+    """
+
+    sites: Mapping[str, SiteTerms]
+    num_data: int
+    rows: int
+
+    @property
+    def sources(self) -> dict[str, KLSource]:
+        return {name: site.source for name, site in self.sites.items() if site.source is not None}
+
+    def _sum(self, parts: Mapping[str, Tensor]) -> Tensor:
+        # A global site belongs to all N data alike.
+        total: Tensor | None = None
+        for name, value in parts.items():
+            share = value if self.sites[name].local else value.unsqueeze(-1) / self.num_data
+            total = share if total is None else total + share
+        if total is None:
+            return torch.zeros(self.rows)
+        return total.expand(*total.shape[:-1], self.rows)
+
+    @cached_property
+    def reconstruction(self) -> Tensor:
+        """log p(x_n | z) of the draw, per datum: shape ``(..., B)``."""
+        return self._sum({n: s.log_p for n, s in self.sites.items() if not s.latent and s.log_p is not None})
+
+    @cached_property
+    def kl(self) -> Tensor:
+        """The KL of all latent sites, per datum: shape ``(..., B)``."""
+        return self._sum({n: s.divergence for n, s in self.sites.items() if s.latent})
+
+    @property
+    def elbo(self) -> Tensor:
+        """reconstruction − KL, per datum: shape ``(..., B)``, in nats."""
+        return self.reconstruction - self.kl
+
+    @property
+    def log_weight(self) -> Tensor:
+        """log p(x_n, z) − log q(z) of the draw, per datum, with no closed form in it: shape ``(..., B)``."""
+        sampled = {
+            n: s.log_q if s.log_p is None else s.log_q - s.log_p for n, s in self.sites.items() if s.log_q is not None
+        }
+        return self.reconstruction - self._sum(sampled)
+
+    @property
+    def loss(self) -> Tensor:
+        """−ELBO of the full data, as Pyro's estimators report it: −N times the mean over the batch. Shape ``(...)``."""
+        return -self.num_data * self.elbo.mean(-1)
+
+
+def terms(model: Any, guide: Any, batch: Batch | Tensor, *, kl: KL = "analytic", seed: int | None = None) -> Terms:
+    """Terms of one draw z ~ q(z | x): log p, log q and KL(q ‖ p) per site and per datum.
+
+    Their sum is the loss of Pyro's `Trace_ELBO` (``kl="sampled"``) or `TraceMeanField_ELBO` (``kl="analytic"``) under the
+    same seed: see `Terms.loss`.
+
+    Args:
+        model: generative program, a module or a function.
+        guide: variational program, called with the same batch.
+        batch: a tensor, or a tuple of what the programs are called with.
+        kl: ``"analytic"`` uses a closed form wherever one is registered, ``"sampled"`` nowhere.
+        seed: of the draw; by default the generators run on as they are.
+
+    Raises:
+        InputError: a program fails on the batch.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> draw = terms(model, guide, torch.tensor([0.3, 1.3]), seed=0)
+        >>> draw.sites["z"].kl, draw.sources["z"].kind
+        (tensor([0.1078, 0.3078]), 'analytic')
+    """
+    return terms_of_pair(*pair_and_args(model, guide, batch), kl=kl, seed=seed)
+
+
+def terms_of_pair(pair: Pair, args: Batch, *, kl: KL = "analytic", seed: int | None = None) -> Terms:
+    """`terms` of a pair that is bound already."""
+    with isolated(seed), kept_buffers(pair):
+        run = draw_traces(pair.model, pair.guide, args)
+    return from_run(run, length_of(args), kl=kl)
+
+
+def length_of(args: tuple[Any, ...]) -> int:
+    """Rows of a batch: the length of its first tensor, 1 where there is none."""
+    return len(args[0]) if args and isinstance(args[0], Tensor) and args[0].dim() else 1
+
+
+def traced_plate(trace: Any, length: int) -> Plate | None:
+    """The plate that all observed sites share, read from a trace: as `pyro_vi.programs.layout.Prototype.data_plate`."""
+    stacks = [
+        [f for f in n["cond_indep_stack"] if f.vectorized and f.name != PARTICLES]
+        for n in trace.nodes.values()
+        if n["type"] == "sample" and n["is_observed"]
+    ]
+    shared = [f for f in stacks[0] if all(f.name in [g.name for g in s] for s in stacks)] if stacks else []
+    shared.sort(key=lambda frame: frame.dim)
+    frame = next((f for f in shared if f.size == length), shared[0] if shared else None)
+    return None if frame is None else Plate(frame.name, frame.dim, frame.full_size)
+
+
+def from_run(
+    run: Run,
+    length: int,
+    *,
+    kl: KL = "analytic",
+    refused: Mapping[str, str] | None = None,
+    score: bool = False,
+) -> Terms:
+    """Decompose one run of a pair: one draw, or many in the plate of particles. See `terms`.
+
+    ``length`` is the batch's: what *per datum* divides by where there is no data plate. At the sites of ``refused`` the KL is
+    sampled, for the reason that stands there. With ``score`` each latent site has its unscaled log q too.
+    """
+    model_trace, guide_trace = run.model_trace, run.guide_trace
+    plate = traced_plate(model_trace, length)
+    sites: dict[str, SiteTerms] = {}
+    for name, node in model_trace.nodes.items():
+        if node["type"] != "sample":
+            continue
+        local = _local(node, plate)
+        log_p = _reduce(node["log_prob"], node, plate)
+        if node["is_observed"] or name not in guide_trace.nodes:
+            # A latent site that the guide lacks is drawn from the prior: its log p stands alone, as in Pyro's loss.
+            sites[name] = SiteTerms(name, local, log_p, None, None, None)
+            continue
+        other = guide_trace.nodes[name]
+        if plate is not None and _local(other, plate) != local:
+            raise InputError(
+                f"site '{name}' is in the data's plate '{plate.name}' in one program and not in the other, so that its terms "
+                f"belong to no datum; sample it in pyro.plate('{plate.name}', ...) in both"
+            )
+        log_q = _reduce(other["log_prob"], other, plate)
+        if kl == "sampled":
+            closed, source = None, KLSource("sampled")
+        elif refused and name in refused:
+            closed, source = None, KLSource("sampled", refused[name])
+        else:
+            closed, source = _closed_form(node, other, plate)
+        sites[name] = SiteTerms(name, local, log_p, log_q, closed, source, _score(other, plate) if score else None)
+    for name, node in guide_trace.nodes.items():
+        if node["type"] == "sample" and name not in sites:
+            log_q = _reduce(node["log_prob"], node, plate)
+            reason = "" if kl == "sampled" else "the model has no such site"
+            unscaled = _score(node, plate) if score else None
+            sites[name] = SiteTerms(name, _local(node, plate), None, log_q, None, KLSource("sampled", reason), unscaled)
+    rows, num_data = 1, length
+    for frame in (f for n in model_trace.nodes.values() if n["type"] == "sample" for f in n["cond_indep_stack"]):
+        if plate is not None and frame.name == plate.name:
+            rows, num_data = frame.size, frame.full_size
+    return Terms(sites, max(num_data, 1), rows)
+
+
+def _closed_form(model_node: Any, guide_node: Any, plate: Plate | None) -> tuple[Tensor | None, KLSource]:
+    q, p = guide_node["fn"], model_node["fn"]
+    try:
+        value = kl_divergence(q, p)
+    except NotImplementedError:
+        return None, KLSource("sampled", f"no closed form of KL({describe(q)} || {describe(p)}) is registered")
+    # Pyro's TraceMeanField_ELBO scales and masks the KL as the guide's site is.
+    value = scale_and_mask(value, scale=guide_node["scale"], mask=guide_node["mask"])
+    return _reduce(torch.as_tensor(value).expand(q.batch_shape), guide_node, plate), KLSource("analytic")
+
+
+def _score(node: Any, plate: Plate | None) -> Tensor:
+    value = scale_and_mask(node["unscaled_log_prob"], mask=node["mask"])
+    return _reduce(value, node, plate, scaled=False)
+
+
+def _local(node: Any, plate: Plate | None) -> bool:
+    return plate is not None and any(frame.name == plate.name for frame in node["cond_indep_stack"])
+
+
+def _reduce(value: Tensor, node: Any, plate: Plate | None, scaled: bool = True) -> Tensor:
+    """Sum a site's log-density over all batch dimensions but those of the particles and of the data plate."""
+    keep = [(frame.dim, frame) for frame in node["cond_indep_stack"] if frame.name == PARTICLES]
+    factor = 1.0
+    if plate is not None:
+        for frame in node["cond_indep_stack"]:
+            if frame.name == plate.name:
+                keep.append((frame.dim, frame))
+                factor = frame.full_size / frame.size
+    dims = [dim for dim, _ in keep]
+    if dims:
+        value = value.expand(torch.broadcast_shapes(value.shape, _frame_shape(keep)))
+    others = [dim for dim in range(-value.dim(), 0) if dim not in dims]
+    return (value.sum(others) if others else value) / (factor if scaled else 1)
+
+
+def _frame_shape(keep: list[tuple[int, Any]]) -> tuple[int, ...]:
+    shape = [1] * max(-dim for dim, _ in keep)
+    for dim, frame in keep:
+        shape[dim] = frame.size
+    return tuple(shape)

@@ -1,0 +1,60 @@
+"""The ELBO of given data under a fitted pair: its value per datum, and its two parts."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_vi.data.dataset import Batch
+from pyro_vi.elbo.decomposition import KL
+from pyro_vi.elbo.draws import stream, vectorizes
+from pyro_vi.programs.isolation import evaluating, isolated
+from pyro_vi.programs.pair import Pair
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The ELBO of each datum and its two parts, averaged over draws, in nats: tensors of shape ``(n,)``."""
+
+    reconstruction: Tensor
+    kl: Tensor
+
+    @property
+    def elbo(self) -> Tensor:
+        return self.reconstruction - self.kl
+
+    @property
+    def se(self) -> float:
+        """Standard error of the mean ELBO over data."""
+        return standard_error(self.elbo)
+
+
+def standard_error(values: Tensor) -> float:
+    """Standard error of the mean of independent values."""
+    return float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("nan")
+
+
+def evaluate(
+    pair: Pair, args: Batch, *, draws: int = 100, kl: KL = "analytic", seed: int = 0, rows: int = 1000
+) -> Evaluation:
+    """E_q[log p(x | z)] and KL(q ‖ p) per datum, averaged over draws from the guide, in evaluation mode.
+
+    Args:
+        pair: model and guide.
+        args: the data, ``n`` rows; taken ``rows`` at a time.
+        draws: draws for each datum.
+        kl: closed forms where they exist, or the draws' log q − log p.
+        seed: of the draws, the same for every pair that is to be compared.
+        rows: how many data at a time.
+    """
+    parts = []
+    with evaluating(pair), isolated(seed, validation=False):
+        vectorized = draws > 1 and vectorizes(pair, tuple(a[:rows] for a in args))
+        for start in range(0, len(args[0]), rows):
+            batch = tuple(a[start : start + rows] for a in args)
+            totals: list[Tensor] = [torch.zeros(()), torch.zeros(())]
+            for terms in stream(pair, batch, draws, kl=kl, vectorized=vectorized):
+                for i, part in enumerate((terms.reconstruction, terms.kl)):
+                    totals[i] = totals[i] + part.reshape(-1, terms.rows).sum(0)
+            parts.append([total / draws for total in totals])
+    return Evaluation(*(torch.cat(columns) for columns in zip(*parts, strict=True)))

@@ -1,0 +1,57 @@
+"""What a fit descends: the loss of an estimator for one batch, divided by the number of data.
+
+* `Objective` is called with a batch, and with the weight of the KL where that is not 1. It is the one place where eager and
+  compiled steps take their loss from.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_vi.data.dataset import Batch
+from pyro_vi.estimators.traits import differentiable_loss
+from pyro_vi.programs.pair import Pair
+
+
+class _Anneal(Messenger):
+    """Multiply the KL by β: the log-densities of latent sites, in the model and the guide alike."""
+
+    def __init__(self, beta: float | Tensor) -> None:
+        super().__init__()
+        self.beta = beta
+        self.scaled: dict[float, Any] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"]:
+            return
+        scale = msg["scale"]
+        if isinstance(scale, (int, float)):
+            # One and the same product for model and guide: that they scale a site alike is then seen without its value.
+            msg["scale"] = self.scaled.setdefault(float(scale), scale * self.beta)
+        else:
+            msg["scale"] = scale * self.beta
+
+
+@dataclass(frozen=True)
+class Objective:
+    """−(1/N) [E_q log p(x | z) − β KL(q(z | x) ‖ p(z))], estimated on a batch.
+
+    Attributes:
+        num_data: N; where it is None, the length of the batch.
+    """
+
+    pair: Pair
+    elbo: ELBO
+    num_data: int | None
+
+    def __call__(self, batch: Batch, weight: float | Tensor = 1.0) -> Tensor:
+        """The loss of one evaluation in nats per datum, with the KL weighted by β = ``weight``."""
+        plain = not isinstance(weight, torch.Tensor) and weight == 1
+        with contextlib.nullcontext() if plain else _Anneal(weight):
+            loss = differentiable_loss(self.elbo, self.pair, batch)
+        return loss / (self.num_data or len(batch[0]))

@@ -1,0 +1,103 @@
+"""The table of ELBO estimators, and estimators by name: each is a `pyro.infer.ELBO`."""
+
+import copy
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
+
+from pyro_vi.elbo.decomposition import KL
+from pyro_vi.errors import UsageError
+from pyro_vi.estimators.analytic import Analytic
+from pyro_vi.estimators.dreg import DReG
+from pyro_vi.estimators.iwae import IWAE
+from pyro_vi.estimators.relaxed import Relaxed
+from pyro_vi.estimators.renyi import Renyi
+from pyro_vi.estimators.score import Mixed, Score
+from pyro_vi.estimators.stl import STL
+from pyro_vi.estimators.vimco import VIMCO
+from pyro_vi.support.specs import check_options, parse, unknown
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """An entry of the table: the class, how it treats the KL, and what it is in one line."""
+
+    cls: type[ELBO]
+    kl: KL
+    about: str
+
+
+TABLE: dict[str, Estimator] = {
+    # Pyro's own
+    "trace": Estimator(Trace_ELBO, "sampled", "log p(x, z) - log q(z) of the draw, total derivative (sampled KL)"),
+    "mean_field": Estimator(
+        TraceMeanField_ELBO, "analytic", "KL in closed form wherever one is registered, else sampled"
+    ),
+    "graph": Estimator(
+        TraceGraph_ELBO, "sampled", "score function with the costs downstream of each site, and baselines"
+    ),
+    "enum": Estimator(TraceEnum_ELBO, "sampled", "discrete sites marked for enumeration summed exactly"),
+    "tmc": Estimator(TraceTMC_ELBO, "sampled", "tensor Monte Carlo: every combination of the draws of marked sites"),
+    # ours
+    "analytic": Estimator(Analytic, "analytic", "KL in closed form at each site where that is right, else sampled"),
+    "stl": Estimator(STL, "sampled", "path derivative: no gradient noise at the exact posterior"),
+    "iwae": Estimator(IWAE, "sampled", "importance-weighted bound, total derivative"),
+    "dreg": Estimator(DReG, "sampled", "importance-weighted bound, doubly reparameterised gradient"),
+    "renyi": Estimator(Renyi, "sampled", "Rényi bound of order alpha, total derivative"),
+    "score": Estimator(Score, "sampled", "score function with the other draws as baseline, for any latent"),
+    "mixed": Estimator(
+        Mixed, "sampled", "through the draws where they can be reparameterised, score function elsewhere"
+    ),
+    "vimco": Estimator(VIMCO, "sampled", "importance-weighted bound, score function with a baseline for each draw"),
+    "relaxed": Estimator(Relaxed, "sampled", "straight through discrete draws by Gumbel-softmax; biased"),
+}
+
+
+def get(name: str, **options: Any) -> ELBO:
+    """An estimator of the ELBO by its name, with the options of its class.
+
+    Args:
+        name: a name of the table, with options in parentheses where wanted: ``"trace(num_particles=4)"``.
+        options: keyword arguments of the class, such as ``num_particles`` and ``vectorize_particles``.
+
+    Raises:
+        UsageError: an unknown name or option.
+
+    Example:
+        >>> type(get("mean_field", num_particles=2)).__name__
+        'TraceMeanField_ELBO'
+    """
+    target, written = parse(name)
+    if target not in TABLE:
+        raise unknown("ELBO estimator", target, TABLE)
+    options = {**written, **options}
+    cls = TABLE[target].cls
+    known = [p.name for p in inspect.signature(cls).parameters.values()]
+    check_options(f"ELBO estimator '{target}'", options, known)
+    return cls(**options)
+
+
+def named(elbos: Any) -> dict[str, ELBO]:
+    """Estimators by the name to report them under: from a name, an `ELBO`, or several of these.
+
+    An instance is copied: Pyro's estimators remember the plate nesting of the first model that they meet.
+
+    Raises:
+        UsageError: an unknown name, or the same one twice.
+    """
+    given = [elbos] if isinstance(elbos, (str, ELBO)) else list(elbos)
+    result: dict[str, ELBO] = {}
+    for elbo in given:
+        name = elbo if isinstance(elbo, str) else _name(elbo)
+        if name in result:
+            raise UsageError(f"ELBO estimator '{name}' is named twice; name each one once")
+        result[name] = get(elbo) if isinstance(elbo, str) else copy.deepcopy(elbo)
+    if not result:
+        raise UsageError(f"name at least one ELBO estimator; there are: {', '.join(TABLE)}")
+    return result
+
+
+def _name(elbo: ELBO) -> str:
+    return next((name for name, entry in TABLE.items() if type(elbo) is entry.cls), type(elbo).__name__)

@@ -1,0 +1,144 @@
+"""The run folder: what one fit leaves on disk, so that it can be repeated, continued and read.
+
+``config.json`` holds everything needed to repeat the fit, ``metrics.jsonl`` one line for each logged step, ``checkpoint.pt``
+the state from which it goes on (tensors and plain numbers only), ``snapshot-<step>.pt`` parameters that were asked to be
+kept. Files are written under a temporary name and renamed, so that an interrupted write loses nothing.
+"""
+
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_vi.data.mapped import Mapped
+from pyro_vi.errors import InputError, UsageError
+from pyro_vi.support.writing import finite, make_folder, write_json, write_through
+
+CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
+
+
+class RunFolder:
+    """One fit's folder.
+
+    Args:
+        path: the folder; made if it is not there.
+        config: what repeats the fit; must be the same when a run is continued.
+        resume: go on from the checkpoint that is there; without it, a folder that holds a run is refused.
+
+    Raises:
+        UsageError: the folder holds a run and ``resume`` is off, or the run there was made with other settings.
+        InputError: the folder cannot be written.
+    """
+
+    def __init__(self, path: str | Path, config: Mapping[str, Any], *, resume: bool = False) -> None:
+        self.path = make_folder(path)
+        found = self.path / CONFIG
+        if found.exists():
+            if not resume:
+                raise UsageError(
+                    f"'{self.path}' holds a run already; continue it with --resume, or choose another folder"
+                )
+            changed = _differences(_read_config(found), config)
+            if changed:
+                raise UsageError(
+                    f"'{self.path}' holds a run with other settings ({'; '.join(changed)}); resume with the same ones, "
+                    "or choose another folder"
+                )
+        write_json(found, config)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append a line to ``metrics.jsonl``."""
+        with (self.path / METRICS).open("a") as file:
+            file.write(json.dumps(finite(record)) + "\n")
+
+    def save(self, state: Mapping[str, Any], name: str = CHECKPOINT) -> Path:
+        """Write tensors and plain numbers in one go."""
+        return write_through(self.path / name, lambda temporary: torch.save(dict(state), temporary))
+
+    def load(self, name: str = CHECKPOINT) -> dict[str, Any] | None:
+        """What `save` wrote, or None; never runs code from the file."""
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, weights_only=True)
+        except Exception as error:
+            raise InputError(f"'{path}' cannot be read ({type(error).__name__}); delete it to start anew") from error
+        return state
+
+    def history(self, before: int) -> list[dict[str, Any]]:
+        """Records up to a step; later ones, of steps that are taken again, are cut off the file."""
+        path = self.path / METRICS
+        if not path.exists():
+            return []
+        records = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        kept = [record for record in records if record["step"] <= before]
+        write_through(path, lambda temporary: temporary.write_text("".join(json.dumps(r) + "\n" for r in kept)))
+        return kept
+
+
+def config_of(path: Path) -> dict[str, Any]:
+    """The configuration of the run in a folder.
+
+    Raises:
+        InputError: no run is there, or its configuration cannot be read.
+    """
+    if not (path / CHECKPOINT).exists() or not (path / CONFIG).exists():
+        raise InputError(f"'{path}' holds no run (no {CHECKPOINT}); give the folder of a fit")
+    return _read_config(path / CONFIG)
+
+
+def load_parameters(pair: torch.nn.Module, path: Path) -> None:
+    """Give a pair the parameters of a run's checkpoint.
+
+    Raises:
+        InputError: no run is there, it cannot be read, or it is of another pair.
+    """
+    if not (path / CHECKPOINT).exists():
+        raise InputError(f"'{path}' holds no run (no {CHECKPOINT}); give the folder of a fit")
+    try:
+        state = torch.load(path / CHECKPOINT, weights_only=True)["pair"]
+    except Exception as error:
+        raise InputError(
+            f"'{path / CHECKPOINT}' cannot be read ({type(error).__name__}); it is damaged, or no run's"
+        ) from error
+    try:
+        pair.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(
+            f"the run in '{path}' is of another pair: its parameters do not fit this model and guide"
+        ) from error
+
+
+def checksum(columns: Iterable[torch.Tensor | Mapped]) -> int:
+    """CRC-32 of columns' bytes, in memory or in a file: a run is not continued on other data of the same name.
+
+    Example:
+        >>> checksum([torch.arange(3)]) == checksum([torch.arange(3)]) != checksum([torch.arange(1, 4)])
+        True
+    """
+    found = 0
+    for column in columns:
+        for block in column.blocks() if isinstance(column, Mapped) else (column,):
+            found = zlib.crc32(block.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes(), found)
+    return found
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"'{path}' cannot be read; it is damaged, or no run's: choose another folder") from error
+    return config
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    new = json.loads(json.dumps(finite(new)))
+    return [
+        f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
+        for key in sorted({*old, *new})
+        if key != "versions" and old.get(key) != new.get(key)
+    ]

@@ -1,0 +1,352 @@
+"""The loop of a fit: steps, records, snapshots and checkpoints.
+
+* `Loop` takes the steps of a fit from one `Position` to the next, eager or compiled; equal settings and seeds give equal bits,
+  also over an interruption.
+* The objective is the loss divided by the number of data, so that learning rates and gradient norms mean the same for
+  every data set.
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, get_total_norm
+
+from pyro_vi.compiling.choice import Choice, Compile, check_mode, choose, lengths_to_come, refuse_without_compiler
+from pyro_vi.compiling.step import MANY, Optimizer, WholeStep
+from pyro_vi.compiling.steps import CompiledSteps
+from pyro_vi.data.dataset import Batch, Data
+from pyro_vi.elbo.heldout import evaluate
+from pyro_vi.errors import FitError, UsageError
+from pyro_vi.estimators.objective import Objective
+from pyro_vi.estimators.traits import kl_treatment
+from pyro_vi.fitting.failures import blame, failed, failing, overflow, where
+from pyro_vi.fitting.folder import RunFolder
+from pyro_vi.fitting.interrupt import deferred_interrupt
+from pyro_vi.fitting.progress import Progress
+from pyro_vi.fitting.settings import Position, Settings
+from pyro_vi.programs.isolation import evaluating, isolated, kept_buffers
+from pyro_vi.programs.pair import Pair
+from pyro_vi.support.randomness import generators, set_generators
+from pyro_vi.support.threads import fitting_threads
+from pyro_vi.tracing.frozen import put_back
+
+LOGGED, ROWS = 100, 1000
+"""Records that a fit makes, and the training and held-out rows that are looked at for each."""
+
+
+class Loop:
+    """One fit.
+
+    Args:
+        compile: whether steps are compiled: see `pyro_vi.compiling.choice.choose`.
+
+    Attributes:
+        history: the records made so far.
+        snapshots: parameters at the steps that are to be kept.
+        position: where it stands.
+        choice: whether its steps are compiled, and why; None before the first step.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        elbo: ELBO,
+        data: Data,
+        settings: Settings,
+        make_optimizer: Callable[[Iterable[torch.nn.Parameter]], Optimizer],
+        compile: Compile = False,
+    ) -> None:
+        check_mode(compile)
+        self.pair, self.elbo, self.data, self.settings, self.compile = pair, elbo, data, settings, compile
+        self.folder: RunFolder | None = None
+        self.parameters = [parameter for _, parameter in pair.owned().values()]
+        if not self.parameters:
+            raise UsageError("the pair has no parameters to fit; look at it with `audit` or `evidence`")
+        if compile is True:
+            refuse_without_compiler(self.parameters[0].device)
+        self.optimizer = make_optimizer(self.parameters)
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        example = data.example(min(settings.batch_size, data.spec.num_data))
+        layout, guide_layout = pair.layouts(example)
+        plate = layout.data_plate(len(example[0]))
+        self.summed = not set(layout.latents) <= set(guide_layout.sites)
+        self.objective = Objective(pair, elbo, plate.size if plate is not None else None)
+        self.position = Position()
+        self.used = (1.0, 1.0)  # weight of the KL and rate, as a fraction, of the last step
+        self.norm: Tensor | None = None  # of the last gradient, if its step was compiled
+        self.history: list[dict[str, Any]] = []
+        self.snapshots: dict[int, dict[str, Tensor]] = {}
+        self.every, self.tenth = (max(1, settings.steps // often) for often in (LOGGED, 10))
+        self.seen = data.example(min(ROWS, data.spec.num_data))  # the same rows for every record
+        self.choice: Choice | None = None
+        self.compiled: CompiledSteps | None = None
+
+    def run(self, title: str, folder: RunFolder | None = None, *, resume: bool, progress: bool) -> None:
+        """Go on to the last step; Ctrl-C ends it between two steps, with a checkpoint.
+
+        Raises:
+            FitError: a loss or a parameter that is not finite, or a program that fails at a step.
+            InputError: steps were to be compiled and cannot be.
+        """
+        self.folder = folder
+        with (
+            self._running(self.settings.seed),
+            Progress(title, self.settings.steps, progress) as bar,
+            deferred_interrupt() as interrupted,
+        ):
+            before = self._restore() if resume else None
+            if self.position.step:
+                bar.say(self._choose(before))
+            self._keep()
+            while self.position.step < self.settings.steps and not interrupted:
+                for _ in self._epoch(self.settings.steps):
+                    self._keep()
+                    now = self.position.step
+                    if now % self.every == 0 or now in (1, self.settings.steps):
+                        self._record()
+                        bar.update(now, self.history[-1]["elbo"])
+                    if self.choice is None:
+                        bar.say(self._choose())
+                    if now % self.tenth == 0:
+                        self._checkpoint()
+                    if interrupted:
+                        break
+            self._checkpoint()
+
+    def take(self, count: int) -> None:
+        """Take some steps as `run` does, without records and checkpoints."""
+        with self._running():
+            last = self.position.step + count
+            while self.position.step < last:
+                for _ in self._epoch(last):
+                    if self.choice is None:
+                        self._choose()
+            self._synchronize()
+
+    @contextmanager
+    def _running(self, seed: int | None = None) -> Iterator[None]:
+        self.pair.train()
+        with (
+            isolated(seed, validation=False),
+            fitting_threads(self.pair, self.data.example(self.settings.batch_size)),
+            warnings.catch_warnings(),
+        ):
+            # Pyro's, of a loss for which the fit is ended with more to say.
+            warnings.filterwarnings("ignore", message=r"Encountered (NaN|\+inf|-inf)")
+            yield
+
+    def _epoch(self, last: int) -> Iterator[None]:
+        """Take the steps that are left of an epoch, but none after the last; stop for each that may have to be looked at."""
+        now = self.position
+        for rows, source, many in self._deal(last):
+            self._step(rows, source, many)
+            now.batch += many
+            yield
+            if now.step == last:
+                return
+        now.epoch, now.batch = now.epoch + 1, 0
+
+    def _deal(self, last: int) -> Iterator[tuple[Tensor, Batch, int]]:
+        """Numbers of rows, what `_fetch` makes their batch of, and for how many steps they are."""
+        now, size = self.position, self.settings.batch_size
+        if self.data.mapped:
+            for rows, batch in islice(self.data.batches(now.epoch, size), now.batch, None):
+                yield rows, batch, 1
+            return
+        stored = self.data.stored(now.epoch)
+        order = self.data.order(now.epoch).to(stored[0].device)
+        single = order.split(size)
+        while now.batch < len(single):
+            start, many = now.batch * size, 1
+            together = self.compiled is not None and (size, MANY) in self.compiled.steps
+            if together and start + MANY * size <= len(order) and now.step + MANY <= self._stop(last):
+                many = MANY
+            rows = single[now.batch] if many == 1 else order[start : start + many * size]
+            yield rows, (*stored, rows), many
+
+    def _stop(self, last: int) -> int:
+        """The next step that is looked at: a record, a snapshot, a checkpoint, the last one."""
+        step, kept = self.position.step, self.settings.kept
+        regular = (step - step % often + often for often in (self.every, self.tenth))
+        return min(last, *regular, *(k for k in kept if k > step))
+
+    def _fetch(self, *source: Tensor) -> Batch:
+        return source if self.data.mapped else self.data.gather(source[:-1], source[-1])
+
+    def _step(self, rows: Tensor, source: Batch, many: int) -> None:
+        start, generator, length = time.perf_counter(), torch.get_rng_state(), len(rows) // many
+        now = self.position
+        controls = [self.settings.controls(now.step + i) for i in range(many)]
+        self.used = controls[-1]
+        try:
+            if self.compiled is not None and (length, many) in self.compiled.steps:
+                values, self.norm = self.compiled(length, many, source, controls)
+            else:
+                values, self.norm = [float(self._descend(self._fetch(*source)))], None
+        except Exception as error:
+            raise failed(self.pair, where(now), error) from error
+        if not all(map(math.isfinite, values)):
+            self._blame(values, rows.split(length), source, generator)
+        now.step += many
+        now.losses += values
+        now.seconds += time.perf_counter() - start
+
+    def _blame(self, values: list[float], rows: Sequence[Tensor], source: Batch, generator: Tensor) -> None:
+        """Raise FitError for the first loss that is not finite; no step has changed anything from then on."""
+        bad = next(i for i, value in enumerate(values) if not math.isfinite(value))
+        batches = [self._fetch(*source[:-1], part) for part in rows] if len(rows) > 1 else [self._fetch(*source)]
+        torch.set_rng_state(generator)
+        with torch.no_grad():
+            for batch in batches[:bad]:  # the steps before it have drawn as much as this does
+                self.objective(batch)
+        self.position.step += bad
+        self.position.batch += bad
+        place, generator = where(self.position), torch.get_rng_state()
+        raise FitError(blame(self.objective, values[bad], place, rows[bad], batches[bad], generator))
+
+    def _descend(self, batch: Batch) -> Tensor:
+        """An eager step, in place; gives the loss. One that is not finite changes nothing."""
+        self._synchronize()
+        weight, rate = self.used
+        loss = self.objective(batch, weight)
+        if bool(loss.isfinite()):
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if self.settings.clip_norm is not None:
+                clip_grad_norm_(self.parameters, self.settings.clip_norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * rate
+            self.optimizer.step()
+            if self.compiled is not None:
+                self.compiled.whole.count += 1
+        return loss.detach()
+
+    def _choose(self, before: dict[str, list[int]] | None = None) -> str:
+        """After the first step, when the optimizer has its state: compile the others, or not; gives a line that says which."""
+        if self.compile is False:
+            self.choice = Choice((), "eager steps: compile=False", 0.0)
+            return ""
+        settings, data = self.settings, self.data
+        now = self.position
+        coming = lengths_to_come(data.spec.num_data, settings.batch_size, now.batch, settings.steps - now.step)
+        varying = settings.controls(0)[0] if not settings.warmup else None
+        rate = 1.0 if settings.schedule == "constant" else None
+
+        def steps() -> CompiledSteps:
+            whole = WholeStep(self.objective, self.optimizer, settings.clip_norm, varying, rate)
+            whole.set([self.used] * MANY)
+            return CompiledSteps(whole, self._fetch, self._descend)
+
+        def sources(length: int, many: int) -> list[Batch]:
+            stored = data.stored(now.epoch)
+            rows = [(torch.arange(length * many) + i * length) % data.spec.num_data for i in (0, 1)]
+            return [data.gather(stored, r) if data.mapped else (*stored, r.to(stored[0].device)) for r in rows]
+
+        self.choice, self.compiled = choose(self.compile, steps, coming, sources, self._overhead, before)
+        return self.choice.note
+
+    def _overhead(self) -> float:
+        """Seconds of a step that are not arithmetic: those of loss and gradient for two rows."""
+        start, few, times = generators(), self.data.example(2), []
+        with kept_buffers(self.pair), put_back(self.pair.model, self.pair.guide):
+            for _ in range(4):
+                begin = time.perf_counter()
+                torch.autograd.grad(self.objective(few, self.used[0]), self.parameters, allow_unused=True)
+                times.append(time.perf_counter() - begin)
+        set_generators(start)
+        return min(times)
+
+    def _synchronize(self) -> None:
+        if self.compiled is not None:
+            self.compiled.whole.synchronize()
+
+    def _record(self) -> None:
+        # Generators are set apart, so that how often a fit is looked at does not change it.
+        now = self.position
+        found = overflow(self.pair)  # the last step has no next one to find it
+        if found:
+            raise FitError(f"the fit ends after step {now.step}: {found}")
+        weight, rate = self.used
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = get_total_norm(gradients) if self.norm is None else self.norm
+        heldout = tuple(column[:ROWS] for column in self.data.heldout)
+        with failing(self.pair, f"after step {now.step}"), kept_buffers(self.pair):
+            seen = self._look(self.seen)
+            held = self._look(heldout) if len(heldout[0]) else None
+        record: dict[str, Any] = {
+            "step": now.step,
+            "epoch": now.epoch,
+            "loss": sum(now.losses) / len(now.losses),
+            **seen,
+            "beta": weight,
+            "lr": self.optimizer.param_groups[0]["initial_lr"] * rate,
+            "grad_norm": float(norm),
+            "seconds": now.seconds,
+        }
+        if held is not None:
+            record["heldout_elbo"] = held["elbo"]
+        now.losses.clear()
+        self.history.append(record)
+        if self.folder:
+            self.folder.log(record)
+
+    def _look(self, rows: Batch) -> dict[str, float]:
+        """The unannealed ELBO of some data and its two parts, which do not exist where a site is summed out."""
+        seed = self.position.step
+        if not self.summed:
+            found = evaluate(self.pair, rows, draws=1, kl=kl_treatment(self.elbo), seed=seed)
+            parts = {"elbo": found.elbo, "reconstruction": found.reconstruction, "kl": found.kl}
+            return {name: float(part.mean()) for name, part in parts.items()}
+        with evaluating(self.pair), isolated(seed, validation=False):
+            estimator: Any = self.elbo
+            loss = float(estimator.loss(self.pair.model, self.pair.guide, *rows))
+        return {"elbo": -loss / (self.objective.num_data or len(rows[0])), "reconstruction": math.nan, "kl": math.nan}
+
+    def _keep(self) -> None:
+        step = self.position.step
+        if step in self.settings.kept and step not in self.snapshots:
+            self.snapshots[step] = {name: value.detach().clone() for name, value in self.pair.state_dict().items()}
+            if self.folder:
+                self.folder.save(self.snapshots[step], f"snapshot-{step}.pt")
+
+    def _checkpoint(self) -> None:
+        if self.folder is None or not all(bool(p.isfinite().all()) for p in self.parameters):
+            return
+        self._synchronize()
+        self.folder.save(
+            {
+                "pair": self.pair.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "generators": generators(),
+                "position": vars(self.position),
+                "compiled": self.choice and self.choice.record(),
+            }
+        )
+
+    def _restore(self) -> dict[str, list[int]] | None:
+        """Go back to the checkpoint; gives the record of what steps were compiled, if that was chosen."""
+        assert self.folder is not None
+        state = self.folder.load()
+        if state is None:
+            self.folder.history(0)  # what an attempt that came to no checkpoint has logged
+            return None
+        self.pair.load_state_dict(state["pair"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        set_generators(state["generators"])
+        self.position = Position(**state["position"])
+        self.history = self.folder.history(self.position.step)
+        for step in self.settings.kept:
+            snapshot = self.folder.load(f"snapshot-{step}.pt")
+            if snapshot is not None and step <= self.position.step:
+                self.snapshots[step] = snapshot
+        chosen: dict[str, list[int]] | None = state["compiled"]
+        return chosen

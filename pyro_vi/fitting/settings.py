@@ -1,0 +1,121 @@
+"""Options, settings and the position of a fit.
+
+* `Options` is everything that people may ask of a fit, with the defaults.
+* `Settings` is the part on which its steps depend. `Settings.controls` gives the weight of the KL and the learning rate of a
+  step, which depend on the number of the step and on nothing else.
+* `Position` is where the fit stands: what a checkpoint holds beside parameters, optimizer and generators.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pyro_vi.errors import UsageError
+from pyro_vi.support.specs import check_options
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1 - done,
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+}
+"""Learning rate, as a fraction of the first, against the fraction of steps that are done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What people may ask of a fit, each option with its default: the one table that Python and the command line share.
+
+    The options are those of `pyro_vi.fit`, which says what each one does.
+    """
+
+    steps: int | None = None
+    epochs: int | None = None
+    batch_size: int = 128
+    optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer] | None = None
+    lr: float = 3e-3
+    schedule: str = "cosine"
+    clip_norm: float | None = None
+    beta: float = 1.0
+    warmup: int = 0
+    seed: int = 0
+    out: str | Path | None = None
+    resume: bool = False
+    compile: bool | Literal["auto"] = "auto"
+    device: str | torch.device | None = None
+    progress: bool = True
+    check: bool = True
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "Options":
+        """Options by name.
+
+        Raises:
+            UsageError: a name that is no option.
+        """
+        check_options("fit", given, [field.name for field in fields(cls)])
+        return cls(**given)
+
+
+EPOCHS = 100
+"""Passes over the data where neither steps nor epochs are given."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a fit was asked to do; see `pyro_vi.fitting.svi.fit`. ``kept`` are the steps whose parameters are kept.
+
+    Raises:
+        UsageError: a setting out of range.
+    """
+
+    steps: int
+    batch_size: int
+    schedule: str
+    clip_norm: float | None
+    beta: float
+    warmup: int
+    seed: int
+    kept: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for what, bad, wanted in (
+            (f"steps {self.steps}", self.steps < 1, "at least 1"),
+            (f"batch_size {self.batch_size}", self.batch_size < 1, "at least 1"),
+            (f"clip_norm {self.clip_norm}", self.clip_norm is not None and not self.clip_norm > 0, "positive"),
+            (f"beta {self.beta}", not (0 <= self.beta < math.inf), "0 or more"),
+            (f"warmup {self.warmup}", self.warmup < 0, "0 or more"),
+            (f"seed {self.seed}", self.seed < 0, "0 or more"),
+            (f"schedule '{self.schedule}'", self.schedule not in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
+        ):
+            if bad:
+                raise UsageError(f"{what} is out of range; it must be {wanted}")
+        if self.warmup > self.steps:
+            raise UsageError(
+                f"a warmup of {self.warmup} steps is longer than the fit ({self.steps} steps), "
+                "which would never see the whole KL; shorten it, or set beta"
+            )
+
+    def controls(self, step: int) -> tuple[float, float]:
+        """Weight of the KL, and learning rate as a fraction of the first, for the step after ``step`` steps.
+
+        Example:
+            >>> Settings(10, 5, "linear", None, beta=2.0, warmup=4, seed=0, kept=()).controls(1)
+            (0.5, 0.9)
+        """
+        weight = self.beta * min(1.0, step / self.warmup) if self.warmup else self.beta
+        return weight, SCHEDULES[self.schedule](min(1.0, step / self.steps))
+
+
+@dataclass
+class Position:
+    """Where a fit stands."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0  # batches of this epoch that are done
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)  # since the last record

@@ -1,0 +1,114 @@
+"""From a name to a program.
+
+A program is named by a registered name (``vae``), ``path/file.py:Name`` or ``package.module:Name``, each with options as
+Python literals in parentheses: ``vae(latent_dim=8)``. `resolve` finds what a name stands for; `available` lists the names.
+"""
+
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from pyro_vi.errors import InputError, UsageError, kind_and_line
+from pyro_vi.programs.isolation import isolated
+from pyro_vi.programs.layout import title
+from pyro_vi.support.specs import parse, unknown
+
+Kind = Literal["model", "guide"]
+
+
+def available(kind: Kind) -> dict[str, str]:
+    """Registered programs by name, each with the first line of what it says about itself."""
+    table = _table(kind)
+    return {name: (inspect.getdoc(_load(target)) or "").split("\n")[0] for name, target in table.items()}
+
+
+def _table(kind: Kind) -> dict[str, str]:
+    # By name only: the engine knows no particular model or guide.
+    table: dict[str, str] = importlib.import_module(f"pyro_vi.{kind}s").TABLE
+    return table
+
+
+def _load(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def resolve(text: str, kind: Kind) -> tuple[Any, dict[str, Any]]:
+    """What a name stands for, and the options given with it.
+
+    Args:
+        text: ``name``, ``path/file.py:Name`` or ``package.module:Name``, with options in parentheses where wanted.
+        kind: ``"model"`` or ``"guide"``: where a plain name is looked up.
+
+    Raises:
+        UsageError: no such name; the message lists what there is, and the nearest match.
+        InputError: the file or module is not there or does not import.
+
+    Example:
+        >>> resolve("vae(latent_dim=2)", "model")[1]
+        {'latent_dim': 2}
+    """
+    target, options = parse(text)
+    if ":" not in target:
+        table = _table(kind)
+        if target.endswith(".py") or "/" in target:
+            raise UsageError(f"{kind} '{target}' names a file but nothing in it: write '{target}:Name'")
+        if target not in table:
+            raise unknown(kind, target, table)
+        return _load(table[target]), options
+    path, _, name = target.rpartition(":")
+    module = _from_file(path, kind) if path.endswith(".py") else _from_package(path, kind)
+    if not hasattr(module, name):
+        public = [
+            n for n, v in vars(module).items() if callable(v) and not n.startswith("_") and _defined_in(v, module)
+        ]
+        raise unknown(f"{kind} in {path}", name, public)
+    return getattr(module, name), options
+
+
+def _defined_in(value: Any, module: ModuleType) -> bool:
+    return getattr(value, "__module__", None) == module.__name__
+
+
+def _from_file(path: str, kind: Kind) -> ModuleType:
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        raise UsageError(
+            f"{kind} file '{path}' does not exist; give the path of a Python file, as in 'path/file.py:Name'"
+        )
+    # Registered under its path, so that a model and a guide from one file share that file's classes and networks.
+    name = f"_pyro_vi_file_{abs(hash(str(file)))}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{kind} file '{path}' is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(file.parent))
+    try:
+        with isolated():
+            spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise InputError(f"{kind} file '{path}' does not import: {kind_and_line(error)}") from error
+    finally:
+        sys.path.remove(str(file.parent))
+    return module
+
+
+def _from_package(path: str, kind: Kind) -> ModuleType:
+    try:
+        with isolated():
+            return importlib.import_module(path)
+    except Exception as error:
+        message = f"{kind} module '{path}' does not import: {kind_and_line(error)}"
+        raise (UsageError if isinstance(error, ModuleNotFoundError) else InputError)(message) from error
+
+
+def name_of(program: Any) -> str:
+    """What a run's configuration calls a program: the name that it was given by, or its own."""
+    return program if isinstance(program, str) else getattr(program, "__qualname__", None) or title(program)

@@ -1,0 +1,59 @@
+"""A comparison as one JSON document: plain numbers and words."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from pyro_vi.comparison import Comparison, Result
+from pyro_vi.reporting.summary import conclude
+from pyro_vi.support.packages import versions
+
+
+def to_dict(comparison: Comparison, plots: Iterable[Path] = ()) -> dict[str, Any]:
+    """The comparison as plain numbers and words, in nats per held-out datum: what the command line prints as JSON.
+
+    Args:
+        comparison: fits and audits.
+        plots: paths of the pictures that were written.
+    """
+    return {
+        "model": comparison.model,
+        "guide": comparison.guide,
+        "data": comparison.data.spec.name,
+        "num_data": comparison.data.spec.num_data,
+        "seed": comparison.seed,
+        "versions": versions(),
+        "estimators": {name: _estimator(comparison, name, result) for name, result in comparison.results.items()},
+        "conclusion": conclude(comparison),
+        "plots": [str(path) for path in plots],
+        "out": None if comparison.out is None else str(comparison.out),
+    }
+
+
+def _estimator(comparison: Comparison, name: str, result: Result) -> dict[str, Any]:
+    found = result.evidence
+    return {
+        "class": result.cls,
+        "elbo": result.elbo_mean,
+        "elbo_se": result.evaluation.se,
+        "reconstruction": float(result.evaluation.reconstruction.mean()),
+        "kl": float(result.evaluation.kl.mean()),
+        "evidence": None if found is None else {key: found.attrs[key] for key in ("method", "value", "se")},
+        "gap": result.gap,
+        "train_seconds": result.run.seconds,
+        "compiled": result.run.compiled,
+        "kl_source": result.kl_source,
+        "audits": [_audit(step, dataset.sel(elbo=name)) for step, dataset in comparison.audits.items()],
+    }
+
+
+def _audit(step: int, one: xr.Dataset) -> dict[str, Any]:
+    return {
+        "step": step,
+        "value_sd": float(one.value_sd),
+        "grad_var": {str(part): float(one.part_grad_var.sel(part=part)) for part in one.part.values},
+        "grad_snr": {str(part): float(one.part_grad_snr.sel(part=part)) for part in one.part.values},
+        "seconds": float(one.seconds),
+    }

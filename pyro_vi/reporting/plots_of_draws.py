@@ -1,0 +1,301 @@
+"""Pictures of what fitted pairs make: reconstructions, draws from the prior, walks through the latent space.
+
+* They read nothing of a program but its traces: what is shown of x is the mean of the observed site's distribution,
+  E[x | z], or a draw where it has no finite mean.
+* Data with an ``image_shape`` are drawn as images, other data as lines over the features, single numbers as points.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeVar
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_vi.comparison import Comparison
+from pyro_vi.data.dataset import Batch
+from pyro_vi.errors import InputError
+from pyro_vi.programs.isolation import evaluating, isolated
+from pyro_vi.programs.layout import Site
+from pyro_vi.programs.pair import Pair
+from pyro_vi.reporting.look import LOOK, heading, legend, looks
+
+STEPS, MOST = 9, 8
+"""Values that a latent dimension takes in a traversal, and how many dimensions it shows at most."""
+T = TypeVar("T")
+SPREAD = np.linspace(-3, 3, STEPS)
+
+
+@matplotlib.rc_context(LOOK)
+def reconstructions(comparison: Comparison, *, n: int = 10, seed: int = 0) -> Figure:
+    """Held-out data, and E[x | z] at one draw z ~ q(z | x) of each estimator's pair.
+
+    Args:
+        comparison: fitted pairs and their data.
+        n: number of data, the first of the held-out ones.
+        seed: of the draw, the same for all pairs.
+
+    Raises:
+        InputError: a program fails on these rows, or what it observes has no row for each datum.
+    """
+    args = _rows(comparison.data.heldout, range(min(n, len(comparison.data.heldout[0]))))
+    found = _each(comparison, seed, lambda pair: _observed(pair, args, _trace(pair.guide, args)))
+    data, shown = next(iter(found.values()))[0], {name: mean for name, (_, mean) in found.items()}
+    styles, shape, count = looks(shown), _image_shape(comparison, data), len(data)
+    if shape is not None:
+        size = (0.62 * count + 0.5 + 0.08 * max(map(len, shown)), 0.7 * (1 + len(shown)) * shape[0] / shape[1] + 0.5)
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.02, hspace=0))
+        panels = figure.subplots(1 + len(shown), 1, squeeze=False).ravel()
+        for axes, (name, values) in zip(panels, [("data", data), *shown.items()], strict=True):
+            _draw_images(axes, values.reshape(1, count, *shape), comparison)
+            colour = styles[name].colour if name in styles else "black"
+            axes.set_ylabel(name, rotation=0, ha="right", va="center", color=colour, parse_math=False)
+    else:
+        # A single number makes no line: all data then share one panel.
+        groups = [slice(None)] if data.shape[1] == 1 else [slice(k, k + 1) for k in range(count)]
+        across, down = min(5, len(groups)), math.ceil(len(groups) / 5)
+        figure = Figure(figsize=(max(5.6, 2.0 * across), 1.6 + 1.7 * down), layout="constrained")
+        panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
+        for axes, group in zip(panels, groups, strict=False):
+            _draw_lines(axes, data[group], "0.35", "data", ".", width=0.0)
+            for name, values in shown.items():
+                _draw_lines(axes, values[group], styles[name].colour, name, styles[name].marker, styles[name].width)
+        _label(panels, len(groups), across, "held-out datum" if data.shape[1] == 1 else "feature", "x")
+        legend(figure)
+    heading(figure, comparison, "Held-out data and reconstructions E[x | z] at one draw z ~ q(z | x)")
+    return figure
+
+
+@matplotlib.rc_context(LOOK)
+def prior_samples(comparison: Comparison, *, rows: int = 4, columns: int = 8, seed: int = 0) -> Figure:
+    """E[x | z] at rows × columns draws z ~ p(z) of each estimator's model; with held-out data if they are not images.
+
+    Args:
+        comparison: fitted pairs and their data.
+        rows: of the grid of images.
+        columns: of the same.
+        seed: of the draws, the same for all pairs.
+
+    Raises:
+        InputError: the model fails on so many rows, or what it observes has no row for each datum.
+    """
+    count = rows * columns
+    # Of the batch only the length matters, and what the model is conditioned on, where it is.
+    args = _rows(comparison.data.heldout, [i % len(comparison.data.heldout[0]) for i in range(count)])
+    found = _each(comparison, seed, lambda pair: _observed(pair, args))
+    data, shown = next(iter(found.values()))[0], {name: mean for name, (_, mean) in found.items()}
+    styles, shape = looks(shown), _image_shape(comparison, data)
+    across, down = min(3, len(shown)), math.ceil(len(shown) / 3)
+    height = 2.6 if shape is None else 3.4 * rows * shape[0] / (columns * shape[1])
+    size = (max(3.6 * across, 5.2), (height + 0.3) * down + (0.6 if shape else 1.3))
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.1))
+    panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).ravel()
+    for axes, (name, values) in zip(panels, shown.items(), strict=False):
+        axes.set_title(name, color=styles[name].colour, parse_math=False)
+        if shape is not None:
+            _draw_images(axes, values.reshape(rows, columns, *shape), comparison)
+        else:
+            _draw_lines(axes, data, "0.75", "held-out data", marker=".")
+            _draw_lines(axes, values, styles[name].colour, "E[x | z]" if len(shown) == 1 else name, marker=".")
+    x = "draw" if data.shape[1] == 1 else "feature"
+    _label(panels, len(shown), across, *((x, "x") if shape is None else ("", "")))
+    legend(figure)
+    heading(figure, comparison, f"E[x | z] at {count} draws from the prior, z ~ p(z)")
+    return figure
+
+
+@matplotlib.rc_context(LOOK)
+def latent_traversal(comparison: Comparison, *, datum: int = 0, seed: int = 0) -> Figure:
+    """E[x | z] as one latent dimension at a time goes from −3 to 3 prior standard deviations, the others at E_q[z | x].
+
+    At most 8 dimensions are shown: those in which the posterior means of the held-out data vary most, in that order. One
+    that the model does not use changes nothing.
+
+    Args:
+        comparison: fitted pairs and their data.
+        datum: row of the held-out data from whose posterior mean the walks start.
+        seed: of the draws.
+
+    Raises:
+        InputError: the model has not exactly one latent site, in the data plate, real-valued and a vector.
+    """
+    walks = _each(comparison, seed, lambda pair: _walk(pair, comparison.data.heldout, datum))
+    styles, values = looks(walks), next(iter(walks.values()))[2]
+    shape, most = _image_shape(comparison, values[0]), max(len(dims) for dims, _, _ in walks.values())
+    if shape is not None:
+        across, down = min(3, len(walks)), math.ceil(len(walks) / 3)
+        size = (max(3.6 * across + 0.8, 5.2), (3.3 * most / STEPS * shape[0] / shape[1] + 0.4) * down + 0.8)
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.add_gridspec(down, across + 1, width_ratios=[0.16] + [1.0] * across)
+        start = comparison.data.heldout[0][datum].double().cpu().numpy()
+        _draw_images(figure.add_subplot(grid[0, 0], title="datum", anchor="N"), start.reshape(1, 1, *shape), comparison)
+        for k, (name, (dims, mean, values)) in enumerate(walks.items()):
+            axes = figure.add_subplot(grid[k // across, 1 + k % across])
+            axes.set_title(name, color=styles[name].colour, parse_math=False)
+            cell = _draw_images(axes, values.reshape(len(dims), STEPS, *shape), comparison)
+            middle, top = (np.arange(STEPS) + 0.5) * cell[1] - 0.5, np.arange(len(dims)) * cell[0] - 0.5
+            # Where among the values the walk's start lies: the other rows keep this dimension there.
+            axes.vlines(np.interp(mean, SPREAD, middle), top, top + shape[0], color=styles[name].colour, linewidth=1.6)
+            axes.set_xticks(middle[[0, STEPS // 2, -1]], ["−3", "0", "3"])
+            axes.set_yticks(top + cell[0] / 2, [f"$z_{{{d + 1}}}$" for d in dims])
+            axes.tick_params(length=0)
+        figure.supxlabel("prior standard deviations (line: posterior mean)")
+    else:
+        figure = Figure(figsize=(max(5.6, 1.4 * most + 1.4), 1.5 * len(walks) + 1.4), layout="constrained")
+        panels = figure.subplots(len(walks), most, squeeze=False, sharex=True, sharey=True)
+        single, features = values.shape[-1] == 1, 1 + np.arange(values.shape[-1])
+        marker = "." if len(features) < 4 else ""
+        rainbow = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, STEPS))
+        for row, (name, (dims, _, values)) in zip(panels, walks.items(), strict=True):
+            row[0].set_ylabel(f"{name}\nE[x | z]", color=styles[name].colour, parse_math=False)
+            for axes, d, lines in zip(row, dims, values, strict=False):
+                axes.set_prop_cycle(color=[styles[name].colour] if single else rainbow)
+                axes.set(title=f"$z_{{{d + 1}}}$", xlabel="prior sd" if single else "feature")
+                drawn = axes.plot(*((SPREAD, lines) if single else (features, lines.T)), lw=0.8, marker=marker)
+                axes.locator_params(axis="x", integer=True)
+                axes.label_outer()
+        if not single:
+            legend(figure, {f"{at:+g} sd": line for at, line in zip(SPREAD, drawn, strict=True)})
+    heading(figure, comparison, f"E[x | z], one latent dimension varied, from held-out datum {datum + 1}")
+    return figure
+
+
+def _each(comparison: Comparison, seed: int, read: Callable[[Pair], T]) -> dict[str, T]:
+    """What is read of each fitted pair, in evaluation mode and from the same seed."""
+    found = {}
+    for name, result in comparison.results.items():
+        with evaluating(result.run.pair), isolated(seed, validation=False), torch.no_grad():
+            found[name] = read(result.run.pair)
+    return found
+
+
+def _trace(program: Any, args: Batch) -> Any:
+    return poutine.trace(program).get_trace(*args)
+
+
+def _rows(args: Batch, index: Iterable[int]) -> Batch:
+    length, rows = len(args[0]), list(index)
+    return tuple(a[rows] if a.dim() and len(a) == length else a for a in args)
+
+
+def _observed(pair: Pair, args: Batch, replayed: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """x and E[x | z], each of shape ``(B, features)``: z from the trace that is replayed, else from the prior.
+
+    x is the site that observes the first column; if none does (it is an input), all observed sites side by side.
+    """
+    n = len(args[0])
+    plate = pair.layouts(args)[0].data_plate(n)
+    model = pair.model if replayed is None else poutine.replay(pair.model, trace=replayed)
+    pairs = []
+    nodes: dict[str, Any] = prune_subsample_sites(_trace(model, args)).nodes
+    for node in nodes.values():
+        if node["type"] != "sample" or not node["is_observed"]:
+            continue
+        fn = node["fn"]
+        axis = 0 if plate is None else plate.dim + len(fn.batch_shape)
+        value, mean = (v.expand(fn.shape()) for v in (node["value"], _moment(fn, "mean", 1)))
+        if not value.dim() or value.shape[axis] != n:
+            raise InputError(f"what the model observes, of shape {tuple(value.shape)}, has no row for each of {n} data")
+        pairs.append(tuple(v.movedim(axis, 0).reshape(n, -1).double().cpu() for v in (value, mean)))
+    if not pairs:
+        raise InputError("the model observes nothing, so there is nothing to draw")
+    first = args[0].reshape(n, -1).double().cpu()
+    chosen = [p for p in pairs if p[0].shape == first.shape and torch.equal(p[0], first)][:1] or pairs
+    data, means = (torch.cat(columns, 1).numpy() for columns in zip(*chosen, strict=True))
+    return data, means
+
+
+def _moment(fn: Any, name: Literal["mean", "stddev"], draws: int) -> Tensor:
+    """A distribution's mean or standard deviation; where it has none, or none in closed form, that of so many draws."""
+    try:
+        value: Tensor = getattr(fn, name)
+        if bool(value.isfinite().all()):
+            return value
+    except (NotImplementedError, AttributeError):
+        pass
+    values = fn.sample((draws,)).double()
+    return values.mean(0) if name == "mean" else values.std(0)
+
+
+def _walk(pair: Pair, heldout: Batch, datum: int) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """Dimensions, where the walk starts in prior standard deviations, and E[x | z]: ``(D,), (D,), (D, STEPS, features)``."""
+    site = _vector(pair, heldout)
+    posterior = _trace(pair.guide, heldout).nodes[site.name]["fn"]
+    means = _moment(posterior, "mean", 200).expand(len(heldout[0]), -1)
+    dims = means.var(0, correction=0).argsort(descending=True)[:MOST]
+    args = _rows(heldout, [datum] * (len(dims) * STEPS))
+    replayed = _trace(pair.guide, args)
+    prior = _trace(poutine.replay(pair.model, trace=replayed), args).nodes[site.name]["fn"]
+    loc, scale = (_moment(prior, m, 1000).expand(len(args[0]), -1)[0].to(means) for m in ("mean", "stddev"))
+    z = means[datum].repeat(len(dims), STEPS, 1)
+    for i, d in enumerate(dims):
+        z[i, :, d] = loc[d] + scale[d] * torch.as_tensor(SPREAD).to(means)
+    replayed.nodes[site.name]["value"] = z.reshape(-1, z.shape[-1]).to(site.dtype)
+    values = _observed(pair, args, replayed)[1].reshape(len(dims), STEPS, -1)
+    return dims.tolist(), ((means[datum] - loc) / scale)[dims].double().cpu().numpy(), values
+
+
+def _vector(pair: Pair, args: Batch) -> Site:
+    layout, _ = pair.layouts(args)
+    plate, sites = layout.data_plate(len(args[0])), list(layout.latents.values())
+    if len(sites) == 1 and plate is not None and plate.name in sites[0].plates:
+        support: Any = sites[0].support
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        vector = len(sites[0].event_shape) == 1 and sites[0].batch_shape == (len(args[0]),)
+        if vector and isinstance(support, type(constraints.real)):
+            return sites[0]
+    raise InputError("a walk through the latent space needs one latent site: real vectors, one for each datum")
+
+
+def _image_shape(comparison: Comparison, values: np.ndarray) -> tuple[int, int] | None:
+    shape: tuple[int, int] | None = comparison.data.spec.image_shape
+    return shape if shape is not None and values.shape[1] == math.prod(shape) else None
+
+
+def _draw_images(axes: Axes, images: np.ndarray, comparison: Comparison) -> tuple[int, int]:
+    """Draw images of shape ``(rows, columns, height, width)`` as one; gives back height and width of a cell."""
+    gap = max(1, images.shape[3] // 14)
+    cells = np.pad(images, ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=np.nan)
+    rows, columns, height, width = cells.shape
+    mosaic = cells.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)[:-gap, :-gap]
+    # The scale is the data's, not each image's: the same grey is the same number everywhere.
+    x, support = comparison.data.heldout[0], comparison.data.spec.support
+    low, high = (0.0, 1.0) if support in ("boolean", "unit_interval") else (float(x.min()), float(x.max()))
+    grey = matplotlib.colormaps["gray"].with_extremes(bad="white")
+    axes.imshow(mosaic, cmap=grey, vmin=low, vmax=high, interpolation="none")
+    axes.autoscale(False)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    return height, width
+
+
+def _draw_lines(axes: Axes, values: np.ndarray, colour: Any, label: str, marker: str, width: float = 0.8) -> None:
+    """Draw rows of values over their features, or as points if the width is 0; single numbers as points over the rows."""
+    single = values.shape[1] == 1
+    lines = values.T if single else values
+    axes.locator_params(axis="x", integer=True)
+    dots, stroke = single or lines.shape[1] < 4 or not width, width and not single
+    for k, y in enumerate(lines):
+        drawn = axes.plot(1 + np.arange(len(y)), y, color=colour, linewidth=width, markersize=4)[0]
+        drawn.set(marker=marker if dots else "", linestyle="-" if stroke else "", label=None if k else label)
+
+
+def _label(panels: np.ndarray, used: int, across: int, x: str, y: str) -> None:
+    """Label the outer panels of a grid of which so many are used, and remove the others."""
+    for k, axes in enumerate(panels[:used]):
+        if k % across == 0:
+            axes.set_ylabel(y)
+        if k + across >= used:  # nothing is below it
+            axes.set_xlabel(x)
+            axes.tick_params(labelbottom=True)
+    for axes in panels[used:]:
+        axes.remove()

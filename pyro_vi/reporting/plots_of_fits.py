@@ -1,0 +1,202 @@
+"""Plots of what was measured: curves of the fits, and moments of the audits.
+
+Each function takes a comparison and gives back a figure.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from pyro_vi.comparison import Comparison
+from pyro_vi.reporting.look import LOOK, heading, legend, looks
+
+PARTS = ("model", "guide")
+
+
+@matplotlib.rc_context(LOOK)
+def training_curves(comparison: Comparison) -> Figure:
+    """The ELBO of each fit, of training batches and of held-out data, and its two parts, against the step.
+
+    Vertical ranges are those of the steps after the first quarter: from where a fit starts, all that follows would be flat.
+    """
+    panels = {"ELBO": ("elbo", "heldout_elbo"), "reconstruction": ("reconstruction",), "KL": ("kl",)}
+    styles = looks(comparison.results)
+    figure = Figure(figsize=(10.5, 3.9), layout="constrained")
+    for axes, (title, keys) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        late: list[np.ndarray] = []
+        for name, result in comparison.results.items():
+            for key in keys:
+                steps, values = _series(result.run.history, key)
+                heldout, width = key == "heldout_elbo", styles[name].width
+                axes.plot(
+                    steps,
+                    values,
+                    color=styles[name].colour,
+                    linestyle="--" if heldout else "-",
+                    linewidth=max(1.4, width) if heldout else max(0.9, 0.6 * width),
+                    alpha=0.55 if "heldout_elbo" in keys and not heldout else 0.9,  # the batches' noise stands back
+                    marker=styles[name].marker if len(steps) < 25 else "",
+                    markersize=3.5,
+                    zorder=3 if heldout else 2,
+                    label=f"{name}, {key}",
+                )
+                late.append(values[steps >= steps.max() / 4] if len(steps) else values)
+        _limit(axes, np.concatenate(late))
+        axes.set(title=title, xlabel="step", ylabel="nats per datum")
+    entries = {name: Line2D([], [], color=look.colour, linewidth=2) for name, look in styles.items()}
+    entries |= {
+        text: Line2D([], [], color="0.3", linestyle=line) for text, line in (("training", "-"), ("held out", "--"))
+    }
+    legend(figure, entries)
+    heading(
+        figure, comparison, "Training (vertical ranges: 1 to 99 % of the values after the first quarter of the steps)"
+    )
+    return figure
+
+
+def _series(history: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the records that have a finite value of that name."""
+    found = [(r["step"], r[key]) for r in history if r.get(key) is not None and np.isfinite(r[key])]
+    steps, values = np.array(found, dtype=float).reshape(-1, 2).T
+    return steps, values
+
+
+def _limit(axes: Axes, values: np.ndarray) -> None:
+    if len(values):
+        low, high = np.quantile(values, (0.01, 0.99))
+        margin = 0.12 * (high - low) or 0.05 * abs(high) or 1.0
+        axes.set_ylim(low - margin, high + margin)
+
+
+@matplotlib.rc_context(LOOK)
+def gradient_variance(comparison: Comparison) -> Figure:
+    """The gradient's variance by estimator and owner of the parameters over the fit, ±2 standard errors, logarithmic.
+
+    All estimators are taken at the same parameters. Points of one step stand side by side, so that equal ones are seen.
+    """
+    steps, names = list(comparison.audits), _audited(comparison)
+    styles = looks(names)
+    figure = Figure(figsize=(8.2, 4.1), layout="constrained")
+    for axes, part in zip(figure.subplots(1, 2), PARTS, strict=True):
+        zero = []
+        for i, name in enumerate(names):
+            variance = _moment(comparison, "part_grad_var", name, part)
+            error = _moment(comparison, "part_grad_var_se", name, part)
+            shown = np.where(variance > 0, variance, np.nan)  # 0 has no place on a logarithmic axis: it is told below
+            place = np.arange(len(steps)) + 0.09 * (i - (len(names) - 1) / 2)
+            look = styles[name]
+            axes.errorbar(
+                place,
+                shown,
+                yerr=2 * error,
+                color=look.colour,
+                marker=look.marker,
+                capsize=2,
+                linewidth=0.8,
+                label=name,
+            )
+            if not (variance > 0).all():
+                zero.append(name)
+        _logarithmic(axes, zero, len(names), y=True)
+        # Audits stand at equal distances: their steps may be far closer at the start than later.
+        axes.set_xticks(range(len(steps)), [str(step) for step in steps])
+        axes.set_xlim(-0.5, len(steps) - 0.5)
+        axes.set(title=f"{part} parameters", xlabel="step of the audit")
+        axes.set_ylabel(
+            "gradient variance, summed over parameters\n(of the ELBO in nats per datum)" if part == PARTS[0] else ""
+        )
+    legend(figure)
+    heading(figure, comparison, "Gradient variance at the same parameters (bars: ±2 standard errors)")
+    return figure
+
+
+@matplotlib.rc_context(LOOK)
+def value_against_gradient(comparison: Comparison) -> Figure:
+    """How far the ELBO's value spreads against how far its gradient spreads, a point an estimator and audit.
+
+    A small spread of the value does not make the gradient's small: the one does not tell the other.
+    """
+    steps, names = list(comparison.audits), _audited(comparison)
+    styles = looks(names)
+    figure = Figure(figsize=(8.2, 4.3), layout="constrained")
+    for axes, part in zip(figure.subplots(1, 2, sharex=True), PARTS, strict=True):
+        zero = []
+        for name in names:
+            value = _moment(comparison, "value_sd", name)
+            gradient = np.sqrt(_moment(comparison, "part_grad_var", name, part))
+            kept = (value > 0) & (gradient > 0)
+            look = styles[name]
+            x, y = np.where(kept, value, np.nan), np.where(kept, gradient, np.nan)
+            axes.plot(x, y, color=look.colour, marker=look.marker, linewidth=0.8, label=name)
+            # Of two points close together the upper one has its step above it, the lower one below.
+            logs = np.log([x, y])
+            apart = np.abs(logs[:, :, None] - logs[:, None]).sum(0) + np.diag(np.full(len(x), np.inf))
+            nearest = y[np.nan_to_num(apart, nan=np.inf).argmin(1)]
+            # Of many estimators only the ends are told, which say the direction.
+            told = range(len(steps)) if len(names) <= 3 else {0, len(steps) - 1}
+            for k in (k for k in told if kept[k]):
+                place = (5, 4 if y[k] >= nearest[k] else -11)
+                axes.annotate(
+                    str(steps[k]), (x[k], y[k]), place, textcoords="offset points", fontsize=8, color=look.colour
+                )
+            if not kept.all():
+                zero.append(name)
+        axes.margins(0.12)
+        _logarithmic(axes, zero, len(names), x=True, y=True)
+        axes.set(title=f"{part} parameters", xlabel="sd of the value (nats per datum)")
+        axes.set_ylabel(
+            "sd of the gradient: √ of the summed variance\n(of the ELBO in nats per datum)" if part == PARTS[0] else ""
+        )
+    legend(figure)
+    heading(figure, comparison, "Spread of the value against spread of the gradient (numbers: step of the audit)")
+    return figure
+
+
+def _audited(comparison: Comparison) -> list[str]:
+    # Fits come first, so that colours are the same in every picture.
+    found = dict.fromkeys(str(name) for audit in comparison.audits.values() for name in audit.elbo.values)
+    return [*(n for n in comparison.results if n in found), *(n for n in found if n not in comparison.results)]
+
+
+def _moment(comparison: Comparison, variable: str, name: str, part: str | None = None) -> np.ndarray:
+    """A variable of one estimator in all audits."""
+    where = {"elbo": name} if part is None else {"elbo": name, "part": part}
+    return np.array([float(audit[variable].sel(where)) for audit in comparison.audits.values()])
+
+
+def _logarithmic(axes: Axes, zero: Sequence[str], names: int, x: bool = False, y: bool = False) -> None:
+    """Logarithmic axes, whose labels read as numbers within a decade too; a note on what is 0 and has no place on them."""
+    if zero:
+        text = "0 for all estimators" if len(zero) == names else f"0 at a step, not shown: {', '.join(zero)}"
+        axes.text(
+            0.5,
+            0.5 if len(zero) == names else 0.02,
+            text,
+            transform=axes.transAxes,
+            ha="center",
+            fontsize=8,
+            color="0.3",
+            parse_math=False,
+        )
+    if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
+        axes.set_yticks([])
+        return
+    for wanted, name in ((x, "x"), (y, "y")):
+        if not wanted:
+            continue
+        axes.set(**{f"{name}scale": "log"})
+        axis: Axis = getattr(axes, f"{name}axis")
+        low, high = axis.get_view_interval()
+        if high / low < 100:  # powers of ten alone would leave one label or none
+            axis.set_major_locator(
+                LogLocator(subs=(1, 2, 5)) if high / low > 4 else MaxNLocator(5, steps=[1, 2, 5, 10])
+            )
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,106 @@
+"""What a graph would freeze: state of Python that a program reads or changes while it runs.
+
+A graph holds tensor operations. A number that a program counts up itself, a draw from NumPy's generator, a tensor that it
+keeps from one call to the next would stay as they were at the capture. `watched` sees whether a run of the programs changes
+any of these, and says what.
+
+* `same_twice` also captures twice, and compares the graphs.
+* `put_back` undoes what runs of the programs change of it.
+"""
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from pyro_vi.support.randomness import generators, set_generators
+from pyro_vi.tracing.errors import NoGraph
+from pyro_vi.tracing.reach import walk
+
+
+@contextmanager
+def watched(*programs: nn.Module) -> Iterator[None]:
+    """Within the block programs are run; it must leave what they can reach in Python as it was.
+
+    Raises:
+        NoGraph: it did not: an attribute or variable has another value, or a generator of Python or NumPy was drawn from.
+    """
+    before, drawn = walk(*programs), (random.getstate(), _numpy_state())
+    yield
+    # beartype's checks of types draw from it too, and say nothing about the programs.
+    if random.getstate() != drawn[0] and "beartype" not in sys.modules:
+        raise NoGraph(
+            "the programs draw from Python's generator, once for all steps in a graph; draw with torch or pyro"
+        )
+    if _numpy_state() != drawn[1]:
+        raise NoGraph(
+            "the programs draw from NumPy's generator, once for all steps in a graph; draw with torch or pyro"
+        )
+    after = walk(*programs)
+    for place in sorted({*before.found, *after.found}):
+        if before.found.get(place) != after.found.get(place):
+            raise NoGraph(
+                f"the programs change {place} as they run, which would stay as it is in a graph; "
+                "hold it in a buffer (a tensor) that is changed in place"
+            )
+
+
+@contextmanager
+def put_back(*programs: nn.Module) -> Iterator[None]:
+    """Whatever the programs change within the block in the state that they hold in Python, is as it was afterwards.
+
+    Where it can be seen and set: not how far a generator function has come.
+    """
+    undo = walk(*programs).undo
+    try:
+        yield
+    finally:
+        for step in reversed(undo):
+            step()
+
+
+def same_twice(trace: Callable[[], fx.GraphModule], *programs: nn.Module) -> fx.GraphModule:
+    """A capture that does not depend on Python state which changes: two of them are the same, and leave that state as it is.
+
+    Generators are put back.
+
+    Raises:
+        NoGraph: it does depend on such.
+    """
+    start = generators()
+    try:
+        with put_back(*programs):
+            random.seed(1)
+            with watched(*programs):
+                first = trace()
+            random.seed(2)
+            second = trace()
+    finally:
+        set_generators(start)
+    if not _same(first, second):
+        raise NoGraph(
+            "two captures differ: the programs depend on what changes in Python from call to call, such as a number that they "
+            "count up or a draw from Python's generator; hold it in a buffer, or draw with torch or pyro"
+        )
+    return first
+
+
+def _same(one: fx.GraphModule, two: fx.GraphModule) -> bool:
+    return one.code == two.code and all(
+        a is b or (isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b))
+        for a, b in zip(_constants(one), _constants(two), strict=True)
+    )
+
+
+def _constants(graph: fx.GraphModule) -> list[Any]:
+    return [getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
+
+
+def _numpy_state() -> tuple[Any, ...]:
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return (kind, np.asarray(keys).tobytes(), *rest)

@@ -1,0 +1,140 @@
+"""Products as loops, or by a library: the same numbers, and nothing left behind in the compiler's tables."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.functional import gelu, silu
+
+from pyro_vi.compiling import products
+from pyro_vi.compiling.inductor import compile_graph
+
+LARGE, MIDDLE, SMALL = (128, 784, 400), (64, 64, 64), (8, 5, 3)
+
+
+def step(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer, and both gradients of its sum of squares."""
+    y = x @ w.t()
+    return y, y @ w, y.t() @ x
+
+
+def operands(rows: int, wide: int, narrow: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(rows, wide, generator=generator).to(dtype),
+        torch.randn(narrow, wide, generator=generator).to(dtype),
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [LARGE, MIDDLE, SMALL, (1, 5, 3), (8, 1, 3), (8, 5, 1), (7, 33, 17)], ids=str)
+def test_the_products_are_those_of_torch(sizes, dtype):
+    """Plain, and with either factor a transpose."""
+    inputs = operands(*sizes, dtype)
+    compiled = compile_graph(make_fx(step)(*inputs), inputs)
+    exact = step(*(value.double() for value in inputs))
+    digits = 1e-5 if dtype == torch.float32 else 1e-13
+    for found, expected in zip(compiled(list(inputs)), exact, strict=True):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), expected, rtol=digits, atol=digits * float(expected.abs().max()))
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Has an entry for each product that is compiled to a call of oneDNN."""
+    from torch._inductor import config, mkldnn_ir
+
+    made: list[int] = []
+    before = mkldnn_ir.LinearUnary.__init__
+
+    def counting(self: Any, *args: Any, **options: Any) -> None:
+        made.append(1)
+        before(self, *args, **options)
+
+    monkeypatch.setattr(mkldnn_ir.LinearUnary, "__init__", counting)
+    with config.patch(fx_graph_cache=False):  # what is found there is not compiled
+        yield made
+
+
+MM = torch.ops.aten.mm.default
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "calls", "loop"),
+    [
+        (LARGE, torch.float32, 1, False),
+        (LARGE, torch.float64, 0, False),
+        (MIDDLE, torch.float32, 0, False),
+        (SMALL, torch.float32, 0, True),
+        (SMALL, torch.float64, 0, True),
+        (SMALL, torch.int64, 0, False),
+    ],
+)
+def test_what_multiplies(sizes, dtype, calls, loop, asked):
+    one, two = operands(*sizes, dtype)
+    graph = make_fx(lambda one, two: (one @ two.t(),))(one, two)
+    compile_graph(graph, [one, two])
+    assert len(asked) == (calls if products.has_onednn() else 0)
+    flat = make_fx(graph, decomposition_table={MM: products.product})(one, two)
+    assert loop != any(node.target is MM for node in flat.graph.nodes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [LARGE, SMALL], ids=str)
+def test_what_comes_after_a_product_is_not_lost(sizes, dtype):
+    """Inductor has ways of its own to fuse a product of oneDNN with what comes next."""
+    after = (
+        torch.relu,
+        torch.sigmoid,
+        torch.tanh,
+        gelu,
+        silu,
+        lambda y: y.clamp(-1, 1),
+        lambda y: y + torch.ones_like(y),
+    )
+
+    def function(x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        return tuple(f((1 + i / 10) * x @ w.t()) for i, f in enumerate(after))
+
+    x, w = operands(*sizes, dtype)
+    inputs = [x, w / sizes[1] ** 0.5]  # products of size 1, where the functions bend
+    found = compile_graph(make_fx(function)(*inputs), inputs)(list(inputs))
+    exact = function(*(value.double() for value in inputs))
+    digits = 1e-5 if dtype == torch.float32 else 1e-13
+    for one, two in zip(found, exact, strict=True):
+        torch.testing.assert_close(one.double(), two, rtol=digits, atol=digits * float(two.abs().max()))
+
+
+def test_no_loop_runs_over_gaps():
+    """A factor is copied before its columns are read, and only then."""
+    compiled = {torch.ops.aten.mm.default: products.product}
+    for give, copies in ((lambda one, two: one @ two, 0), (lambda one, two: one @ two.t(), 1)):
+        one, two = torch.ones(8, 5), torch.ones(5, 5)
+        graph = make_fx(give, decomposition_table=compiled)(one, two)
+        assert [str(node.target) for node in graph.graph.nodes].count(
+            "prims.inductor_force_stride_order.default"
+        ) == copies
+
+
+def test_the_compilers_table_is_as_before():
+    from torch._inductor.lowering import lowerings
+
+    before = dict(lowerings)
+    with products.multiplying():
+        assert (lowerings[MM] is not before[MM]) == products.has_onednn()
+    assert lowerings == before
+    with pytest.raises(RuntimeError), products.multiplying():
+        raise RuntimeError
+    assert lowerings == before
+
+
+def test_without_onednn_torch_multiplies(monkeypatch, asked):
+    monkeypatch.setattr(products, "has_onednn", lambda: False)
+    inputs = operands(*LARGE)
+    compiled = compile_graph(make_fx(step)(*inputs), inputs)
+    assert not asked
+    for found, expected in zip(compiled(list(inputs)), step(*inputs), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))

@@ -1,0 +1,320 @@
+"""The check: each silent error is found on a pair that has it, none on sound pairs. Numbers are those of traps.md."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from catalogue import CATALOGUE, columns, number, scalars
+from pyro import poutine
+from torch import Tensor, nn
+
+from pyro_vi import Finding, check, fit
+from pyro_vi.data.loading import load
+from pyro_vi.errors import InputError
+from pyro_vi.fitting.checks import RULES, refuse
+
+Program = Callable[..., Any]
+X = scalars(12)
+CODES = {
+    "data-not-finite",
+    "program-fails",
+    "missing-in-guide",
+    "missing-in-model",
+    "shape-mismatch",
+    "observed-shape",
+    "outside-support",
+    "guide-support",
+    "not-reparametrized",
+    "scale-mismatch",
+    "batch-as-all",
+    "unregistered",
+    "site-order",
+    "kl-fallback",
+    "tmc-subsampled",
+}
+
+
+def program(
+    latent: Any, observed: Any = None, *, plate: int | None = None, scale: float = 1.0, name: str = "z"
+) -> Program:
+    """A program with one latent site in the data plate; a model if it says how x is distributed given z."""
+
+    def run(x: Tensor) -> None:
+        rows = torch.arange(len(x))
+        with pyro.plate("data", plate or len(x), subsample=rows if plate else None), poutine.scale(scale=scale):
+            z = pyro.sample(name, latent if isinstance(latent, torch.distributions.Distribution) else latent(x))
+            if observed is not None:
+                pyro.sample("x", observed(z), obs=x)
+
+    return run
+
+
+NORMAL = dist.Normal(number(0.0), 1.0)
+
+
+def around(z: Tensor) -> Any:
+    return dist.Normal(z, 1.0)
+
+
+MODEL = program(NORMAL, around)
+GUIDE = program(lambda x: dist.Normal(0.5 * x, 0.7))
+
+
+def two_sites(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", NORMAL)
+        b = pyro.sample("b", dist.Normal(a, 1.0))
+        pyro.sample("x", dist.Normal(b, 1.0), obs=x)
+
+
+def other_order(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        b = pyro.sample("b", dist.Normal(x, 1.0))
+        pyro.sample("a", dist.Normal(b, 1.0))
+
+
+def global_model(size: int | None) -> Program:
+    def model(x: Tensor) -> None:
+        w = pyro.sample("w", NORMAL)
+        with pyro.plate("data", size or len(x), subsample=torch.arange(len(x)) if size else None):
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    return model
+
+
+def global_guide(x: Tensor) -> None:
+    pyro.sample("w", NORMAL)
+
+
+def unregistered() -> Program:
+    network = nn.Linear(1, 1).double()
+    return program(lambda x: dist.Normal(network(x.unsqueeze(-1)).squeeze(-1), 1.0))
+
+
+def registered() -> Program:
+    network = nn.Linear(1, 1).double()
+
+    def guide(x: Tensor) -> None:
+        pyro.module("network", network)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(network(x.unsqueeze(-1)).squeeze(-1), 1.0))
+
+    return guide
+
+
+def summed_out(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(number(0.3)), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def broken(x: Tensor) -> None:
+    raise RuntimeError("no such thing\nat all")
+
+
+def vector(dimension: int) -> Program:
+    return program(dist.Normal(torch.zeros(dimension, dtype=torch.float64), 1.0).to_event(1))
+
+
+VECTOR = program(
+    dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1), lambda z: dist.Normal(z.sum(-1), 1.0)
+)
+BERNOULLI = program(NORMAL, lambda z: dist.Bernoulli(logits=z))
+GAMMA = program(dist.Gamma(number(2.0), 1.0), around)
+DISCRETE = program(dist.Bernoulli(number(0.3)), around)
+HEAVY = program(dist.StudentT(number(3.0), 0.0, 1.0), around)
+NARROW = program(
+    dist.Normal(torch.zeros(1, dtype=torch.float64), 1.0).to_event(1), lambda z: dist.Normal(z, 1.0).to_event(1)
+)
+
+# What is wrong: the trap of the list, the pair, the batch, the estimator, and the finding: code, severity, site, words.
+WRONG: dict[str, tuple[Any, Any, Tensor, dict[str, Any], tuple[str, str, str | None, str]]] = {
+    "2: no closed form": (
+        *(HEAVY, GUIDE, X, {"elbo": "mean_field"}),
+        ("kl-fallback", "note", "z", "no closed form of KL(Normal || StudentT)"),
+    ),
+    "3: another order": (
+        *(two_sites, other_order, X, {"elbo": "mean_field"}),
+        ("site-order", "warning", "b", "the guide samples b, a, the model a, b"),
+    ),
+    "4: scale on the model only": (
+        *(program(NORMAL, around, scale=0.3), GUIDE, X, {}),
+        ("scale-mismatch", "error", "z", "scaled by 0.3 in the model and by 1 in the guide"),
+    ),
+    "4: minibatch in the model only": (
+        *(program(NORMAL, around, plate=60), GUIDE, X, {"num_data": 60}),
+        ("scale-mismatch", "error", "z", "scaled by 5 in the model and by 1 in the guide"),
+    ),
+    "5: no such site in the guide": (
+        *(MODEL, program(NORMAL, name="u"), X, {}),
+        ("missing-in-guide", "error", "z", "the guide has no site 'z'"),
+    ),
+    "6: no such site in the model": (
+        *(MODEL, lambda x: (GUIDE(x), pyro.sample("extra", NORMAL)), X, {}),
+        ("missing-in-model", "error", "extra", "the guide samples 'extra', which the model does not have"),
+    ),
+    "7: a network that is not registered": (
+        *(MODEL, unregistered(), X, {}),
+        ("unregistered", "error", None, "2 tensors that need gradients are no parameters of the pair"),
+    ),
+    "8: a batch that counts as all data": (
+        *(global_model(None), global_guide, X, {"num_data": 600}),
+        ("batch-as-all", "error", "w", "'w' is shared by all 600 data, but a batch of 12 counts as all of them"),
+    ),
+    "10: a draw without a gradient": (
+        *(DISCRETE, program(dist.Bernoulli(number(0.4))), X, {"elbo": "mean_field"}),
+        ("not-reparametrized", "error", "z", "the guide's Bernoulli at 'z' cannot be reparameterised"),
+    ),
+    "15: grey pixels under a Bernoulli": (
+        *(BERNOULLI, GUIDE, torch.linspace(0.0, 1.0, 12).double(), {}),
+        ("outside-support", "error", "x", "10 of 12 observed values of site 'x' are outside the support of Bernoulli"),
+    ),
+    "15: negative counts": (
+        *(program(NORMAL, lambda z: dist.Poisson(z.exp())), GUIDE, torch.tensor([1.0, -1.0, 2.0]).double(), {}),
+        ("outside-support", "error", "x", "1 of 3 observed values"),
+    ),
+    "16: a normal guide for a positive latent": (
+        *(GAMMA, GUIDE, X, {}),
+        ("guide-support", "error", "z", "the guide's Normal for site 'z' has another support than the model's Gamma"),
+    ),
+    "20: NaN in the data": (
+        *(MODEL, GUIDE, torch.tensor([1.0, math.nan, math.inf]), {}),
+        ("data-not-finite", "error", None, "column 0 of the batch has 2 values that are NaN or infinite"),
+    ),
+    "a guide of another dimension": (
+        *(VECTOR, vector(3), X, {}),
+        ("shape-mismatch", "error", "z", "has shape (12, 2) in the model and (12, 3) in the guide"),
+    ),
+    "a model of width 1 for wider data": (
+        *(NARROW, vector(1), columns(12), {}),
+        ("observed-shape", "error", "x", "site 'x' has shape (12, 1) in the model, but its observed values (12, 3)"),
+    ),
+    "1: tensor Monte Carlo of a minibatch": (
+        *(program(NORMAL, around, plate=60), program(NORMAL, plate=60), X, {"elbo": "tmc"}),
+        ("tmc-subsampled", "error", None, "the scale of 12 of 60 data stands inside a logarithm"),
+    ),
+    "5: marked for a sum that the estimator does not make": (
+        *(summed_out, lambda x: None, X, {"elbo": "trace"}),
+        ("missing-in-guide", "error", "z", "the guide has no site 'z'"),
+    ),
+    "10: a draw without a gradient, of our own": (
+        *(DISCRETE, program(dist.Bernoulli(number(0.4))), X, {"elbo": "stl"}),
+        ("not-reparametrized", "error", "z", "the guide's Bernoulli at 'z' cannot be reparameterised"),
+    ),
+    "a program that fails": (
+        *(MODEL, broken, X, {}),
+        ("program-fails", "error", None, "the guide fails on a batch of shape (12,): no such thing"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_an_error_is_found_and_named(case):
+    model, guide, x, options, (code, severity, site, words) = WRONG[case]
+    found = {finding.code: finding for finding in check(model, guide, x, **options)}
+    assert code in found, found
+    finding = found[code]
+    assert (finding.severity, finding.site) == (severity, site)
+    assert words in finding.message
+    assert finding.remedy and str(finding) == f"{finding.message}; {finding.remedy}"
+    assert "\n" not in str(finding)
+
+
+def test_every_code_is_found_somewhere():
+    assert {code for *_, (code, *_) in WRONG.values()} == CODES
+    assert len(RULES) == len(CODES) - 5  # five are found before a draw can be made
+
+
+# The same pairs without what is wrong in them.
+SOUND: dict[str, tuple[Any, Any, Tensor, dict[str, Any]]] = {
+    "2": (GAMMA, program(dist.Gamma(number(1.0), 1.0)), X, {"elbo": "mean_field"}),
+    "2, sampled anyway": (HEAVY, GUIDE, X, {"elbo": "trace"}),
+    "3, sampled": (two_sites, other_order, X, {"elbo": "trace"}),
+    "3, by its values": (two_sites, other_order, X, {"elbo": "analytic"}),
+    "5, summed out": (summed_out, lambda x: None, X, {"elbo": "enum"}),
+    "4": (program(NORMAL, around, scale=0.3), program(NORMAL, scale=0.3), X, {}),
+    "4, minibatch": (program(NORMAL, around, plate=60), program(NORMAL, plate=60), X, {"num_data": 60}),
+    "7": (MODEL, registered(), X, {}),
+    "8": (global_model(600), global_guide, X, {"num_data": 600}),
+    "8, local": (MODEL, GUIDE, X, {"num_data": 600}),
+    "8, all data": (global_model(None), global_guide, X, {"num_data": 12}),
+    "10": (DISCRETE, program(dist.Bernoulli(number(0.4))), X, {"elbo": "trace"}),
+    "15": (BERNOULLI, GUIDE, (X > 0).double(), {}),
+    "16": (GAMMA, program(dist.LogNormal(number(0.0), 1.0)), X, {}),
+    "dimension": (VECTOR, vector(2), X, {}),
+    "width": (NARROW, vector(1), columns(12, 1), {}),
+}
+
+
+@pytest.mark.parametrize("case", SOUND)
+def test_nothing_is_found_on_a_sound_pair(case):
+    model, guide, x, options = SOUND[case]
+    assert check(model, guide, x, **options) == []
+
+
+@pytest.mark.parametrize("elbo", ["trace", "mean_field"])
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_no_error_is_found_in_the_catalogue(name, elbo):
+    """But for a discrete guide under an estimator that needs reparameterised draws."""
+    entry = CATALOGUE[name]
+    model, guide = entry.build()
+    found = {finding.code for finding in check(model, guide, entry.batch, elbo=elbo, num_data=entry.num_data)}
+    expected = {"not-reparametrized"} if (name, elbo) == ("discrete", "mean_field") else set()
+    if elbo == "mean_field" and "sampled" in entry.sources.values():
+        expected = {"kl-fallback"}
+    assert found - {"kl-fallback"} == expected - {"kl-fallback"}
+    assert ("kl-fallback" in found) == ("kl-fallback" in expected)
+
+
+def test_errors_come_first():
+    found = check(program(dist.StudentT(number(3.0), 0.0, 1.0), around, scale=0.3), GUIDE, X, elbo="mean_field")
+    assert [finding.severity for finding in found] == ["error", "note"]
+
+
+def test_refuse_raises_on_an_error_warns_of_a_warning_and_passes_a_note():
+    finding = [Finding("code", severity, "z", f"a {severity}", "mend it") for severity in ("error", "warning", "note")]
+    with pytest.raises(InputError, match=r"^a error; mend it$"):
+        refuse(finding)
+    with pytest.warns(UserWarning, match=r"^a warning; mend it$"):
+        refuse(finding[1:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        refuse(finding[2:])
+        refuse([])
+
+
+def test_a_fit_does_not_start_on_an_error(tmp_path):
+    model, guide, *_ = WRONG["5: no such site in the guide"]
+    data = load(scalars(40))
+    with pytest.raises(InputError, match="the guide has no site 'z'"):
+        fit(model, guide, data, steps=2, out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_fit_can_be_told_not_to_look():
+    """A network that is not registered then stays as it is."""
+    guide = unregistered()
+
+    def model(x: Tensor) -> None:
+        b = pyro.param("b", number(0.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", NORMAL)
+            pyro.sample("x", dist.Normal(z + b, 1.0), obs=x)
+
+    data = load(scalars(40))
+    with pytest.raises(InputError, match="never train"):
+        fit(model, guide, data, steps=2, progress=False)
+    run = fit(model, guide, data, steps=2, progress=False, check=False)
+    assert [name for name, _ in run.pair.named_parameters()] == ["model.b"]
+
+
+def test_the_check_leaves_nothing_behind():
+    state = torch.get_rng_state()
+    check(*CATALOGUE["closure"].build(), CATALOGUE["closure"].batch)
+    assert torch.equal(state, torch.get_rng_state())
+    assert not list(pyro.get_param_store().keys())

@@ -1,0 +1,251 @@
+"""Plots: what is drawn are the records and the audits, with their units, and nothing global is changed."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from matplotlib._pylab_helpers import Gcf
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+from PIL import Image
+
+from pyro_vi.auditing.auditor import audit
+from pyro_vi.comparison import Comparison, Result
+from pyro_vi.data.dataset import Data
+from pyro_vi.data.loading import load
+from pyro_vi.elbo.heldout import Evaluation
+from pyro_vi.fitting.svi import Run
+from pyro_vi.programs.build import build_pair
+from pyro_vi.reporting.look import looks
+from pyro_vi.reporting.plots_of_fits import gradient_variance, training_curves, value_against_gradient
+from pyro_vi.reporting.saving import save
+
+NAMES = ("trace", "mean_field", "stl", "iwae", "dreg", "score")
+PLOTS = (training_curves, gradient_variance, value_against_gradient)
+
+
+def history(shift: float, steps: int = 100) -> list[dict[str, Any]]:
+    """A fit that starts at −10 000 nats, rises to about −20, and was evaluated at every tenth step."""
+    records = []
+    for step in range(1, steps + 1):
+        reconstruction, kl = -18 + shift - 1e4 * float(np.exp(-step)), 3.0 - 1 / step
+        record = {"step": step, "reconstruction": reconstruction, "kl": kl, "elbo": reconstruction - kl}
+        records.append(record | ({"heldout_elbo": record["elbo"] - 1} if step % 10 == 0 else {"heldout_elbo": None}))
+    del records[-1]["heldout_elbo"]  # a record may also lack it
+    return records
+
+
+def moments(names: tuple[str, ...], step: int) -> xr.Dataset:
+    """Made-up moments as `audit` gives them; the model's are those of the first estimator for all."""
+    draws = np.random.default_rng(step)
+    variance = draws.uniform(0.1, 10, (len(names), 2))
+    variance[:, 0] = variance[0, 0]
+    return xr.Dataset(
+        {
+            "value_sd": ("elbo", draws.uniform(0.01, 1, len(names))),
+            "part_grad_var": (("elbo", "part"), variance),
+            "part_grad_var_se": (("elbo", "part"), variance / 20),
+        },
+        coords={"elbo": list(names), "part": ["model", "guide"]},
+    )
+
+
+def data() -> Data:
+    return load(np.random.default_rng(0).normal(size=(30, 2)).astype("float32"))
+
+
+def comparison(names: tuple[str, ...] = NAMES[:2], steps: tuple[int, ...] = (0, 50, 100)) -> Comparison:
+    """A comparison with made-up numbers."""
+    made = data()
+    pair = build_pair("linear_gaussian(latent_dim=1)", "diag_normal", made)
+    results = {
+        name: Result(
+            Run(pair, name, made, history(0.5 * k), {}, 100, 1.0, {"z": "analytic"}),
+            "ELBO",
+            "elbo",
+            {"z": "analytic"},
+            Evaluation(torch.zeros(3), torch.zeros(3)),
+            None,
+        )
+        for k, name in enumerate(names)
+    }
+    return Comparison("a model", "a guide", made, 0, results, {step: moments(names, step) for step in steps})
+
+
+def legend_of(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_training_curves_draw_the_records() -> None:
+    made = comparison()
+    figure = training_curves(made)
+    elbo, reconstruction, kl = figure.axes
+    for axes in figure.axes:
+        assert axes.get_xlabel() == "step" and axes.get_ylabel() == "nats per datum"
+    assert [axes.get_title() for axes in figure.axes] == ["ELBO", "reconstruction", "KL"]
+    drawn = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+    assert len(elbo.lines) == 4 and len(reconstruction.lines) == len(kl.lines) == 2
+    for name, result in made.results.items():
+        for key in ("elbo", "reconstruction", "kl"):
+            line = drawn[f"{name}, {key}"]
+            np.testing.assert_array_equal(line.get_ydata(), [r[key] for r in result.run.history])
+            assert line.get_linestyle() == "-" and line.get_color() == looks(made.results)[name].colour
+        held = [r for r in result.run.history if r.get("heldout_elbo") is not None]
+        line = drawn[f"{name}, heldout_elbo"]
+        np.testing.assert_array_equal(line.get_xdata(), [r["step"] for r in held])
+        np.testing.assert_array_equal(line.get_ydata(), [r["heldout_elbo"] for r in held])
+        assert line.get_linestyle() == "--" and line.get_color() == looks(made.results)[name].colour
+    assert legend_of(figure) == ["trace", "mean_field", "training", "held out"]
+    assert "model a model, guide a guide, data array" in figure.get_suptitle()
+
+
+def test_the_start_of_a_fit_does_not_set_the_scale() -> None:
+    figure = training_curves(comparison())
+    low, high = figure.axes[0].get_ylim()
+    assert -25 < low < -22 and -21 < high < -19  # where the curves of the last three quarters are
+    assert "first quarter" in figure.get_suptitle()
+
+
+def test_a_fit_without_records_leaves_empty_panels() -> None:
+    made = comparison(("trace",))
+    made.results["trace"].run.history.clear()
+    assert all(not line.get_ydata().size for axes in training_curves(made).axes for line in axes.lines)
+
+
+@pytest.mark.parametrize("names", [NAMES[:1], NAMES[:2], NAMES], ids=len)
+@pytest.mark.parametrize("steps", [(0,), (0, 1, 10, 1000, 1001)], ids=len)
+def test_gradient_variance_draws_the_audits(names: tuple[str, ...], steps: tuple[int, ...]) -> None:
+    made = comparison(names, steps)
+    figure = gradient_variance(made)
+    assert [axes.get_title() for axes in figure.axes] == ["model parameters", "guide parameters"]
+    assert "nats per datum" in figure.axes[0].get_ylabel() and "2 standard errors" in figure.get_suptitle()
+    assert legend_of(figure) == list(names)
+    for axes, part in zip(figure.axes, ("model", "guide"), strict=True):
+        assert axes.get_yscale() == "log"
+        assert [text.get_text() for text in axes.get_xticklabels()] == [str(step) for step in steps]
+        places = []
+        for name, container in zip(names, axes.containers, strict=True):
+            assert isinstance(container, ErrorbarContainer)
+            expected = [made.audits[step].sel(elbo=name, part=part) for step in steps]
+            line, _, (bars,) = container
+            np.testing.assert_allclose(line.get_ydata(), [float(one.part_grad_var) for one in expected])
+            heights = [np.ptp(segment[:, 1]) for segment in bars.get_segments()]
+            np.testing.assert_allclose(heights, [4 * float(one.part_grad_var_se) for one in expected])
+            assert line.get_color() == looks(names)[name].colour
+            places.append(np.asarray(line.get_xdata()))
+        # The model's variances are equal for all, and yet no point hides another; each is nearest to its own step.
+        assert all(abs(np.asarray(place) - range(len(steps))).max() < 0.5 for place in places)
+        assert len({place[0] for place in places}) == len(names)
+
+
+@pytest.mark.parametrize("names", [NAMES[:1], NAMES[:2], NAMES], ids=len)
+@pytest.mark.parametrize("steps", [(0,), (0, 1, 10, 1000, 1001)], ids=len)
+def test_value_against_gradient_draws_the_audits(names: tuple[str, ...], steps: tuple[int, ...]) -> None:
+    made = comparison(names, steps)
+    figure = value_against_gradient(made)
+    assert legend_of(figure) == list(names)
+    for axes, part in zip(figure.axes, ("model", "guide"), strict=True):
+        assert axes.get_xscale() == axes.get_yscale() == "log"
+        assert axes.get_xlabel() == "sd of the value (nats per datum)"
+        for name, line in zip(names, axes.lines, strict=True):
+            audits = [made.audits[step].sel(elbo=name, part=part) for step in steps]
+            np.testing.assert_allclose(line.get_xdata(), [float(one.value_sd) for one in audits])
+            np.testing.assert_allclose(line.get_ydata(), [float(one.part_grad_var) ** 0.5 for one in audits])
+        told = {text.get_text() for text in axes.texts}
+        assert told == ({str(step) for step in steps} if len(names) <= 3 else {str(steps[0]), str(steps[-1])})
+
+
+@pytest.mark.parametrize("plot", [gradient_variance, value_against_gradient])
+def test_a_variance_of_zero_is_told_not_drawn(plot: Any) -> None:
+    made = comparison()
+    made.audits[50].part_grad_var.loc[{"elbo": "trace", "part": "guide"}] = 0.0
+    for one in made.audits.values():
+        one.part_grad_var.loc[{"part": "model"}] = 0.0
+    model, guide = plot(made).axes
+    assert [text.get_text() for text in model.texts] == ["0 for all estimators"]
+    assert "0 at a step, not shown: trace" in [text.get_text() for text in guide.texts]
+    first = guide.containers[0][0] if guide.containers else guide.lines[0]
+    np.testing.assert_array_equal(np.isfinite(first.get_ydata()), [True, False, True])
+
+
+def test_labels_read_as_numbers_within_a_decade() -> None:
+    made = comparison()
+    for k, one in enumerate(made.audits.values()):
+        one.part_grad_var[:] = 2.0 + k
+    axes = gradient_variance(made).axes[0]
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in axes.yaxis.get_major_locator()() if low <= tick <= high]
+    assert len(ticks) >= 2
+    assert [float(axes.yaxis.get_major_formatter()(tick)) for tick in ticks] == pytest.approx(ticks)
+
+
+def test_estimators_differ_in_colour_and_marker_and_keep_them() -> None:
+    found = looks(NAMES)
+    assert len({look.colour for look in found.values()}) == len({look.marker for look in found.values()}) == 6
+    assert looks(NAMES[:3])["stl"].colour == found["stl"].colour
+    # An audit may name the estimators in another order than the fits; the colours are the fits'.
+    made = comparison(NAMES[:2])
+    swapped = {step: one.sel(elbo=["mean_field", "trace"]) for step, one in made.audits.items()}
+    figure = value_against_gradient(
+        Comparison(made.model, made.guide, made.data, 0, made.results, swapped),
+    )
+    assert [to_hex(line.get_color()) for line in figure.axes[0].lines] == [
+        look.colour.lower() for look in looks(NAMES[:2]).values()
+    ]
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+@pytest.mark.parametrize("names", [NAMES[:1], tuple(f"{name}(num_particles=4)" for name in NAMES)], ids=len)
+def test_no_text_is_cut_off(plot: Any, names: tuple[str, ...]) -> None:
+    figure = plot(comparison(names))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    box = figure.get_tightbbox(canvas.get_renderer())
+    assert box.x0 >= -0.01 and box.y0 >= -0.01
+    assert box.x1 <= figure.get_figwidth() + 0.01 and box.y1 <= figure.get_figheight() + 0.01
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_a_name_with_dollar_signs_is_no_mathematics(plot: Any) -> None:
+    made = comparison(("$\\wrong$",))
+    FigureCanvasAgg(plot(Comparison("$\\model$", "g", made.data, 0, made.results, made.audits))).draw()
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_nothing_global_is_changed(plot: Any) -> None:
+    before = dict(matplotlib.rcParams)
+    plot(comparison())
+    assert dict(matplotlib.rcParams) == before
+    assert not Gcf.get_all_fig_managers()
+
+
+def test_save_writes_what_applies_in_order(tmp_path: Path) -> None:
+    made = comparison()
+    pair = made.results["trace"].run.pair
+    real = audit(pair.model, pair.guide, made.data.example(8), draws=20)
+    made = Comparison("linear_gaussian", "diag_normal", made.data, 0, made.results, {0: real})
+    paths = save(made, tmp_path / "new" / "folder")
+    assert [path.name for path in paths] == [
+        "training_curves.png",
+        "gradient_variance.png",
+        "value_against_gradient.png",
+        "reconstructions.png",
+        "prior_samples.png",
+        "latent_traversal.png",
+    ]
+    for path in paths:
+        with Image.open(path) as image:
+            assert image.format == "PNG" and round(image.info["dpi"][0]) == 150
+    without = save(Comparison("m", "g", made.data, 0, made.results, {}), tmp_path)
+    assert [path.stem for path in without] == [
+        "training_curves",
+        "reconstructions",
+        "prior_samples",
+        "latent_traversal",
+    ]

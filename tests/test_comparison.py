@@ -1,0 +1,245 @@
+"""Comparisons: the same start for all, audits at the first one's parameters, and a document whose keys and types are fixed."""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from catalogue import columns, number, scalars
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from rich.console import Console
+from torch import Tensor
+
+from pyro_vi import Comparison, InputError, UsageError, audit, compare
+from pyro_vi.data.loading import load
+from pyro_vi.elbo.heldout import evaluate
+from pyro_vi.reporting.document import to_dict
+from pyro_vi.reporting.summary import conclude, table
+from pyro_vi.support.writing import finite
+
+LINEAR, DIAGONAL = "linear_gaussian(latent_dim=2)", "diag_normal(hidden=(4,))"
+QUICK: dict[str, Any] = {
+    "steps": 6,
+    "audit_draws": 20,
+    "particles": 50,
+    "draws": 10,
+    "progress": False,
+    "batch_size": 20,
+}
+FITS = {**QUICK, "audit_draws": 0}
+
+
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    return compare(LINEAR, DIAGONAL, load(columns(80)), out=tmp_path_factory.mktemp("both"), **QUICK)
+
+
+@pytest.fixture
+def one_audit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name `pyro_vi.compare` is the function's."""
+    monkeypatch.setattr(sys.modules["pyro_vi.compare"], "AUDITED", (0.0,))
+
+
+def regression(x: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(number(0.0), 2.0))
+    with pyro.plate("data", 72, subsample=torch.arange(len(x))):
+        pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+
+@pytest.fixture(scope="module")
+def global_one() -> Comparison:
+    return compare(regression, "diag_normal", load(scalars(80)), **QUICK)
+
+
+def test_all_fits_start_from_the_same_parameters():
+    """And end elsewhere. Snapshots are of the first-named fit, so that each takes its turn."""
+    data, starts, ends = load(columns(80)), [], []
+    for elbos in (("trace", "mean_field"), ("mean_field", "trace")):
+        run = compare(LINEAR, DIAGONAL, data, elbos=elbos, **FITS).results[elbos[0]].run
+        starts.append(run.snapshots[0])
+        ends.append(run.snapshots[6])
+    assert len(starts[0]) > 3
+    assert all(torch.equal(starts[0][name], starts[1][name]) for name in starts[0])
+    assert all(not torch.equal(ends[0][name], ends[1][name]) for name in ends[0] if name.startswith("guide"))
+
+
+def test_a_fit_does_not_depend_on_those_before_it():
+    """Under the second name a fit is what it is under the first."""
+    data = load(columns(80))
+    one = compare(LINEAR, DIAGONAL, data, elbos=("trace", "mean_field"), **FITS).results
+    two = compare(LINEAR, DIAGONAL, data, elbos=("mean_field", "trace"), **FITS).results
+    for name in one:
+        assert one[name].elbo_mean == two[name].elbo_mean
+        for a, b in zip(one[name].run.pair.parameters(), two[name].run.pair.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_audits_are_at_the_parameters_of_the_first_fit(linear):
+    assert list(linear.audits) == [0, 3, 6]
+    first = linear.results["trace"].run
+    batch = linear.data.example(72)
+    for step, found in linear.audits.items():
+        pair = first.at(step)
+        expected = audit(pair.model, pair.guide, batch, elbos=("trace", "mean_field"), draws=20, seed=0)
+        for key in ("value_mean", "value_sd", "grad_mean", "grad_var", "part_grad_var"):
+            assert bool((found[key] == expected[key]).all()), key
+    assert not bool((linear.audits[0].grad_var == linear.audits[6].grad_var).all())
+    assert linear.audit_dataset().sizes["step"] == 3
+
+
+def test_the_source_of_the_kl_is_said(linear):
+    assert linear.results["trace"].kl_source == {"z": "sampled"}
+    assert linear.results["mean_field"].kl_source == {"z": "analytic"}
+    assert (linear.results["trace"].cls, linear.results["mean_field"].cls) == ("Trace_ELBO", "TraceMeanField_ELBO")
+
+
+def test_numbers_are_of_the_held_out_data_under_each_fit(linear):
+    for result in linear.results.values():
+        heldout = linear.data.heldout
+        exact = result.run.model.log_evidence(heldout[0]).detach().mean()
+        assert result.evidence is not None and result.evidence.attrs["method"] == "exact"
+        assert abs(result.evidence.attrs["value"] - float(exact)) < 1e-10
+        seen = evaluate(result.run.pair, heldout, draws=10, seed=0)
+        assert result.elbo_mean == float(seen.elbo.mean())
+        assert result.gap is not None and abs(result.gap - (float(exact) - result.elbo_mean)) < 1e-10
+
+
+def test_without_a_closed_form_the_evidence_is_sampled():
+    found = compare("vae(latent_dim=2, hidden=(4,))", DIAGONAL, load(columns(80)), **FITS)
+    for result in found.results.values():
+        assert result.evidence is not None
+        assert (result.evidence.attrs["method"], result.evidence.attrs["particles"]) == ("iw", 50)
+
+
+def typed(value: Any, kind: Any) -> bool:
+    if isinstance(kind, dict):
+        return isinstance(value, dict) and value.keys() == kind.keys() and all(typed(value[k], kind[k]) for k in kind)
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(typed(item, kind[0]) for item in value)
+    if isinstance(kind, Mapping):
+        return False
+    return type(value) is kind
+
+
+def test_the_document_has_the_keys_and_types_of_the_design(linear):
+    """design.md, Command line."""
+    document = json.loads(json.dumps(to_dict(linear, [linear.out / "a.png"]), allow_nan=False))
+    parts = {"model": float, "guide": float}
+    audits = {"step": int, "value_sd": float, "grad_var": parts, "grad_snr": parts, "seconds": float}
+    estimator = {
+        "class": str,
+        **dict.fromkeys(("elbo", "elbo_se", "reconstruction", "kl"), float),
+        "evidence": {"method": str, "value": float, "se": float},
+        "gap": float,
+        "train_seconds": float,
+        "compiled": bool,
+        "kl_source": {"z": str},
+        "audits": [audits],
+    }
+    versions = dict.fromkeys(("python", "pyro-vi", "pyro-ppl", "torch", "numpy"), str)
+    expected = {
+        **dict.fromkeys(("model", "guide", "data", "out"), str),
+        **dict.fromkeys(("num_data", "seed"), int),
+        "versions": versions,
+        "estimators": {"trace": estimator, "mean_field": estimator},
+        "conclusion": [str],
+        "plots": [str],
+    }
+    assert document.keys() == expected.keys()
+    for key in expected:
+        assert typed(document[key], expected[key]), key
+    assert document["num_data"] == 72
+    assert [one["step"] for one in document["estimators"]["trace"]["audits"]] == [0, 3, 6]
+    part = linear.audits[3].sel(elbo="mean_field")
+    assert document["estimators"]["mean_field"]["audits"][1]["grad_var"] == {
+        "model": float(part.part_grad_var.sel(part="model")),
+        "guide": float(part.part_grad_var.sel(part="guide")),
+    }
+
+
+def test_one_estimator_alone():
+    found = compare(LINEAR, DIAGONAL, load(columns(80)), elbos=("mean_field",), **QUICK)
+    assert list(found.results) == ["mean_field"]
+    assert list(found.audits) == [0, 3, 6]
+    assert conclude(found) == []
+    assert found.to_dict()["out"] is None
+    Console(quiet=True).print(table(found))
+
+
+def test_a_single_name_is_taken_as_one_estimator():
+    assert list(compare(LINEAR, DIAGONAL, load(columns(80)), elbos="trace", **FITS).results) == ["trace"]
+
+
+def test_three_instances(one_audit):
+    elbos = (Trace_ELBO(), TraceMeanField_ELBO(), TraceEnum_ELBO(max_plate_nesting=1))
+    found = compare(LINEAR, DIAGONAL, load(columns(80)), elbos=iter(elbos), **QUICK)
+    classes = [result.cls for result in found.results.values()]
+    assert classes == ["Trace_ELBO", "TraceMeanField_ELBO", "TraceEnum_ELBO"]
+    assert found.audits[0].elbo.values.tolist() == list(found.results)
+    assert len(conclude(found)) >= 2
+    # Without enumerated sites TraceEnum_ELBO is Trace_ELBO.
+    names = list(found.results)
+    assert abs(found.results[names[0]].elbo_mean - found.results[names[2]].elbo_mean) < 1e-3
+
+
+def test_the_same_class_with_other_options(one_audit):
+    """Both are audited under the name that they were given."""
+    found = compare(LINEAR, DIAGONAL, load(columns(80)), elbos=("trace", "trace(num_particles=8)"), **QUICK)
+    names = ["trace", "trace(num_particles=8)"]
+    assert list(found.results) == names == found.audits[0].elbo.values.tolist()
+    variance = found.audits[0].part_grad_var.sel(part="guide")
+    # The mean of 8 draws has an eighth of the variance; 20 draws give each to about a third.
+    assert 3 < float(variance.sel(elbo=names[0]) / variance.sel(elbo=names[1])) < 22
+
+
+def test_a_global_latent_has_no_evidence_and_all_else(global_one):
+    for result in global_one.results.values():
+        assert result.evidence is None and result.gap is None
+        assert "'w' is shared by all data" in result.note
+    document = to_dict(global_one)
+    assert document["estimators"]["trace"]["evidence"] is None and document["estimators"]["trace"]["gap"] is None
+    assert sum("No evidence for" in sentence for sentence in document["conclusion"]) == 2
+    json.dumps(finite(document), allow_nan=False)  # a model without parameters has no signal-to-noise ratio
+    console = Console(record=True, width=110, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(table(global_one))
+    text = console.export_text()
+    console.file.close()
+    row = next(line for line in text.splitlines() if line.startswith("│ gap"))
+    assert row.count("-") >= 2 and not any(character.isdigit() for character in row)
+
+
+def test_without_audits():
+    found = compare(LINEAR, DIAGONAL, load(columns(80)), **FITS)
+    assert found.audits == {} and found.to_dict()["estimators"]["trace"]["audits"] == []
+    assert len(conclude(found)) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "text"),
+    [
+        ({"elbos": ()}, UsageError, "name at least one"),
+        ({"elbos": ("trace", "trace")}, UsageError, "named twice"),
+        ({"elbos": (Trace_ELBO(), "trace")}, UsageError, "named twice"),
+        ({"audit_draws": 5}, UsageError, "audit_draws must be at least 20, or 0 for no audits, not 5"),
+        ({"particles": 1}, UsageError, "particles must be at least 2, not 1"),
+        ({"draws": 0}, UsageError, "draws must be at least 1, not 0"),
+        ({"audit_batch": 0}, UsageError, "audit_batch must be at least 1, not 0"),
+        ({"data": load(columns(80), heldout=0.0)}, InputError, "has no held-out data to compare on"),
+        ({"epochs": 3}, UsageError, "give steps or epochs, not both"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(options, kind, text, tmp_path):
+    data = options.pop("data", None) or load(columns(80))
+    with pytest.raises(kind) as caught:
+        compare(LINEAR, DIAGONAL, data, out=tmp_path / "both", **{**QUICK, **options})
+    assert text in str(caught.value)
+    assert not (tmp_path / "both").exists()
+
+
+def test_each_fit_has_a_run_folder(linear):
+    assert {path.name for path in linear.out.iterdir()} == {"trace", "mean_field"}
+    assert all((linear.out / name / "checkpoint.pt").is_file() for name in ("trace", "mean_field"))
