@@ -10,7 +10,7 @@ BENCH_STAMP = $(VENV)/.installed-bench
 help:
 	@echo "make demo   fit the VAE on digits under two estimators, and compare them"
 	@echo "make test   run the tests (PYTEST_ARGS=... for pytest's own arguments)"
-	@echo "make check  lint and types"
+	@echo "make check  lint, types and import directions"
 	@echo "make bench  time a step against stock Pyro, PyTorch and NumPyro (BENCH_ARGS=... for the script's own arguments)"
 	@echo "Each installs into .venv first; VENV=folder for another."
 
@@ -25,6 +25,7 @@ check: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(BENCH_STAMP)
 	$(BIN)/python scripts/benchmark_step.py $(BENCH_ARGS)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
-from pyro_vi.data.dataset import Batch
+from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
 from pyro_vi.networks import Body, mlp_body
-from pyro_vi.programs.layout import Plate, Site, data_plate, prototype
+from pyro_vi.programs import Plate, Site, data_plate, prototype
 
 _ABOVE = (type(constraints.positive), type(constraints.nonnegative))  # biject_to has the exponential for both
 
@@ -36,7 +36,7 @@ class DiagNormal(nn.Module):
         InputError: a latent site is discrete, or the model has none.
 
     Example:
-        >>> from pyro_vi.data.loading import load
+        >>> from pyro_vi.data import load
         >>> from pyro_vi.models.vae import VAE
         >>> digits = load("digits")
         >>> guide = DiagNormal(VAE(digits.spec, latent_dim=2), digits.example(4))

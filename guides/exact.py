@@ -5,9 +5,9 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
-from pyro_vi.data.dataset import Batch
+from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
-from pyro_vi.programs.layout import data_plate, prototype, title
+from pyro_vi.programs import data_plate, prototype, title
 
 
 class Exact(nn.Module):
@@ -24,7 +24,7 @@ class Exact(nn.Module):
         InputError: the model has no closed-form posterior, or not for all its latent sites.
 
     Example:
-        >>> from pyro_vi.data.dataset import DataSpec
+        >>> from pyro_vi.data import DataSpec
         >>> from pyro_vi.models.linear_gaussian import LinearGaussian
         >>> import torch
         >>> model = LinearGaussian(DataSpec("x", 4, (3,), "real", torch.float32, "made up"), latent_dim=2)

@@ -9,9 +9,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vi.data.dataset import DataSpec
+from pyro_vi.data import DataSpec
 from pyro_vi.errors import InputError
-from pyro_vi.programs.layout import data_plate
+from pyro_vi.programs import data_plate
 
 
 class LinearGaussian(nn.Module):
@@ -33,7 +33,7 @@ class LinearGaussian(nn.Module):
         InputError: the data are not real-valued vectors, or a given array does not fit.
 
     Example:
-        >>> from pyro_vi.data.dataset import DataSpec
+        >>> from pyro_vi.data import DataSpec
         >>> spec = DataSpec("pair", 1, (1,), "real", torch.float32, "made up")
         >>> model = LinearGaussian(spec, latent_dim=1, weight=[[1.0]])
         >>> model.log_evidence(torch.tensor([[1.3]]))  # log N(1.3; 0, 2)

@@ -8,10 +8,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vi.data.dataset import DataSpec
+from pyro_vi.data import DataSpec
 from pyro_vi.errors import InputError
 from pyro_vi.networks import mlp
-from pyro_vi.programs.layout import data_plate
+from pyro_vi.programs import data_plate
 
 LIKELIHOODS = {
     "bernoulli": ("boolean",),
@@ -36,7 +36,7 @@ class VAE(nn.Module):
         InputError: the likelihood has no density at the data's values, or an option is out of range.
 
     Example:
-        >>> from pyro_vi.data.loading import load
+        >>> from pyro_vi.data import load
         >>> model = VAE(load("digits").spec, latent_dim=2)
         >>> model.decode(torch.zeros(3, 2)).shape
         torch.Size([3, 64])

@@ -10,15 +10,13 @@ package also registers closed forms of the KL that torch lacks (see `pyro_vi.elb
 from importlib.metadata import version
 
 from pyro_vi import estimators
-from pyro_vi.auditing.auditor import audit
+from pyro_vi.auditing import audit
 from pyro_vi.comparison import Comparison, compare
-from pyro_vi.data.dataset import Data, DataSpec
-from pyro_vi.data.loading import load
-from pyro_vi.diagnostics.log_evidence import evidence
-from pyro_vi.elbo.decomposition import Terms, terms
+from pyro_vi.data import Data, DataSpec, load
+from pyro_vi.diagnostics import evidence
+from pyro_vi.elbo import Terms, terms
 from pyro_vi.errors import FitError, InputError, UsageError
-from pyro_vi.fitting.checks import Finding, check
-from pyro_vi.fitting.svi import Run, fit
+from pyro_vi.fitting import Finding, Run, check, fit
 from pyro_vi.reporting.datatree import to_datatree
 
 __version__ = version("pyro-vi")

@@ -14,18 +14,16 @@ from typing import Any
 import xarray as xr
 from pyro.infer import ELBO
 
-from pyro_vi.auditing.auditor import audit_pair
-from pyro_vi.data.dataset import Data
-from pyro_vi.data.loading import load
-from pyro_vi.diagnostics.log_evidence import evidence_of_pair
-from pyro_vi.elbo.heldout import Evaluation, evaluate
+from pyro_vi.auditing import audit_pair
+from pyro_vi.data import Data, load
+from pyro_vi.diagnostics import evidence_of_pair
+from pyro_vi.elbo import Evaluation, evaluate
 from pyro_vi.errors import InputError, UsageError
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import refuse_without_loss, target
-from pyro_vi.fitting.settings import Options
-from pyro_vi.fitting.svi import Run, fit_pair, names_of
-from pyro_vi.programs.build import build_pair
-from pyro_vi.support.writing import slug
+from pyro_vi.fitting import Options, Run, fit_pair, names_of
+from pyro_vi.programs import build_pair
+from pyro_vi.support import slug
 
 AUDITED = (0.0, 0.5, 1.0)
 """Fractions of the first fit at which the audits are made."""

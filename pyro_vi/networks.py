@@ -5,7 +5,7 @@ from itertools import pairwise
 from torch import nn
 
 from pyro_vi.errors import InputError
-from pyro_vi.support.specs import unknown
+from pyro_vi.support import unknown
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,

@@ -56,7 +56,7 @@ from rich.table import Table
 
 import pyro_vi
 from pyro_vi.reporting.look import LOOK, legend, looks
-from pyro_vi.support.packages import versions
+from pyro_vi.support import versions
 
 RATIOS = (
     *(("compiled", other) for other in ("stock", "torch", "torch_compiled", "numpyro_update", "numpyro_scan")),

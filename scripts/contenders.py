@@ -21,10 +21,10 @@ from pyro.contrib.zuko import ZukoToPyro
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from pyro_vi.data.loading import load
+from pyro_vi.data import load
 from pyro_vi.estimators.table import get
-from pyro_vi.fitting.loop import Loop, Settings
-from pyro_vi.programs.build import build_pair
+from pyro_vi.fitting import Loop, Settings
+from pyro_vi.programs import build_pair
 
 SIZES = {"tiny": (5, 16, 2), "digits": (64, 64, 8), "mnist": (784, 400, 20)}  # data, hidden, latent
 BATCH, BATCHES, PARTICLES, LR = 128, 24, 5, 1e-3

@@ -35,7 +35,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import pyro_vi
-from pyro_vi.programs.isolation import isolated
+from pyro_vi.programs import isolated
 from pyro_vi.reporting.look import LOOK, legend, looks
 
 TEMPERATURES, DIMENSIONS, DRAWS = (0.1, 0.2, 0.5, 1.0, 2.0), (1, 3, 10, 30), 4

@@ -28,12 +28,10 @@ from rich.table import Table
 from torch import Tensor
 
 import pyro_vi
-from pyro_vi.auditing.evaluator import Evaluator
-from pyro_vi.auditing.qmc import KINDS, noise
-from pyro_vi.programs.isolation import isolated
-from pyro_vi.programs.pair import Pair
+from pyro_vi.auditing import KINDS, Evaluator, noise
+from pyro_vi.programs import Pair, isolated
 from pyro_vi.reporting.look import LOOK, legend, looks
-from pyro_vi.support.threads import fitting_threads
+from pyro_vi.support import fitting_threads
 
 ELBOS = ("trace", "mean_field", "iwae(num_particles=8)")
 PARTS = ("model", "guide", "its mean head", "its scale head", "value")

@@ -33,7 +33,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 import pyro_vi
 from pyro_vi.guides.exact import Exact
 from pyro_vi.models.linear_gaussian import LinearGaussian
-from pyro_vi.programs.layout import data_plate
+from pyro_vi.programs import data_plate
 from pyro_vi.reporting.look import LOOK, legend, looks
 
 PROPOSALS, DIMENSIONS, FEATURES, NOISE = ("prior", "fitted guide", "exact posterior"), (2, 8), 12, 0.5

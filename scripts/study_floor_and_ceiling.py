@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import pyro_vi
-from pyro_vi.data.dataset import Data, DataSpec
+from pyro_vi.data import Data, DataSpec
 from pyro_vi.models.linear_gaussian import LinearGaussian
-from pyro_vi.programs.layout import data_plate
+from pyro_vi.programs import data_plate
 from pyro_vi.reporting.look import LOOK, legend, looks
 
 METHODS, LATENT_DIM = ("EM, closed form", "SVI, alternating", "SVI, joint"), 2

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import pyro_vi
-from pyro_vi.auditing.advice import advise
+from pyro_vi.auditing import advise
 from pyro_vi.reporting.look import looks
 
 ELBOS = ("trace", "mean_field", "stl", "score", "mixed", "iwae", "dreg", "renyi")

@@ -45,7 +45,7 @@ def advise(audit: xr.Dataset, *, part: str = "guide", stage: str = "") -> list[A
 
     Example:
         >>> import torch, pyro_vi
-        >>> from pyro_vi.programs.build import build_pair
+        >>> from pyro_vi.programs import build_pair
         >>> digits = pyro_vi.load("digits")
         >>> pair = build_pair("vae", "diag_normal", digits)
         >>> found = pyro_vi.audit(pair.model, pair.guide, digits.example(64), draws=200)

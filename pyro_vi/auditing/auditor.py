@@ -18,17 +18,13 @@ from pyro_vi.auditing.evaluator import Evaluator, stacked
 from pyro_vi.auditing.moments import GROUPS, Difference, Moments
 from pyro_vi.auditing.result import Record, dataset_of
 from pyro_vi.auditing.timing import costs
-from pyro_vi.data.dataset import Batch
-from pyro_vi.elbo.decomposition import from_run
-from pyro_vi.elbo.traces import draw_traces
+from pyro_vi.data import Batch
+from pyro_vi.elbo import draw_traces, from_run
 from pyro_vi.errors import InputError
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import kl_sources, known_biased, target
-from pyro_vi.programs.build import pair_and_args
-from pyro_vi.programs.isolation import isolated, kept_buffers
-from pyro_vi.programs.pair import Pair
-from pyro_vi.support.packages import versions
-from pyro_vi.support.threads import fitting_threads
+from pyro_vi.programs import Pair, isolated, kept_buffers, pair_and_args
+from pyro_vi.support import fitting_threads, versions
 
 SITE_DRAWS = 200
 """Pairs of draws for the share of each site in the variance."""

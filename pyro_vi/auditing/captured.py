@@ -20,14 +20,11 @@ from torch import Tensor, fx
 from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 
-from pyro_vi.data.dataset import Batch
+from pyro_vi.data import Batch
 from pyro_vi.estimators.traits import differentiable_loss
-from pyro_vi.programs.binding import swapped
-from pyro_vi.programs.pair import Pair
-from pyro_vi.support.randomness import kept_generators
-from pyro_vi.tracing.errors import NoGraph
-from pyro_vi.tracing.graph import reason, trace
-from pyro_vi.tracing.shapes import is_random
+from pyro_vi.programs import Pair, swapped
+from pyro_vi.support import kept_generators
+from pyro_vi.tracing import NoGraph, is_random, reason, trace
 
 BATCHABLE: dict[Any, Callable[..., Any]] = {torch.ops.aten.fill.Scalar: torch.full_like}
 """Operations that vmap cannot batch, and what does the same."""
@@ -102,10 +99,10 @@ def capture(elbo: ELBO, pair: Pair, args: Batch, parameters: Sequence[Tensor]) -
         NoGraph: the programs decide by the values of tensors, or use what cannot be traced.
 
     Example:
-        >>> from pyro_vi.data.loading import load
+        >>> from pyro_vi.data import load
         >>> from pyro_vi.estimators.table import get
-        >>> from pyro_vi.programs.isolation import isolated
-        >>> from pyro_vi.programs.build import build_pair
+        >>> from pyro_vi.programs import isolated
+        >>> from pyro_vi.programs import build_pair
         >>> digits = load("digits")
         >>> pair, x = build_pair("vae", "diag_normal", digits), digits.example(16)
         >>> with isolated(0, validation=False):

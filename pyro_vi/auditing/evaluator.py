@@ -11,11 +11,11 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_vi.auditing.captured import Captured, capture
-from pyro_vi.data.dataset import Batch
+from pyro_vi.data import Batch
 from pyro_vi.errors import InputError, first_line
 from pyro_vi.estimators.traits import differentiable_loss
-from pyro_vi.programs.pair import Pair
-from pyro_vi.tracing.errors import NoGraph
+from pyro_vi.programs import Pair
+from pyro_vi.tracing import NoGraph
 
 WORTH = 2**23
 """Parameters × rows × particles up to which many draws at once are faster than one by one."""

@@ -14,8 +14,7 @@ from torch.quasirandom import SobolEngine
 from pyro_vi.auditing.captured import Captured, Draw
 from pyro_vi.auditing.evaluator import seed_draw
 from pyro_vi.errors import InputError, UsageError
-from pyro_vi.support.randomness import kept_generators
-from pyro_vi.support.specs import unknown
+from pyro_vi.support import kept_generators, unknown
 
 KINDS = ("independent", "antithetic", "sobol")
 CPU = torch.device("cpu")
@@ -55,10 +54,10 @@ def noise(captured: Captured, count: int, *, kind: str = "independent", seed: in
 
     Example:
         >>> from pyro_vi.auditing.captured import capture
-        >>> from pyro_vi.data.loading import load
+        >>> from pyro_vi.data import load
         >>> from pyro_vi.estimators.table import get
-        >>> from pyro_vi.programs.isolation import isolated
-        >>> from pyro_vi.programs.build import build_pair
+        >>> from pyro_vi.programs import isolated
+        >>> from pyro_vi.programs import build_pair
         >>> digits = load("digits")
         >>> pair, x = build_pair("vae", "diag_normal", digits), digits.example(16)
         >>> parameters = list(pair.parameters())

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from pyro_vi.fitting.settings import Options
+from pyro_vi.fitting import Options
 
 Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
 Guide = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="GUIDE")]

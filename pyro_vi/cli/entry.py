@@ -21,7 +21,7 @@ from rich.table import Table
 
 from pyro_vi.cli.commands import Audit, Check, Compare, Evidence, Fit, FittingCommand, List, PairCommand
 from pyro_vi.errors import FitError, InputError, UsageError, first_line, kind_and_line
-from pyro_vi.support.writing import finite, slug, write_json
+from pyro_vi.support import finite, slug, write_json
 
 
 def _compare(command: Compare) -> int:
@@ -66,7 +66,7 @@ def _compare(command: Compare) -> int:
 
 
 def _fit(command: Fit) -> int:
-    from pyro_vi.fitting.svi import fit
+    from pyro_vi.fitting import fit
     from pyro_vi.reporting.datatree import datatree_of_pair, history_dataset, write
 
     out = Path(command.out or "")
@@ -95,8 +95,7 @@ def _fit(command: Fit) -> int:
 
 
 def _audit(command: Audit) -> int:
-    from pyro_vi.auditing.advice import advise
-    from pyro_vi.auditing.auditor import audit_pair
+    from pyro_vi.auditing import advise, audit_pair
     from pyro_vi.estimators.table import named
     from pyro_vi.reporting.summary import audit_table
 
@@ -115,7 +114,7 @@ def _audit(command: Audit) -> int:
 
 def _check(command: Check) -> int:
     from pyro_vi.estimators.table import named
-    from pyro_vi.fitting.checks import check_pair
+    from pyro_vi.fitting import check_pair
 
     pair, data = _pair(command, None)
     batch = data.example(min(command.batch_size, data.spec.num_data))
@@ -132,7 +131,7 @@ def _check(command: Check) -> int:
 
 
 def _evidence(command: Evidence) -> int:
-    from pyro_vi.diagnostics.log_evidence import evidence_of_pair
+    from pyro_vi.diagnostics import evidence_of_pair
 
     pair, data = _pair(command, command.run)
     if not len(data.heldout[0]):
@@ -184,9 +183,9 @@ COMMANDS: dict[type, Callable[[Any], int]] = {
 
 
 def _pair(command: PairCommand, run: str | None) -> tuple[Any, Any]:
-    from pyro_vi.data.loading import load
-    from pyro_vi.fitting.folder import config_of, load_parameters
-    from pyro_vi.programs.build import build_pair
+    from pyro_vi.data import load
+    from pyro_vi.fitting import config_of, load_parameters
+    from pyro_vi.programs import build_pair
 
     # A run is looked at on the data that it held out: another seed would split them otherwise.
     seed = command.seed if run is None else config_of(Path(run))["seed"]

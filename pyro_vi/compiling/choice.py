@@ -17,7 +17,7 @@ from pyro_vi.compiling.inductor import why_not
 from pyro_vi.compiling.step import MANY
 from pyro_vi.compiling.steps import CompiledSteps
 from pyro_vi.errors import InputError, UsageError
-from pyro_vi.tracing.errors import NoGraph
+from pyro_vi.tracing import NoGraph
 
 Compile = bool | Literal["auto"]
 LENGTHS = 4

@@ -25,7 +25,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pyro_vi.compiling.decompositions import table
 from pyro_vi.compiling.products import multiplying
 from pyro_vi.errors import kind_and_line
-from pyro_vi.tracing.errors import NoGraph
+from pyro_vi.tracing import NoGraph
 
 Compiled = Callable[[list[Tensor]], Sequence[Tensor]]
 """Called with all arguments in a list, which it empties."""

@@ -17,12 +17,11 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
-from pyro_vi.data.dataset import Batch
+from pyro_vi.data import Batch
 from pyro_vi.estimators.objective import Objective
-from pyro_vi.programs.binding import swapped
-from pyro_vi.support.randomness import kept_generators
-from pyro_vi.tracing.errors import NoGraph
-from pyro_vi.tracing.graph import reason, trace
+from pyro_vi.programs import swapped
+from pyro_vi.support import kept_generators
+from pyro_vi.tracing import NoGraph, reason, trace
 
 Optimizer = torch.optim.Optimizer
 MANY = 8

@@ -15,7 +15,7 @@ from pyro_vi.data.mapped import Mapped, first, mapped_file
 from pyro_vi.data.registered import DATASETS, find
 from pyro_vi.data.seeds import generator, split
 from pyro_vi.errors import InputError, UsageError
-from pyro_vi.support.specs import parse, unknown
+from pyro_vi.support import parse, unknown
 
 
 def available() -> dict[str, str]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_vi.data.files import UNREADABLE, Array
 from pyro_vi.data.seeds import split
 from pyro_vi.errors import InputError, UsageError, first_line
-from pyro_vi.support.specs import check_options, unknown
+from pyro_vi.support import check_options, unknown
 
 MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 

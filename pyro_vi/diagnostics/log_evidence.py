@@ -8,16 +8,12 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyro_vi.compiling.choice import Compile, check_mode
-from pyro_vi.data.dataset import Batch
+from pyro_vi.compiling import Compile, check_mode
+from pyro_vi.data import Batch
 from pyro_vi.diagnostics.weights import Weights
-from pyro_vi.elbo.draws import vectorizes
-from pyro_vi.elbo.heldout import standard_error
+from pyro_vi.elbo import standard_error, vectorizes
 from pyro_vi.errors import InputError
-from pyro_vi.programs.build import pair_of
-from pyro_vi.programs.isolation import evaluating, isolated
-from pyro_vi.programs.layout import title
-from pyro_vi.programs.pair import Pair
+from pyro_vi.programs import Pair, evaluating, isolated, pair_of, title
 
 Method = Literal["iw", "exact"]
 
@@ -59,7 +55,7 @@ def evidence(
 
     Example:
         >>> from pyro_vi import models, guides
-        >>> from pyro_vi.data.dataset import DataSpec
+        >>> from pyro_vi.data import DataSpec
         >>> from pyro_vi.models.linear_gaussian import LinearGaussian
         >>> from pyro_vi.guides.exact import Exact
         >>> x = torch.tensor([[1.3]])

@@ -11,19 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_vi.compiling.choice import COMPILING, PER_NODE, Compile
-from pyro_vi.compiling.inductor import Compiled, compile_graph, why_not
-from pyro_vi.compiling.steps import agree
-from pyro_vi.data.dataset import Batch
-from pyro_vi.elbo.draws import chunk_of, draw_terms, stream
+from pyro_vi.compiling import COMPILING, PER_NODE, Compile, Compiled, agree, compile_graph, why_not
+from pyro_vi.data import Batch
+from pyro_vi.elbo import chunk_of, draw_terms, stream
 from pyro_vi.errors import InputError
-from pyro_vi.programs.binding import swapped
-from pyro_vi.programs.isolation import kept_buffers
-from pyro_vi.programs.pair import Pair
-from pyro_vi.support.randomness import generators, set_generators
-from pyro_vi.tracing.errors import NoGraph
-from pyro_vi.tracing.frozen import put_back, same_twice
-from pyro_vi.tracing.graph import reason, trace
+from pyro_vi.programs import Pair, kept_buffers, swapped
+from pyro_vi.support import generators, set_generators
+from pyro_vi.tracing import NoGraph, put_back, reason, same_twice, trace
 
 Sums = tuple[Tensor, Tensor]
 

@@ -20,13 +20,10 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 import pyro_vi.elbo.kl  # noqa: F401  (registers closed forms that torch lacks)
-from pyro_vi.data.dataset import Batch
+from pyro_vi.data import Batch
 from pyro_vi.elbo.traces import PARTICLES, Run, draw_traces
 from pyro_vi.errors import InputError
-from pyro_vi.programs.build import pair_and_args
-from pyro_vi.programs.isolation import isolated, kept_buffers
-from pyro_vi.programs.layout import Plate, describe
-from pyro_vi.programs.pair import Pair
+from pyro_vi.programs import Pair, Plate, describe, isolated, kept_buffers, pair_and_args
 
 KL = Literal["analytic", "sampled"]
 

@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vi.data.dataset import Batch
+from pyro_vi.data import Batch
 from pyro_vi.elbo.decomposition import KL, Terms, from_run, length_of, traced_plate
 from pyro_vi.elbo.traces import Program, Run, draw_traces
 from pyro_vi.errors import InputError
-from pyro_vi.programs.handlers import Give
-from pyro_vi.programs.isolation import isolated, kept_buffers
-from pyro_vi.programs.pair import Pair
+from pyro_vi.programs import Give, Pair, isolated, kept_buffers
 
 MEMORY = 2**19
 """Numbers that a tensor of one chunk may hold (draws × rows × numbers in a datum): enough that the programs' own time does not

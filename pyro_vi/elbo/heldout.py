@@ -5,11 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_vi.data.dataset import Batch
+from pyro_vi.data import Batch
 from pyro_vi.elbo.decomposition import KL
 from pyro_vi.elbo.draws import stream, vectorizes
-from pyro_vi.programs.isolation import evaluating, isolated
-from pyro_vi.programs.pair import Pair
+from pyro_vi.programs import Pair, evaluating, isolated
 
 
 @dataclass(frozen=True)

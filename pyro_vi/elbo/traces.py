@@ -15,7 +15,7 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_vi.programs.handlers import Values
+from pyro_vi.programs import Values
 
 Program = Callable[..., Any]
 

@@ -18,12 +18,12 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_vi.elbo.decomposition import KLSource, Terms
+from pyro_vi.elbo import KLSource, Terms
 from pyro_vi.errors import UsageError
 from pyro_vi.estimators.gradients import GRADIENTS
 from pyro_vi.estimators.sample import Sample, draw_sample, weights
-from pyro_vi.programs.isolation import isolated
-from pyro_vi.support.specs import unknown
+from pyro_vi.programs import isolated
+from pyro_vi.support import unknown
 
 KLS = ("sampled", "analytic", "strict")
 

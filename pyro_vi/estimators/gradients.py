@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vi.elbo.decomposition import Terms
+from pyro_vi.elbo import Terms
 from pyro_vi.errors import InputError
 from pyro_vi.estimators.sample import Sample, Values, weights
 

@@ -13,9 +13,9 @@ from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_vi.data.dataset import Batch
+from pyro_vi.data import Batch
 from pyro_vi.estimators.traits import differentiable_loss
-from pyro_vi.programs.pair import Pair
+from pyro_vi.programs import Pair
 
 
 class _Anneal(Messenger):

@@ -14,14 +14,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vi.elbo.decomposition import SiteTerms, Terms, from_run, length_of, traced_plate
-from pyro_vi.elbo.draws import draws_at_once
-from pyro_vi.elbo.traces import Run, draw_traces
+from pyro_vi.elbo import Run, SiteTerms, Terms, draw_traces, draws_at_once, from_run, length_of, traced_plate
 from pyro_vi.errors import InputError
 from pyro_vi.estimators.dependence import refused_by_dependence
-from pyro_vi.programs.handlers import Give, Relax, Straighten, Values
-from pyro_vi.programs.layout import describe
-from pyro_vi.support.randomness import kept_generators
+from pyro_vi.programs import Give, Relax, Straighten, Values, describe
+from pyro_vi.support import kept_generators
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
 
-from pyro_vi.elbo.decomposition import KL
+from pyro_vi.elbo import KL
 from pyro_vi.errors import UsageError
 from pyro_vi.estimators.analytic import Analytic
 from pyro_vi.estimators.dreg import DReG
@@ -17,7 +17,7 @@ from pyro_vi.estimators.renyi import Renyi
 from pyro_vi.estimators.score import Mixed, Score
 from pyro_vi.estimators.stl import STL
 from pyro_vi.estimators.vimco import VIMCO
-from pyro_vi.support.specs import check_options, parse, unknown
+from pyro_vi.support import check_options, parse, unknown
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ import torch
 from pyro.infer import ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
 from torch import Tensor
 
-from pyro_vi.data.dataset import Batch
-from pyro_vi.elbo.decomposition import KL, KLSource, terms_of_pair
+from pyro_vi.data import Batch
+from pyro_vi.elbo import KL, KLSource, terms_of_pair
 from pyro_vi.errors import InputError
 from pyro_vi.estimators.bound import Bound
 from pyro_vi.estimators.table import TABLE
-from pyro_vi.programs.pair import Pair
+from pyro_vi.programs import Pair
 
 
 def differentiable_loss(elbo: Any, pair: Pair, args: Batch) -> Tensor:

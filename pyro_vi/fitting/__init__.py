@@ -1,1 +1,27 @@
-"""TODO."""
+"""One fit, from the check before its first step to its last checkpoint.
+
+* `svi` puts a fit together; `checks` looks for silent errors first; `settings` holds options and their defaults;
+  `loop` takes the steps; `failures` explains a loss that is not finite; `folder` is the run on disk; `interrupt` and
+  `progress` face the terminal.
+"""
+
+from pyro_vi.fitting.checks import Finding, check, check_pair
+from pyro_vi.fitting.folder import config_of, load_parameters
+from pyro_vi.fitting.loop import Loop, Settings
+from pyro_vi.fitting.settings import Options
+from pyro_vi.fitting.svi import Run, fit, fit_pair, names_of
+
+__all__ = [
+    "Finding",
+    "Loop",
+    "Options",
+    "Run",
+    "Settings",
+    "check",
+    "check_pair",
+    "config_of",
+    "fit",
+    "fit_pair",
+    "load_parameters",
+    "names_of",
+]

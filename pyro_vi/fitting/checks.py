@@ -12,16 +12,12 @@ import torch
 from pyro.infer import ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
 from torch import Tensor
 
-from pyro_vi.data.dataset import Batch
-from pyro_vi.elbo.decomposition import Terms, from_run
-from pyro_vi.elbo.traces import draw_traces
+from pyro_vi.data import Batch
+from pyro_vi.elbo import Terms, draw_traces, from_run
 from pyro_vi.errors import InputError, first_line
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import kl_treatment, needs_reparametrized
-from pyro_vi.programs.build import pair_of
-from pyro_vi.programs.isolation import isolated
-from pyro_vi.programs.layout import Prototype, Site
-from pyro_vi.programs.pair import Pair
+from pyro_vi.programs import Pair, Prototype, Site, isolated, pair_of
 
 Severity = Literal["error", "warning", "note"]
 

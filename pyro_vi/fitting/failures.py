@@ -6,14 +6,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from pyro_vi.data.dataset import Batch
-from pyro_vi.elbo.decomposition import from_run
-from pyro_vi.elbo.traces import draw_traces
+from pyro_vi.data import Batch
+from pyro_vi.elbo import draw_traces, from_run
 from pyro_vi.errors import FitError, first_line
 from pyro_vi.estimators.objective import Objective
 from pyro_vi.estimators.traits import kl_treatment
 from pyro_vi.fitting.settings import Position
-from pyro_vi.programs.pair import Pair
+from pyro_vi.programs import Pair
 
 
 def where(now: Position) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from pyro_vi.data.mapped import Mapped
+from pyro_vi.data import Mapped
 from pyro_vi.errors import InputError, UsageError
-from pyro_vi.support.writing import finite, make_folder, write_json, write_through
+from pyro_vi.support import finite, make_folder, write_json, write_through
 
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
 

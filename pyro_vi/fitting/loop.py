@@ -19,11 +19,20 @@ from pyro.infer import ELBO
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
-from pyro_vi.compiling.choice import Choice, Compile, check_mode, choose, lengths_to_come, refuse_without_compiler
-from pyro_vi.compiling.step import MANY, Optimizer, WholeStep
-from pyro_vi.compiling.steps import CompiledSteps
-from pyro_vi.data.dataset import Batch, Data
-from pyro_vi.elbo.heldout import evaluate
+from pyro_vi.compiling import (
+    MANY,
+    Choice,
+    Compile,
+    CompiledSteps,
+    Optimizer,
+    WholeStep,
+    check_mode,
+    choose,
+    lengths_to_come,
+    refuse_without_compiler,
+)
+from pyro_vi.data import Batch, Data
+from pyro_vi.elbo import evaluate
 from pyro_vi.errors import FitError, UsageError
 from pyro_vi.estimators.objective import Objective
 from pyro_vi.estimators.traits import kl_treatment
@@ -32,11 +41,9 @@ from pyro_vi.fitting.folder import RunFolder
 from pyro_vi.fitting.interrupt import deferred_interrupt
 from pyro_vi.fitting.progress import Progress
 from pyro_vi.fitting.settings import Position, Settings
-from pyro_vi.programs.isolation import evaluating, isolated, kept_buffers
-from pyro_vi.programs.pair import Pair
-from pyro_vi.support.randomness import generators, set_generators
-from pyro_vi.support.threads import fitting_threads
-from pyro_vi.tracing.frozen import put_back
+from pyro_vi.programs import Pair, evaluating, isolated, kept_buffers
+from pyro_vi.support import fitting_threads, generators, set_generators
+from pyro_vi.tracing import put_back
 
 LOGGED, ROWS = 100, 1000
 """Records that a fit makes, and the training and held-out rows that are looked at for each."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from pyro_vi.errors import UsageError
-from pyro_vi.support.specs import check_options
+from pyro_vi.support import check_options
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,

@@ -12,10 +12,8 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_vi.compiling.choice import Choice, Compile
-from pyro_vi.compiling.step import Optimizer
-from pyro_vi.data.dataset import Data
-from pyro_vi.data.loading import load
+from pyro_vi.compiling import Choice, Compile, Optimizer
+from pyro_vi.data import Data, load
 from pyro_vi.errors import UsageError
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import kl_sources, refuse_without_loss
@@ -23,11 +21,8 @@ from pyro_vi.fitting.checks import check_pair, refuse
 from pyro_vi.fitting.folder import RunFolder, checksum
 from pyro_vi.fitting.loop import Loop
 from pyro_vi.fitting.settings import EPOCHS, Options, Settings
-from pyro_vi.programs.build import build_pair
-from pyro_vi.programs.isolation import isolated
-from pyro_vi.programs.lookup import name_of
-from pyro_vi.programs.pair import Pair
-from pyro_vi.support.packages import versions
+from pyro_vi.programs import Pair, build_pair, isolated, name_of
+from pyro_vi.support import versions
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,37 @@
-"""TODO."""
+"""A model and a guide as a `Pair`: two modules that own their parameters.
+
+* `lookup` finds what a name stands for; `build` makes the pair; `binding` turns a Pyro function into a module; `pair`
+  is the `Pair`; `layout` reads sites and plates; `handlers` fix or relax draws; `isolation` runs programs without
+  leaving a mark.
+"""
+
+from pyro_vi.programs.binding import swapped
+from pyro_vi.programs.build import build_pair, pair_and_args, pair_of
+from pyro_vi.programs.handlers import Give, Relax, Straighten, Values
+from pyro_vi.programs.isolation import evaluating, isolated, kept_buffers
+from pyro_vi.programs.layout import Plate, Prototype, Site, data_plate, describe, prototype, title
+from pyro_vi.programs.lookup import name_of
+from pyro_vi.programs.pair import Pair
+
+__all__ = [
+    "Give",
+    "Pair",
+    "Plate",
+    "Prototype",
+    "Relax",
+    "Site",
+    "Straighten",
+    "Values",
+    "build_pair",
+    "data_plate",
+    "describe",
+    "evaluating",
+    "isolated",
+    "kept_buffers",
+    "name_of",
+    "pair_and_args",
+    "pair_of",
+    "prototype",
+    "swapped",
+    "title",
+]

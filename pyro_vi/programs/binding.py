@@ -29,7 +29,7 @@ from torch.distributions import constraints, transform_to
 
 from pyro_vi.errors import InputError
 from pyro_vi.programs.isolation import Program, evaluating, kept_buffers, modules_of, ready
-from pyro_vi.support.randomness import kept_generators
+from pyro_vi.support import kept_generators
 
 Shared = dict[int | str, nn.Parameter]
 

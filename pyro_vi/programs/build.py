@@ -11,13 +11,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyro_vi.data.dataset import Batch, Data
+from pyro_vi.data import Batch, Data
 from pyro_vi.errors import InputError, UsageError, first_line, kind_and_line
 from pyro_vi.programs.binding import Shared, bind
 from pyro_vi.programs.isolation import isolated
 from pyro_vi.programs.lookup import Kind, available, name_of, resolve
 from pyro_vi.programs.pair import Pair
-from pyro_vi.support.specs import check_options, parse
+from pyro_vi.support import check_options, parse
 
 __all__ = ["available", "bind", "build_pair", "name_of", "pair_and_args", "pair_of", "resolve"]
 

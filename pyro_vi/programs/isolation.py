@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.distributions import Distribution
 
-from pyro_vi.support.randomness import kept_generators, seed_generators
+from pyro_vi.support import kept_generators, seed_generators
 
 Program = Callable[..., Any]
 

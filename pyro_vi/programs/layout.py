@@ -16,7 +16,7 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch.distributions import constraints
 
-from pyro_vi.data.dataset import Batch
+from pyro_vi.data import Batch
 from pyro_vi.errors import InputError, first_line
 from pyro_vi.programs.isolation import isolated, kept_buffers, ready
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pyro_vi.errors import InputError, UsageError, kind_and_line
 from pyro_vi.programs.isolation import isolated
 from pyro_vi.programs.layout import title
-from pyro_vi.support.specs import parse, unknown
+from pyro_vi.support import parse, unknown
 
 Kind = Literal["model", "guide"]
 

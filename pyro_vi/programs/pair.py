@@ -6,7 +6,7 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from pyro_vi.data.dataset import Batch
+from pyro_vi.data import Batch
 from pyro_vi.programs.isolation import isolated, ready
 from pyro_vi.programs.layout import Prototype, prototype
 

@@ -11,15 +11,10 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vi.data.dataset import Batch
-from pyro_vi.elbo.draws import MEMORY, vectorizes
-from pyro_vi.elbo.traces import draw_traces
-from pyro_vi.programs.build import pair_and_args
-from pyro_vi.programs.isolation import evaluating, isolated
-from pyro_vi.programs.layout import Prototype, Site
-from pyro_vi.programs.pair import Pair
-from pyro_vi.support.packages import versions
-from pyro_vi.support.writing import write_through
+from pyro_vi.data import Batch
+from pyro_vi.elbo import MEMORY, draw_traces, vectorizes
+from pyro_vi.programs import Pair, Prototype, Site, evaluating, isolated, pair_and_args
+from pyro_vi.support import versions, write_through
 
 
 def to_datatree(
@@ -47,8 +42,8 @@ def to_datatree(
 
     Example:
         >>> from pyro_vi import guides, models
-        >>> from pyro_vi.data.loading import load
-        >>> from pyro_vi.programs.build import build_pair
+        >>> from pyro_vi.data import load
+        >>> from pyro_vi.programs import build_pair
         >>> digits = load("digits")
         >>> pair = build_pair("vae", "diag_normal", digits)
         >>> tree = to_datatree(pair.model, pair.guide, digits.example(3), draws=5)

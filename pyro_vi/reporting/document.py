@@ -8,7 +8,7 @@ import xarray as xr
 
 from pyro_vi.comparison import Comparison, Result
 from pyro_vi.reporting.summary import conclude
-from pyro_vi.support.packages import versions
+from pyro_vi.support import versions
 
 
 def to_dict(comparison: Comparison, plots: Iterable[Path] = ()) -> dict[str, Any]:

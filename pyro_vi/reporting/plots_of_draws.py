@@ -21,11 +21,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vi.comparison import Comparison
-from pyro_vi.data.dataset import Batch
+from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
-from pyro_vi.programs.isolation import evaluating, isolated
-from pyro_vi.programs.layout import Site
-from pyro_vi.programs.pair import Pair
+from pyro_vi.programs import Pair, Site, evaluating, isolated
 from pyro_vi.reporting.look import LOOK, heading, legend, looks
 
 STEPS, MOST = 9, 8

@@ -10,9 +10,9 @@ import xarray as xr
 from rich.table import Table
 from torch import Tensor
 
-from pyro_vi.auditing.advice import advise
+from pyro_vi.auditing import advise
 from pyro_vi.comparison import Comparison, Result
-from pyro_vi.elbo.heldout import standard_error
+from pyro_vi.elbo import standard_error
 
 CERTAIN = 2.0
 """Standard errors beyond which a difference is called one."""

@@ -2,7 +2,6 @@
 
 import math
 import statistics
-import sys
 from functools import cache
 from typing import Any
 
@@ -34,7 +33,6 @@ from pyro_vi.errors import InputError, UsageError
 from pyro_vi.guides.diag_normal import DiagNormal
 from pyro_vi.models.vae import VAE
 
-module = sys.modules["pyro_vi.audit"]  # the package's own name for it is the function
 DRAWS = 20_000
 # (x, m, s): the exact posterior, one that is too narrow, one that is too wide, the prior, one in between.
 CASES = [(1.3, 0.65, 0.5**0.5), (1.3, 0.65, 0.2), (-0.5, 0.4, 1.2), (2.0, 0.0, 1.0), (1.3, 0.6, 0.75)]
@@ -53,7 +51,7 @@ def variances(elbo: str, x: float, m: float, s: float) -> tuple[float, float]:
 @pytest.fixture(autouse=True)
 def short_timing(monkeypatch):
     """Times are not what these tests are about."""
-    monkeypatch.setattr(module, "costs", lambda calls, seconds: costs(calls, seconds=0.005))
+    monkeypatch.setattr("pyro_vi.auditing.auditor.costs", lambda calls, seconds: costs(calls, seconds=0.005))
 
 
 @pytest.fixture(scope="module")
@@ -381,7 +379,9 @@ def test_a_pair_that_cannot_be_evaluated_at_once_is_refused_where_that_is_asked(
 @pytest.mark.parametrize(("vectorize", "draws"), [(True, 2000), (False, 600)], ids=["vmap", "loop"])
 def test_memory_does_not_grow_with_the_draws(vectorize, draws, monkeypatch):
     # Costs are measured with the same profiler, which does not nest.
-    monkeypatch.setattr(module, "costs", lambda calls, **_: dict.fromkeys(calls, Cost(1.0, 0.0, 0.0, 0)))
+    monkeypatch.setattr(
+        "pyro_vi.auditing.auditor.costs", lambda calls, **_: dict.fromkeys(calls, Cost(1.0, 0.0, 0.0, 0))
+    )
     model, guide = CATALOGUE["linear_gaussian_wrong"].build()
 
     def peak(draws: int) -> int:
@@ -483,7 +483,7 @@ def fourth_moments(elbo: str, x: float, m: float, s: float) -> list[float]:
 def test_total_effects_of_independent_sites_are_their_variances(cases, monkeypatch):
     """½ (g − g')² of independent g, g' has the standard error √((μ₄ + σ⁴) / 2 n); those of m and log s at most add."""
     pairs = 2000
-    monkeypatch.setattr(module, "SITE_DRAWS", pairs)
+    monkeypatch.setattr("pyro_vi.auditing.auditor.SITE_DRAWS", pairs)
     found = audit(*two_sites(*cases), torch.zeros(1, dtype=torch.float64), draws=2 * pairs, seed=1)
     assert found.site.values.tolist() == [f"z{i}" for i in range(len(cases))]
     for elbo in ELBOS:
