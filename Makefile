@@ -5,11 +5,12 @@ STAMP = $(VENV)/.installed
 BENCH_ARGS =
 BENCH_STAMP = $(VENV)/.installed-bench
 
-.PHONY: help demo test check bench
+.PHONY: help demo test test-slow test-all check bench
 
 help:
 	@echo "make demo   fit the VAE on digits under two estimators, and compare them"
-	@echo "make test   run the tests (PYTEST_ARGS=... for pytest's own arguments)"
+	@echo "make test   run the quick tests (PYTEST_ARGS=... for pytest's own arguments)"
+	@echo "make test-slow, test-all   run the tests that compile or run whole studies and commands; run all tests"
 	@echo "make check  lint, types and import directions"
 	@echo "make bench  time a step against stock Pyro, PyTorch and NumPyro (BENCH_ARGS=... for the script's own arguments)"
 	@echo "Each installs into .venv first; VENV=folder for another."
@@ -19,6 +20,12 @@ demo: $(STAMP)
 
 # Two workers with one thread each: more threads than cores make every test slow.
 test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+test-all: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(STAMP)

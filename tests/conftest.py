@@ -1,6 +1,9 @@
-"""Guards of the global state that Pyro, torch, numpy and Python keep."""
+"""Guards of the global state that Pyro, torch, numpy and Python keep, and one cache of the compiler for all tests."""
 
+import os
 import random
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +13,28 @@ import torch
 import zuko  # noqa: F401  (its import turns torch's validation off: here, and not in the midst of the tests)
 
 torch.distributions.Distribution.set_default_validate_args(__debug__)
+
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+_cache = pytest.StashKey[tuple[str, str | None]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the compiler's cache: empty, so that no test depends on earlier runs; the workers inherit it."""
+    if not hasattr(config, "workerinput"):
+        folder = tempfile.mkdtemp(prefix="pyro_vi_compiled_")
+        config.stash[_cache] = folder, os.environ.get(CACHE)
+        os.environ[CACHE] = folder
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the compiler's cache."""
+    if _cache in config.stash:
+        folder, before = config.stash[_cache]
+        shutil.rmtree(folder, ignore_errors=True)
+        if before is None:
+            del os.environ[CACHE]
+        else:
+            os.environ[CACHE] = before
 
 
 @pytest.fixture(autouse=True)

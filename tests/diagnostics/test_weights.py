@@ -27,9 +27,9 @@ from pyro_vi.diagnostics.log_evidence import evidence
 from pyro_vi.diagnostics.weights import Weights
 from pyro_vi.elbo import draws
 from pyro_vi.errors import InputError, UsageError
-from pyro_vi.fitting.folder import generators
 from pyro_vi.programs.build import pair_of
 from pyro_vi.programs.isolation import evaluating, isolated
+from pyro_vi.support.randomness import generators
 
 SAME = {"rtol": 1e-9, "atol": 1e-9}
 
