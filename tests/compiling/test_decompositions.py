@@ -21,6 +21,7 @@ def compiled(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     return result
 
 
+@pytest.mark.slow
 def test_tanh_is_within_two_units_in_the_last_place():
     small, middle = torch.logspace(-37, 1, 100_001), torch.linspace(-12, 12, 1_000_001)
     x = torch.cat([middle, small, -small, torch.tensor([0.0, -0.0, 89.0, -89.0, torch.inf, -torch.inf, torch.nan])])
@@ -29,6 +30,7 @@ def test_tanh_is_within_two_units_in_the_last_place():
         torch.testing.assert_close(found.double(), exact, rtol=2 * EPS, atol=1e-44, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_the_derivative_of_tanh():
     x = torch.linspace(-6, 6, 1001, requires_grad=True)
 
@@ -40,6 +42,7 @@ def test_the_derivative_of_tanh():
     torch.testing.assert_close(compiled(derivative, x).detach().double(), exact, rtol=0, atol=3 * EPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_other_precisions_are_torchs(dtype):
     assert OURS[aten.tanh.default](torch.ones(3, dtype=dtype)) is NotImplemented

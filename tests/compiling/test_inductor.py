@@ -100,6 +100,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 DRAWN = torch.linspace(0.1, 0.9, 12, dtype=torch.float64).reshape(3, 4)
 
 
+@pytest.mark.slow
 def test_draws_are_those_of_the_graph():
     """All kinds in one graph, each twice, so that order, number and kind count; the next call goes on from there."""
 
@@ -115,6 +116,7 @@ def test_draws_are_those_of_the_graph():
         assert not torch.equal(first[i], second[i]), f"{name}: the draws of two calls are the same"
 
 
+@pytest.mark.slow
 def test_a_bias_is_added_afterwards():
     """Whatever it is broadcast over; a sum with weights is left to Inductor."""
     bias, one, two = values(4), values(5, 3), values(3, 4, seed=4)
@@ -135,6 +137,7 @@ def test_a_bias_is_added_afterwards():
     assert_same(sums, [bias, one, two])
 
 
+@pytest.mark.slow
 def test_a_power_of_a_number():
     """Of steps that were taken, as a scalar tensor; anything else is left to Inductor."""
     for count in (0.0, 1.0, 7.0, 500.0, -2.5):
@@ -185,6 +188,7 @@ def test_nothing_outlives_a_call(monkeypatch, fails, gradients):
         assert surroundings() == before
 
 
+@pytest.mark.slow
 def test_nothing_is_written_while_compiling(capfd):
     """Inductor logs each operation that it has no C++ for, unless it finds the graph in its cache."""
     from torch._inductor import config
@@ -204,6 +208,7 @@ def test_an_error_is_one_line(monkeypatch):
     assert str(caught.value) == "ValueError: the first line"
 
 
+@pytest.mark.slow
 def test_a_compiler_that_does_not_know_all_instructions(monkeypatch):
     """The second try asks the compiler what it knows."""
     compile_once, tried = inductor._compile, []
@@ -241,12 +246,14 @@ def without_compiler(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[
     return subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_no_compiler(tmp_path):
     code = "import torch; from pyro_vi.compiling.inductor import why_not; print(why_not(torch.device('cpu')))"
     done = without_compiler("-c", code, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{MISSING}\n", "")
 
 
+@pytest.mark.slow
 def test_a_fit_without_a_compiler(tmp_path):
     fit = ("-m", "pyro_vi.cli.entry", "fit", "--steps", "3", "--out", "run", "--compile")
     done = without_compiler(*fit, "yes", cwd=tmp_path)

@@ -1,5 +1,6 @@
 """Products as loops, or by a library: the same numbers, and nothing left behind in the compiler's tables."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,17 +30,37 @@ def operands(rows: int, wide: int, narrow: int, dtype: torch.dtype = torch.float
     ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("sizes", [LARGE, MIDDLE, SMALL, (1, 5, 3), (8, 1, 3), (8, 5, 1), (7, 33, 17)], ids=str)
-def test_the_products_are_those_of_torch(sizes, dtype):
+SIZES = [LARGE, MIDDLE, SMALL, (1, 5, 3), (8, 1, 3), (8, 5, 1), (7, 33, 17)]
+DTYPES = [torch.float32, torch.float64]
+CASES = list(itertools.product(SIZES, DTYPES))
+DIGITS = {torch.float32: 1e-5, torch.float64: 1e-13}
+
+
+def assert_near(found: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
+    assert found.dtype == dtype
+    digits = DIGITS[dtype]
+    torch.testing.assert_close(found.double(), exact, rtol=digits, atol=digits * float(exact.abs().max()))
+
+
+@pytest.fixture(scope="module")
+def multiplied() -> list[tuple[Tensor, ...]]:
+    """The results of `step` for each case, out of one compiled graph: each graph by itself takes seconds."""
+
+    def steps(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(result for x, w in zip(inputs[::2], inputs[1::2], strict=True) for result in step(x, w))
+
+    inputs = [value for sizes, dtype in CASES for value in operands(*sizes, dtype)]
+    found = compile_graph(make_fx(steps)(*inputs), inputs)(list(inputs))
+    return [tuple(found[i : i + 3]) for i in range(0, len(found), 3)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sizes", "dtype"), CASES, ids=str)
+def test_the_products_are_those_of_torch(sizes, dtype, multiplied):
     """Plain, and with either factor a transpose."""
-    inputs = operands(*sizes, dtype)
-    compiled = compile_graph(make_fx(step)(*inputs), inputs)
-    exact = step(*(value.double() for value in inputs))
-    digits = 1e-5 if dtype == torch.float32 else 1e-13
-    for found, expected in zip(compiled(list(inputs)), exact, strict=True):
-        assert found.dtype == dtype
-        torch.testing.assert_close(found.double(), expected, rtol=digits, atol=digits * float(expected.abs().max()))
+    exact = step(*(value.double() for value in operands(*sizes, dtype)))
+    for found, expected in zip(multiplied[CASES.index((sizes, dtype))], exact, strict=True):
+        assert_near(found, expected, dtype)
 
 
 @pytest.fixture
@@ -62,50 +83,63 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 MM = torch.ops.aten.mm.default
 
 
-@pytest.mark.parametrize(
-    ("sizes", "dtype", "calls", "loop"),
-    [
-        (LARGE, torch.float32, 1, False),
-        (LARGE, torch.float64, 0, False),
-        (MIDDLE, torch.float32, 0, False),
-        (SMALL, torch.float32, 0, True),
-        (SMALL, torch.float64, 0, True),
-        (SMALL, torch.int64, 0, False),
-    ],
-)
-def test_what_multiplies(sizes, dtype, calls, loop, asked):
-    one, two = operands(*sizes, dtype)
-    graph = make_fx(lambda one, two: (one @ two.t(),))(one, two)
-    compile_graph(graph, [one, two])
-    assert len(asked) == (calls if products.has_onednn() else 0)
-    flat = make_fx(graph, decomposition_table={MM: products.product})(one, two)
-    assert loop != any(node.target is MM for node in flat.graph.nodes)
+CALLED = (LARGE, torch.float32)
+MULTIPLIED = {
+    CALLED: False,
+    (LARGE, torch.float64): False,
+    (MIDDLE, torch.float32): False,
+    (SMALL, torch.float32): True,
+    (SMALL, torch.float64): True,
+    (SMALL, torch.int64): False,
+}
+"""Whether a product is a loop."""
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("sizes", [LARGE, SMALL], ids=str)
-def test_what_comes_after_a_product_is_not_lost(sizes, dtype):
-    """Inductor has ways of its own to fuse a product of oneDNN with what comes next."""
-    after = (
-        torch.relu,
-        torch.sigmoid,
-        torch.tanh,
-        gelu,
-        silu,
-        lambda y: y.clamp(-1, 1),
-        lambda y: y + torch.ones_like(y),
+@pytest.mark.parametrize(("sizes", "dtype"), MULTIPLIED, ids=str)
+def test_small_products_are_loops(sizes, dtype):
+    flat = make_fx(lambda one, two: (one @ two.t(),), decomposition_table={MM: products.product})(
+        *operands(*sizes, dtype)
     )
+    assert MULTIPLIED[sizes, dtype] != any(node.target is MM for node in flat.graph.nodes)
 
-    def function(x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
-        return tuple(f((1 + i / 10) * x @ w.t()) for i, f in enumerate(after))
 
-    x, w = operands(*sizes, dtype)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("which", "calls"), [([CALLED], 1), ([case for case in MULTIPLIED if case != CALLED], 0)], ids=["large", "others"]
+)
+def test_onednn_is_called_for_large_products_in_single_precision_alone(which, calls, asked):
+    def multiply(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(one @ two.t() for one, two in zip(inputs[::2], inputs[1::2], strict=True))
+
+    inputs = [value for sizes, dtype in which for value in operands(*sizes, dtype)]
+    compile_graph(make_fx(multiply)(*inputs), inputs)
+    assert len(asked) == (calls if products.has_onednn() else 0)
+
+
+AFTER = (
+    torch.relu,
+    torch.sigmoid,
+    torch.tanh,
+    gelu,
+    silu,
+    lambda y: y.clamp(-1, 1),
+    lambda y: y + torch.ones_like(y),
+)
+
+
+def followed(x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    return tuple(f((1 + i / 10) * x @ w.t()) for i, f in enumerate(AFTER))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [LARGE, SMALL], ids=str)
+def test_what_comes_after_a_product_is_not_lost(sizes):
+    """Inductor has ways of its own to fuse a product of oneDNN with what comes next."""
+    x, w = operands(*sizes)
     inputs = [x, w / sizes[1] ** 0.5]  # products of size 1, where the functions bend
-    found = compile_graph(make_fx(function)(*inputs), inputs)(list(inputs))
-    exact = function(*(value.double() for value in inputs))
-    digits = 1e-5 if dtype == torch.float32 else 1e-13
-    for one, two in zip(found, exact, strict=True):
-        torch.testing.assert_close(one.double(), two, rtol=digits, atol=digits * float(two.abs().max()))
+    found = compile_graph(make_fx(followed)(*inputs), inputs)(list(inputs))
+    for one, two in zip(found, followed(*(value.double() for value in inputs)), strict=True):
+        assert_near(one, two, torch.float32)
 
 
 def test_no_loop_runs_over_gaps():
@@ -131,6 +165,7 @@ def test_the_compilers_table_is_as_before():
     assert lowerings == before
 
 
+@pytest.mark.slow
 def test_without_onednn_torch_multiplies(monkeypatch, asked):
     monkeypatch.setattr(products, "has_onednn", lambda: False)
     inputs = operands(*LARGE)

@@ -1,22 +1,15 @@
-"""The run folder: whole files or none, refusals, generators that are put back, Ctrl-C that is held back."""
+"""The run folder: what it holds, what is refused, and what a checkpoint cannot do."""
 
 import json
 import math
 import os
-import random
-import signal
-import threading
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from pyro_vi.errors import InputError, UsageError
 from pyro_vi.fitting.folder import RunFolder, checksum, config_of, load_parameters
-from pyro_vi.fitting.interrupt import deferred_interrupt
-from pyro_vi.support.randomness import generators, set_generators
-from pyro_vi.support.writing import finite, make_folder, write_json, write_through
 
 CONFIG = {"model": "vae", "lr": 0.1, "kept": (0, 5), "versions": {"torch": "1"}}
 
@@ -111,99 +104,6 @@ def test_parameters_of_a_run(tmp_path):
     assert config_of(tmp_path)["lr"] == 0.1
     with pytest.raises(InputError, match="is of another pair"):
         load_parameters(nn.Linear(2, 4), tmp_path)
-
-
-@pytest.mark.parametrize("path", ["file", "file/below", "file/far/below"])
-def test_a_folder_that_cannot_be_made(tmp_path, path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
-        make_folder(tmp_path / path)
-    assert names(tmp_path) == ["file"]
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    path = write_through(tmp_path / "it", lambda temporary: temporary.write_text("old"))
-
-    def fails(temporary):
-        temporary.write_text("ne")
-        raise OSError("no space left")
-
-    with pytest.raises(OSError, match="no space"):
-        write_through(path, fails)
-    assert path.read_text() == "old"
-
-
-def test_json_has_no_numbers_that_are_not_finite(tmp_path):
-    value = {"a": [1.0, math.nan, (math.inf, -math.inf)], "b": {"c": 2, "d": True, "e": None, "f": "NaN"}}
-    expected = {"a": [1.0, None, [None, None]], "b": {"c": 2, "d": True, "e": None, "f": "NaN"}}
-    assert finite(value) == expected
-    write_json(tmp_path / "it.json", value)
-    assert json.loads((tmp_path / "it.json").read_text(), parse_constant=pytest.fail) == expected
-
-
-def test_generators_are_put_back_through_a_file(tmp_path):
-    def draws():
-        return torch.rand(3).tolist(), np.random.normal(size=3).tolist(), [random.gauss(0, 1) for _ in range(3)]
-
-    draws()
-    np.random.normal()  # numpy and Python keep the second of two normals
-    random.gauss(0, 1)
-    torch.save(generators(), tmp_path / "state.pt")
-    first = draws()
-    assert draws() != first
-    set_generators(torch.load(tmp_path / "state.pt", weights_only=True))
-    again = draws()
-    assert again[:2] == first[:2]
-    set_generators(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert random.getstate() == random.getstate()
-
-
-main = pytest.mark.skipif(
-    threading.current_thread() is not threading.main_thread(), reason="signals are for the main thread"
-)
-
-
-@main
-def test_ctrl_c_is_held_back_to_the_end_of_the_block():
-    before, done = signal.getsignal(signal.SIGINT), []
-    with pytest.raises(KeyboardInterrupt), deferred_interrupt() as pressed:
-        assert not pressed
-        os.kill(os.getpid(), signal.SIGINT)
-        assert pressed
-        done.append(True)
-    assert done and signal.getsignal(signal.SIGINT) is before
-
-
-@main
-def test_a_second_ctrl_c_is_not_held_back():
-    done = []
-    with pytest.raises(KeyboardInterrupt), deferred_interrupt():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-        done.append(True)
-    assert not done
-
-
-@main
-def test_another_error_in_the_block_is_not_hidden():
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(ValueError, match="mine"), deferred_interrupt():
-        raise ValueError("mine")
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_outside_the_main_thread_nothing_is_done():
-    seen = []
-
-    def work():
-        with deferred_interrupt() as pressed:
-            seen.append(pressed)
-
-    before = signal.getsignal(signal.SIGINT)
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [[]] and signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_checksum_is_of_the_bytes():

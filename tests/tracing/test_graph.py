@@ -237,13 +237,19 @@ TMC = (
     *("normals", "normals, diagonal", "normals, expanded", "normals, mixture"),
 )
 ONLY_TMC = {"normals, diagonal", "normals, expanded", "normals, mixture", "masked and scaled by the batch in model"}
-TWO = ("local, sequential", "mixture, minibatch", "global in guide, parallel")
 CASES = [
-    *[(name, "enum") for name in PAIRS if name not in {*ONLY_TMC, "binomial"}],
-    *[(name, "tmc") for name in TMC],
-    *[(name, "enum(num_particles=2)") for name in TWO],
-    *[(name, "enum(num_particles=2, vectorize_particles=True)") for name in TWO],
-    *[(name, "tmc(num_particles=2)") for name in ("normals, diagonal", "sampled in model")],
+    *[
+        pytest.param(name, "enum", marks=pytest.mark.slow if name == "global in guide, sequential" else ())
+        for name in PAIRS
+        if name not in {*ONLY_TMC, "binomial"}
+    ],
+    *[pytest.param(name, "tmc", marks=() if name == "normals, diagonal" else pytest.mark.slow) for name in TMC],
+    ("local, sequential", "enum(num_particles=2)"),
+    ("mixture, minibatch", "enum(num_particles=2, vectorize_particles=True)"),
+    pytest.param(
+        "global in guide, parallel", "enum(num_particles=2, vectorize_particles=True)", marks=pytest.mark.slow
+    ),
+    pytest.param("sampled in model", "tmc(num_particles=2)", marks=pytest.mark.slow),
 ]
 STAYS = {"local, sampled", "local, 3 samples", "global in guide, sampled", "normals, mixture"}
 """Pairs with draws that depend on parameters, or on other draws."""
@@ -284,7 +290,7 @@ def test_graphs_give_pyros_numbers_at_other_parameters_batch_and_draws(name, elb
     assert any(float(gradient.abs().max()) > 1e-3 for gradient in expected[1:])
     torch.testing.assert_close(run(graph, parameters, X, 1), expected, **EXACT)
     generator = torch.Generator().manual_seed(9)
-    for seed, x in ((2, 0.7 * X + 0.2), (3, -X), (4, 0 * X)):
+    for seed, x in ((2, 0.2 - X), (3, 0 * X)):
         with torch.no_grad():
             for parameter in parameters:
                 parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)

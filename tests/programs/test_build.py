@@ -1,0 +1,144 @@
+"""Pairs are built from names, files, classes and functions, as copies, and equal seeds build equal pairs."""
+
+import math
+
+import pyro
+import pytest
+import torch
+from catalogue import BoundVAE, closure_pair, columns, linear_gaussian, scalars
+from pyro.contrib.zuko import ZukoToPyro
+from zuko.flows import NSF
+
+import pyro_vi
+from pyro_vi.data.loading import load
+from pyro_vi.elbo.traces import draw_traces
+from pyro_vi.errors import InputError, UsageError
+from pyro_vi.guides.diag_normal import DiagNormal
+from pyro_vi.guides.exact import Exact
+from pyro_vi.models.linear_gaussian import LinearGaussian
+from pyro_vi.models.vae import VAE
+from pyro_vi.programs.build import build_pair, pair_of
+from pyro_vi.programs.isolation import isolated
+
+
+@pytest.mark.parametrize("guide", ["Guide(scale=0.5)", "function_guide", "module_guide"])
+def test_a_pair_from_a_file(file, data, guide):
+    pair = build_pair(f"{file}:Model", f"{file}:{guide}", data)
+    with isolated(0):
+        run = draw_traces(pair.model, pair.guide, data.example(4))
+    assert set(run.model_trace.nodes) >= {"z", "x"}
+    owners = {owner for owner, _ in pair.owned(data.example(4)).values()}
+    assert owners == {"model", "guide"}
+    assert len(pyro.get_param_store()) == 0
+
+
+@pytest.mark.parametrize("model", ["vae(latent_dim=2)", "linear_gaussian(latent_dim=2)", VAE, LinearGaussian])
+@pytest.mark.parametrize("guide", ["diag_normal(hidden=(4,))", DiagNormal])
+def test_equal_seeds_give_equal_parameters(data, model, guide):
+    first, again, other = (build_pair(model, guide, data, seed=seed) for seed in (1, 1, 2))
+    pairs = [dict(pair.named_parameters()) for pair in (first, again, other)]
+    assert pairs[0].keys() == pairs[1].keys()
+    assert all(torch.equal(pairs[0][name], pairs[1][name]) for name in pairs[0])
+    assert any(not torch.equal(pairs[0][name], pairs[2][name]) for name in pairs[0])
+
+
+def test_building_leaves_the_generator_and_the_store(data):
+    state = torch.get_rng_state()
+    build_pair("vae", "diag_normal", data, seed=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(pyro.get_param_store()) == 0
+
+
+def test_a_pair_has_copies_of_the_modules_that_it_was_given(data):
+    model = VAE(data.spec, latent_dim=2)
+    guide = DiagNormal(model, data.example(4))
+    pair = build_pair(model, guide, data)
+    originals = {id(p) for program in (model, guide) for p in program.parameters()}
+    assert not originals & {id(p) for p in pair.parameters()}
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, pair.model.get_parameter(name))
+
+
+def test_a_pair_of_functions_has_copies_of_their_networks(data):
+    model, guide = closure_pair()
+    first, second = (build_pair(model, guide, load(columns(20))) for _ in range(2))
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.add_(1.0)
+    fresh = pair_of(*closure_pair(), (columns(),))
+    for name, parameter in fresh.named_parameters():
+        assert torch.equal(parameter, second.get_parameter(name))
+
+
+def test_an_exact_guide_follows_the_model_of_its_own_pair(data):
+    model = linear_gaussian()
+    pair = build_pair(model, Exact, load(columns(20)))
+    assert pair.guide.model is pair.model
+    assert pair.model is not model
+    assert {id(p) for p in pair.guide.parameters()} == {id(p) for p in pair.model.parameters()}
+
+
+def test_a_registered_guide_goes_with_a_function(data):
+    model, _ = closure_pair()
+    pair = build_pair(model, "diag_normal(hidden=(4,))", load(columns(20)))
+    owners = {name: owner for name, (owner, _) in pair.owned((columns(),)).items()}
+    assert {name for name, owner in owners.items() if owner == "model"} == {"noise", "decoder.weight", "decoder.bias"}
+    assert {name for name, owner in owners.items() if owner == "guide"} == {
+        f"{layer}.{kind}" for layer in ("body.0", "heads.z") for kind in ("weight", "bias")
+    }
+
+
+def test_programs_that_share_a_network_still_share_it_in_the_pair(data):
+    vae = BoundVAE()
+    pair = build_pair(vae.model, vae.guide, load(columns(20)))
+    assert pair.model.get_parameter("vae.decoder.weight") is pair.guide.get_parameter("vae.decoder.weight")
+    assert pair.model.get_parameter("vae.decoder.weight") is not vae.decoder.weight
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "error", "words"),
+    [
+        ("vae(latent=2)", "diag_normal", UsageError, "did you mean 'latent_dim'"),
+        ("vae", "diag_normal(data=3)", UsageError, "has no option 'data'"),
+        ("vae", "exact", InputError, "has none: use guide 'diag_normal'"),
+        ("FILE:Model", "FILE:function_guide(scale=3)", UsageError, "is used as it is and takes no options"),
+        ("FILE:Model", "FILE:Guide(scale=-1)", InputError, "cannot be built: RuntimeError: no good"),
+    ],
+)
+def test_a_pair_that_cannot_be_built_says_why(file, data, model, guide, error, words):
+    with pytest.raises(error) as caught:
+        build_pair(model.replace("FILE", str(file)), guide.replace("FILE", str(file)), data)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [VAE, 3, None], ids=str)
+def test_a_pair_is_of_functions_and_instances(wrong):
+    for programs in ((wrong, lambda x: None), (lambda x: None, wrong)):
+        with pytest.raises(InputError, match="must be a function or a module"):
+            pair_of(*programs, (scalars(),))
+
+
+def test_a_program_that_fails_on_the_batch_says_which():
+    def model(x):
+        raise RuntimeError("first\nsecond")
+
+    with pytest.raises(InputError, match=r"^the model fails on a batch of shape \(8,\): first$"):
+        pair_of(model, lambda x: None, (scalars(),))
+
+
+def test_a_flow_that_does_not_say_its_support_can_be_fitted():
+    """Pyro's wrapper of zuko's flows, as its documents use it."""
+
+    class Flow(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flow = NSF(2, 3, transforms=1, hidden_features=(4,)).double()
+
+        def forward(self, x: torch.Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", ZukoToPyro(self.flow(x)))
+
+    x = columns(22)
+    run = pyro_vi.fit("linear_gaussian(latent_dim=2)", Flow(), x, elbo="trace", steps=3, progress=False)
+    assert math.isfinite(run.history[-1]["elbo"])
