@@ -12,6 +12,7 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 from pyro import poutine
 from pyro.nn import PyroModule, PyroParam, PyroSample
@@ -537,3 +538,12 @@ CATALOGUE: dict[str, Entry] = {
         owners={f"decoder.{i}.{kind}": "model" for i in (0, 2) for kind in ("weight", "bias")} | _ENCODER,
     ),
 }
+
+_ALIKE = (
+    *("linear_gaussian_diagonal", "linear_gaussian_wrong", "linear_gaussian_full_rank"),
+    *("nested_inside", "masked_rows", "scaled", "bound_vae", "vae"),
+)
+every_name = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in _ALIKE else ()) for name in CATALOGUE]
+)
+"""For tests that take about a second a pair: pairs that differ little from others are left to `make test-slow`."""

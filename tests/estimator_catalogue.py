@@ -236,7 +236,7 @@ SERVES: dict[str, Serves] = {
     "graph": Serves(BOTH),
     "enum": Serves(BOTH, options=_QUIET, infer={"discrete": {"enumerate": "parallel"}}),
     # With one marked latent a datum, S samples of it are the importance-weighted bound of S draws, and all states of a
-    # discrete one are the evidence; the scale of a subsampled plate goes inside the logarithm, as in traps, 1.
+    # discrete one are the evidence; the scale of a subsampled plate goes inside the logarithm, which is biased.
     "tmc": Serves(
         ("continuous",),
         "iwae",

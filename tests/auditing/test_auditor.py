@@ -18,6 +18,7 @@ from catalogue import (
     closure_pair,
     columns,
     conjugate_model,
+    every_name,
     exact_pair,
     number,
     vae_pair,
@@ -42,7 +43,10 @@ ELBOS = ("trace", "mean_field")
 
 
 def variances(elbo: str, x: float, m: float, s: float) -> tuple[float, float]:
-    """Var of one draw's derivative in m and in log s: oracles, section 1."""
+    """Var of one draw's derivative in m and in log s, with z = m + s ε and but for constants.
+
+    Under trace they are −2 s ε and s ε (x − 2 m − 2 s ε), with the KL in closed form −s ε and s ε (x − m − s ε).
+    """
     if elbo == "trace":
         return 4 * s**2, (x - 2 * m) ** 2 * s**2 + 8 * s**4
     return s**2, (x - m) ** 2 * s**2 + 2 * s**4
@@ -200,7 +204,7 @@ def audited(name: str) -> xr.Dataset:
     return audit(*entry.build(), entry.batch, elbos=elbos, draws=20, seed=8)
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@every_name
 def test_names_owners_and_sources_over_the_catalogue(name):
     entry, found = CATALOGUE[name], audited(name)
     assert dict(zip(found.parameter.values, found.owner.values, strict=True)) == entry.owners
@@ -221,7 +225,7 @@ def test_source_of_a_site_without_a_closed_form_says_so():
     assert str(source.values) == "sampled (no closed form of KL(LogNormal || HalfCauchy) is registered)"
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@every_name
 def test_value_of_an_audit_is_pyros_elbo_per_datum(name):
     """The same 20 draws, made by Pyro alone from the seeds that the audit takes."""
     entry, found = CATALOGUE[name], audited(name).sel(elbo="trace")
@@ -347,7 +351,7 @@ def test_a_gradient_that_is_not_finite_is_refused_in_a_loop_too():
 
 # Many draws at once, or one by one.
 
-MANY = ("trace", "mean_field", "stl", "score(num_particles=2)", "dreg(num_particles=3)")
+MANY = ("trace", "stl", "score(num_particles=2)")
 
 
 @pytest.mark.parametrize(
@@ -357,7 +361,7 @@ MANY = ("trace", "mean_field", "stl", "score(num_particles=2)", "dreg(num_partic
 def test_many_draws_at_once_and_one_by_one_give_the_same_numbers(name, elbos):
     entry = CATALOGUE[name]
     at_once, looped = (
-        audit(*entry.build(), entry.batch, elbos=elbos, draws=60, seed=2, vectorize=vectorize)
+        audit(*entry.build(), entry.batch, elbos=elbos, draws=24, seed=2, vectorize=vectorize)
         for vectorize in (True, False)
     )
     assert (at_once.method == "vmap").all()
@@ -407,9 +411,9 @@ class Scaled(Trace_ELBO):
 def test_a_wrong_gradient_is_found_and_right_ones_are_not():
     """One number: of δ = .05 (x − 2 m) and draws' deviation .05 · 2 s, z = δ √(n / 2) / sd."""
     entry, draws = CATALOGUE["conjugate"], 2000
-    unbiased = ("trace", "mean_field", "graph", "analytic", "stl", "score(num_particles=2)", "mixed(num_particles=2)")
+    unbiased = ("trace", "mean_field", "stl", "score(num_particles=2)")
     found = audit(*entry.build(), entry.batch, elbos=(*unbiased, Scaled()), draws=draws, seed=1)
-    assert found.target.values.tolist() == ["elbo"] * 8
+    assert found.target.values.tolist() == ["elbo"] * 5
     assert found.bias_z.sel(elbo="trace").isnull().all()
     assert (found.bias_p.sel(elbo=list(unbiased[1:])) > 0.01).all()
     wrong = found.sel(elbo="Scaled")
@@ -443,7 +447,7 @@ def test_the_relaxed_gradient_is_found_biased():
 def test_estimators_of_other_bounds_are_not_compared():
     entry = CATALOGUE["conjugate"]
     elbos = ("trace", "iwae(num_particles=3)", "renyi(num_particles=3)", "dreg(num_particles=3)", "stl")
-    found = audit(*entry.build(), entry.batch, elbos=elbos, draws=400, seed=1)
+    found = audit(*entry.build(), entry.batch, elbos=elbos, draws=200, seed=1)
     assert found.target.values.tolist() == ["elbo", "iwae(3)", "renyi(3, alpha=0.5)", "iwae(3)", "elbo"]
     compared = ["stl", "dreg(num_particles=3)"]
     rest = [elbo for elbo in elbos if elbo not in compared]

@@ -152,14 +152,17 @@ PAIRS: dict[str, tuple[Callable[[], tuple[Any, Any]], Batch, list[str]]] = {
     "blind_uniform": (blind_uniform_pair, (scalars(),), ["z"]),
     "discrete": (*entry("discrete"), ["z"]),
 }
+ALIKE = [
+    *[("linear_gaussian_exact", elbo) for elbo in ("trace", "analytic", "stl", "dreg")],
+    *[("pyro_module", "trace"), ("bound_vae", "vimco"), ("tied", "dreg")],
+    *[("nested_outside", "stl"), ("masked_rows", "trace"), ("auxiliary", "stl")],
+    *[("hierarchical", "trace"), ("hierarchical", "score"), ("two_noises", "trace"), ("blind_uniform", "trace")],
+]
 CASES = [
     *[("closure", elbo) for elbo in ELBOS],
-    *[("linear_gaussian_exact", elbo) for elbo in ("trace", "analytic", "stl", "dreg")],
-    *[("pyro_module", "trace"), ("pyro_module", "stl"), ("bound_vae", "vimco"), ("tied", "dreg")],
-    *[("global", "mean_field"), ("inner_subsample", "stl")],
-    *[("nested_outside", "stl"), ("masked_rows", "trace"), ("auxiliary", "stl")],
-    *[("hierarchical", "trace"), ("hierarchical", "stl"), ("hierarchical", "score")],
-    *[("two_noises", "trace"), ("two_noises", "stl"), ("blind_uniform", "trace"), ("discrete", "relaxed")],
+    *[("pyro_module", "stl"), ("global", "mean_field"), ("inner_subsample", "stl")],
+    *[("hierarchical", "stl"), ("two_noises", "stl"), ("discrete", "relaxed")],
+    *[pytest.param(*case, marks=pytest.mark.slow) for case in ALIKE],
 ]
 
 

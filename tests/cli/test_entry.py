@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from pyro_vi.cli import entry as cli
 from pyro_vi.data.loading import load
 from pyro_vi.programs.build import build_pair
 
+FAILED = 600
+"""Seconds after which something that should have happened has not."""
 PROGRAMS = '''
 import pyro, torch
 import pyro.distributions as dist
@@ -84,7 +85,7 @@ def real(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
     command = [sys.executable, "-m", "pyro_vi.cli.entry", *args]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=FAILED)
 
 
 GREY = "digits(binarize=False)"
@@ -161,18 +162,10 @@ BAD: dict[str, tuple[tuple[str, ...], int, str]] = {
 # One of each way to fail: each costs a few seconds, most of them imports.
 REAL = (
     "unknown model",
-    "unknown guide",
-    "unknown data",
-    "unknown estimator",
-    "no such program file",
-    "program file that fails",
-    "no such data file",
-    "other width",
-    "NaN in an array",
-    "infinity in a table",
-    "grey pixels, theirs",
-    "zero steps",
-    "unwritable folder",
+    *(
+        pytest.param(case, marks=pytest.mark.slow)
+        for case in ("program file that fails", "other width", "grey pixels, theirs", "unwritable folder")
+    ),
 )
 
 
@@ -192,13 +185,12 @@ def test_bad_input_gives_one_line_and_leaves_nothing(case, folder, capsys):
     assert files(folder) == before
 
 
-def test_the_real_command_gives_one_line_and_leaves_nothing(folder):
-    """The same through processes of their own, two at a time."""
+@pytest.mark.parametrize("case", REAL)
+def test_the_real_command_gives_one_line_and_leaves_nothing(case, folder):
+    """The same through a process of its own."""
     before = files(folder)
-    with ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(lambda case: real(*BAD[case][0], cwd=folder), REAL))
-    for case, process in zip(REAL, done, strict=True):
-        judge(case, process.returncode, process.stdout, process.stderr)
+    done = real(*BAD[case][0], cwd=folder)
+    judge(case, done.returncode, done.stdout, done.stderr)
     assert files(folder) == before
 
 
@@ -425,6 +417,7 @@ def test_compare_for_people_has_the_table_and_paths_that_exist(folder, capsys):
     assert config["elbo"] == "trace(num_particles=2)" and config["data"] == "five.npy"
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(folder):
     """To the same bits as a run that was left alone, though the folder was not named."""
     args = ("fit", *SMALL, "--data", "five.npy", "--steps", "20000", "--batch-size", "20")
@@ -433,11 +426,11 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(folder):
     process = subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + FAILED
     while not list(folder.glob("runs/*/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=FAILED)
     assert process.returncode == 130, err
     run = next(folder.glob("runs/*"))
     assert out == ""
@@ -475,6 +468,7 @@ def test_ctrl_c_and_resume_in_one_process(folder, monkeypatch, capsys):
         }
 
 
+@pytest.mark.slow
 def test_the_main_job_with_all_its_defaults(folder):
     """`pyro-vi compare`: the numbers are finite, consistent and those that a VAE of digits has."""
     done = real("compare", "--json", cwd=folder)
@@ -500,6 +494,7 @@ def test_the_main_job_with_all_its_defaults(folder):
         assert -26 < result["elbo"] < -22, name  # an untrained VAE has 64 log 2 = 44 nats
         assert [audit["step"] for audit in result["audits"]] == [0, 600, 1200]
     first = document["estimators"]["trace"]["audits"][0], document["estimators"]["mean_field"]["audits"][0]
-    # Oracles, section 1: at initialisation the analytic KL has the smaller variance in the encoder by a factor of 20 to 500.
+    # At initialisation the guide is near the prior, and the KL in closed form leaves the encoder
+    # a smaller variance: by a factor of 20 to 500.
     assert 20 < first[0]["grad_var"]["guide"] / first[1]["grad_var"]["guide"] < 500
     assert all((folder / path).is_file() for path in document["plots"]) and len(document["plots"]) >= 5

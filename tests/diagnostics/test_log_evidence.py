@@ -102,7 +102,7 @@ def test_a_subsampled_plate_does_not_scale_the_evidence():
 
 
 def test_conjugate_pair_by_importance_sampling():
-    """log p(x) = log N(x; 0, 2): oracles, section 1."""
+    """z ~ N(0, 1), x | z ~ N(z, 1): log p(x) = log N(x; 0, 2)."""
     (x,) = CATALOGUE["conjugate"].batch
     found = evidence(conjugate_model, CATALOGUE["conjugate"].build()[1], x, particles=50_000)
     assert found.attrs["method"] == "iw"

@@ -27,7 +27,7 @@ def chain_model(x):
 
 
 class Reversed(nn.Module):
-    """q(lower) = N(a + x / 2, .7²), q(upper | lower) = N(c lower, .6²): against the model's order (traps, 3)."""
+    """q(lower) = N(a + x / 2, .7²), q(upper | lower) = N(c lower, .6²), against the model's order."""
 
     def __init__(self, depends=True):
         super().__init__()
@@ -164,7 +164,7 @@ def mask(first):
     ids=["model scaled", "guide scaled", "model masked", "masked apart", "both scaled", "both masked"],
 )
 def test_scales_and_masks_give_the_expectation_of_trace(factors, kind):
-    """Traps, 4; where they are not the same in both programs the site is sampled."""
+    """The parents of a site are compared; where they are not the same in both programs the site is sampled."""
     model, guide = factors_pair(*factors)
     source = estimators.get("analytic").sources(model, guide, (DATA,))["z"]
     assert (source.kind, source.reason) == (

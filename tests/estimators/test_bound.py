@@ -287,7 +287,7 @@ def test_a_guide_whose_site_is_not_in_the_data_plate_is_refused(name, where):
 
 @pytest.mark.parametrize("name", OURS)
 def test_a_site_that_the_guide_lacks_is_refused(name):
-    """Pyro's draw it from the prior, with a warning only (traps, 5)."""
+    """A latent that the guide lacks: Pyro's draw it from the prior, with a warning only."""
 
     def model(x):
         v = pyro.sample("v", dist.Normal(0.0, 1.0))

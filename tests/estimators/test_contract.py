@@ -325,7 +325,7 @@ def deeper(kind: str) -> tuple[Any, Any]:
 @pytest.mark.parametrize("name", OURS)
 @both_ways
 def test_one_object_serves_two_models(name, vectorize):
-    """Pyro's keep the plate nesting of the first (traps, 13); in either order, each loss is that of a fresh object."""
+    """Pyro's guess the depth of plates at the first pair and keep it; in either order, each loss is that of a fresh object."""
     kind = SERVES[name].pairs[-1]
     flat, nested = (functions(SMALL[kind]), DATA), (deeper(kind), torch.stack([DATA, -DATA], -1))
     for order in ((flat, nested), (nested, flat)):

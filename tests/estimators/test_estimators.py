@@ -17,7 +17,7 @@ every_estimator = pytest.mark.parametrize("name", estimators.TABLE)
 
 @pytest.mark.parametrize("name", ["trace", "mean_field"])
 def test_pyros_own_fit_in_pyros_own_svi(name):
-    """z ~ N(0, 1), x | z ~ N(z, 1): the guide N(m, s²) goes to N(x / 2, 1 / 2) (oracles, section 1)."""
+    """z ~ N(0, 1), x | z ~ N(z, 1) and the guide N(m, s²): the gradient x − 2 m, 1 − 2 s² is 0 at N(x / 2, 1 / 2)."""
 
     def guide(x):
         m = pyro.param("m", number(0.0))

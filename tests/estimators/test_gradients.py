@@ -1,4 +1,4 @@
-"""Gradient estimators of one draw against closed forms: z ~ N(0, 1), x | z ~ N(z, 1), q = N(m, s²) (oracles, section 1)."""
+"""Gradient estimators of one draw against closed forms: z ~ N(0, 1), x | z ~ N(z, 1), q = N(m, s²)."""
 
 import math
 
@@ -83,7 +83,7 @@ def test_at_the_posterior_the_sampled_value_has_no_variance_and_the_analytic_one
 
 @pytest.mark.parametrize("name", ["analytic", "stl", "iwae", "dreg", "renyi", "relaxed"])
 def test_a_draw_that_cannot_be_reparameterised_is_refused_with_the_remedy(name):
-    """Its gradient would be lost without a word (traps, 10)."""
+    """Pyro would take its draw as a constant, and its gradient would be lost without a word."""
 
     def model(x):
         with pyro.plate("data", len(x)):

@@ -24,7 +24,7 @@ def rows_for(count: int) -> int:
 
 @pytest.fixture(scope="module")
 def moments():
-    """Mean, standard deviation and rows of the gradient in m, by name and K (oracles, section 5)."""
+    """Mean, standard deviation and rows of the gradient in m, by name and K."""
     found = {}
     for name in ("iwae", "dreg"):
         for count in COUNTS:
@@ -45,7 +45,7 @@ def test_the_means_of_iwae_and_dreg_agree(moments, count):
     (iwae, iwae_sd, rows), (dreg, dreg_sd, _) = moments["iwae", count], moments["dreg", count]
     assert abs(iwae - dreg) < 4 * math.hypot(iwae_sd, dreg_sd) / math.sqrt(rows)
     if count == 4:
-        assert dreg == pytest.approx(0.0214, abs=0.0005)  # .0212 and .0216 in the oracles
+        assert dreg == pytest.approx(0.0214, abs=0.0005)  # .0212 and .0216 by Monte Carlo in NumPy
 
 
 def test_the_ratio_of_signal_to_noise_falls_under_iwae(moments):
@@ -53,7 +53,7 @@ def test_the_ratio_of_signal_to_noise_falls_under_iwae(moments):
     ratios = [moments["dreg", k][0] / moments["iwae", k][1] for k in COUNTS]
     assert slope(ratios) == pytest.approx(-0.5, abs=0.1)
     assert ratios[0] == pytest.approx(0.1 / 1.5, rel=0.02)  # closed form: (x − 2m) / (2s)
-    # The oracles' values beyond come from the means of IWAE itself, known there to about a fifth.
+    # Those beyond were found in NumPy with the means of IWAE itself, known to about a fifth.
     assert ratios[:3] == pytest.approx([0.068, 0.031, 0.013], rel=0.2)
 
 
@@ -85,13 +85,13 @@ def test_with_one_draw_it_is_trace_bit_for_bit():
 
 
 def test_sticking_the_landing_is_refused_with_dreg_as_the_remedy():
-    """With q detached the mean gradient at K = 4 is .091 for .0214 (oracles, section 5)."""
+    """With q detached the weights' own dependence on the guide is lost, and the mean gradient is another one (below)."""
     with pytest.raises(UsageError, match=r"biased.*'dreg'"):
         Bound(bound="iwae", gradient="path", num_particles=4)
 
 
 def test_with_q_detached_it_would_be_biased_and_the_audit_would_find_it():
-    """Why it is refused: at K = 4, m = .6, s = .75, x = 1.3 the mean gradient is .091 for .021 (oracles, section 5)."""
+    """Why it is refused: at K = 4, m = .6, s = .75, x = 1.3 the mean gradient is .091 for .021, by Monte Carlo in NumPy."""
     naive = Bound(bound="iwae", num_particles=4)
     naive.gradient = "path"  # past the refusal
 
@@ -108,7 +108,7 @@ def test_with_q_detached_it_would_be_biased_and_the_audit_would_find_it():
     x = torch.tensor([1.3], dtype=torch.float64)
     found = audit(model, guide, x, elbos=["dreg(num_particles=4)", "iwae(num_particles=4)", naive], draws=4000)
     mean, error = found.grad_mean.values[:, 0], (found.grad_var.values[:, 0] / 4000) ** 0.5
-    assert abs(mean[0] - 0.0214) < 4 * error[0] + 0.0005  # and half of the last digit that the oracle gives
+    assert abs(mean[0] - 0.0214) < 4 * error[0] + 0.0005  # and half of the last digit of these numbers
     assert abs(mean[2] - 0.091) < 4 * error[2] + 0.0005
     assert float(found.bias_p[1, 0]) > 0.01 and float(found.bias_p[2, 0]) < 1e-6
 

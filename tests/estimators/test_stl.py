@@ -43,7 +43,7 @@ def test_the_total_derivative_is_not_zero_there():
 
 @pytest.mark.parametrize("name", PATHS)
 def test_with_an_exact_guide_the_models_mean_gradient_is_that_of_the_evidence(name):
-    """The guide reads the model's parameters; what it gets through them is 0 (oracles, section 3)."""
+    """The guide reads the model's parameters; what it gets through them is 0 where it is the posterior."""
     model, guide = exact_pair()
     x = columns()
     expected = torch.autograd.grad(-50 * model.log_evidence(x).mean(), list(model.parameters()))

@@ -1,4 +1,4 @@
-"""The check: each silent error is found on a pair that has it, none on sound pairs. Numbers are those of traps.md."""
+"""The check: each silent error is found on a pair that has it, none on sound pairs."""
 
 import math
 import warnings

@@ -350,7 +350,7 @@ def test_a_regression_on_full_batches_ends_at_the_exact_posterior(few_records):
 
 @pytest.mark.parametrize("guide", ["full_rank", "diag_normal"])
 def test_a_regression_in_minibatches_recovers_the_exact_posterior(few_records, guide):
-    """Posterior precision P = XᵀX / 0.25 + I / 4; the best diagonal guide has variances 1 / P_ii (oracles, section 4).
+    """Posterior precision P = XᵀX / 0.25 + I / 4; the best diagonal guide has variances 1 / P_ii (Bishop, PRML, 10.1.2).
 
     A batch that counted as all data (trap 8) would widen the sd by √(180 / 45) = 2.
     """
@@ -379,7 +379,7 @@ def test_a_regression_in_minibatches_recovers_the_exact_posterior(few_records, g
     assert float((sd / exact_sd - 1).abs().max()) < 0.15
 
 
-# ---- probabilistic PCA: oracles, section 7
+# ---- probabilistic PCA (Tipping and Bishop, 1999), whose greatest likelihood scikit-learn gives
 
 
 @pytest.fixture(scope="module")
@@ -410,7 +410,7 @@ def test_svi_with_the_exact_guide_reaches_scikit_learns_pca(few_records, pca):
 
 
 def test_svi_with_the_diagonal_guide_comes_near_and_its_gap_is_that_of_the_closed_form(few_records, pca):
-    """KL(q || p(z | x)) is at least that of the best diagonal normal, ½ (Σ log P_ii - log det P): oracles, section 4.
+    """KL(q || p(z | x)) is at least that of the best diagonal normal, ½ (Σ log P_ii - log det P), of variances 1 / P_ii.
 
     The model can turn its axes until that is 0 (Lucas et al. 2019), and so does: the likelihood stays within 0.3 nats of PCA.
     """

@@ -65,7 +65,7 @@ def test_prior_times_likelihood_is_evidence_times_posterior_at_any_z(case):
 
 
 def test_one_dimension_is_the_conjugate_pair():
-    """p(x) = N(0, 2), posterior N(x / 2, 1 / 2): oracles, section 1. A datum may be a number or a vector of one."""
+    """p(x) = N(0, 2), posterior N(x / 2, 1 / 2). A datum may be a number or a vector of one."""
     x = torch.tensor([1.3, -0.2], dtype=torch.float64)
     for shape in ((), (1,)):
         data = DataSpec("made up", 2, shape, "real", torch.float64, "made up")

@@ -95,7 +95,7 @@ def test_it_is_built_for_the_embedded_data():
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_a_likelihood_without_density_at_the_data_is_refused(likelihood):
-    """Grey pixels under a Bernoulli are no log-density (traps, 15), nor are bits under a normal."""
+    """Grey pixels under a Bernoulli are no log-density (Loaiza-Ganem and Cunningham, 2019), nor are bits under a normal."""
     wrong = "unit_interval" if likelihood == "bernoulli" else "boolean"
     with pytest.raises(InputError, match="use likelihood='auto'"):
         VAE(spec(support=wrong), likelihood=likelihood)

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
-from catalogue import BATCH, CATALOGUE, columns, exact_pair, global_pair, nested_pair, scalars
+from catalogue import BATCH, CATALOGUE, columns, every_name, exact_pair, global_pair, nested_pair, scalars
 from pyro import poutine
 
 from pyro_vi import audit, fit, to_datatree
@@ -109,7 +109,7 @@ def test_a_record_that_lacks_a_number_has_a_gap():
     np.testing.assert_array_equal(found.loss.values, [2.0, 1.0])
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@every_name
 def test_any_pair_of_the_catalogue_can_be_written(name, tmp_path):
     entry = CATALOGUE[name]
     tree = to_datatree(*entry.build(), entry.batch, draws=3)
