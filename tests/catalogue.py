@@ -17,6 +17,7 @@ import torch
 from pyro import poutine
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import Tensor, nn
+from torch.distributions import kl_divergence
 
 from pyro_vi.data.dataset import DataSpec
 from pyro_vi.guides.diag_normal import DiagNormal
@@ -100,6 +101,20 @@ class ConjugateGuide(nn.Module):
             pyro.sample("z", dist.Normal(loc, log_scale.exp()))
 
 
+def marked(x: Tensor) -> None:
+    """As `conjugate_model`, but log p is NaN for data above 50."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(number(0.0), 1.0))
+        pyro.sample("x", dist.Normal(torch.where(x > 50, math.nan, z), 1.0), obs=x)
+
+
+def slope(x: Tensor) -> None:
+    """A guide of both: q(z_n) = N(a x_n, 1)."""
+    a = pyro.param("a", number(0.1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(a * x.clamp(max=50), 1.0))
+
+
 # Linear-Gaussian, 3 features, 2 latents, subsampled.
 
 
@@ -133,6 +148,16 @@ class WrongGuide(nn.Module):
             pyro.sample("z", self.distribution(x))
 
 
+def exact_elbo(model: LinearGaussian, q: Any, x: Tensor) -> Tensor:
+    """E_q[log p(x | z)] - KL(q || p) per datum of a diagonal guide of a linear-Gaussian model."""
+    prior = dist.Normal(torch.zeros(2, dtype=x.dtype), 1.0).to_event(1)
+    at_mean = model.observation(q.mean).log_prob(x)
+    trace = (model.weight.square() * (-2 * model.log_scale).exp().unsqueeze(-1) * q.variance.unsqueeze(-2)).sum(
+        (-2, -1)
+    )
+    return (at_mean - 0.5 * trace - kl_divergence(q, prior)).detach()
+
+
 def exact_pair() -> tuple[Any, Any]:
     model = linear_gaussian()
     return model, Exact(model, (columns(),))
@@ -143,6 +168,26 @@ def diagonal_pair() -> tuple[Any, Any]:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         return model, DiagNormal(model, (columns(),), hidden=(5,))
+
+
+# Programs that couple the data, or do not, by the way that they make their mean.
+
+
+def standard_guide(x: Tensor) -> None:
+    """q(z_n) = N(0, I) in two dimensions."""
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(torch.zeros(2, dtype=x.dtype), 1.0).to_event(1))
+
+
+def model_with(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
+    """z_n ~ N(0, I) in two dimensions, x_n | z ~ N(f(z)_n, 1), of a function of all data's draws."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=x.dtype), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(function(z), 1.0), obs=x)
+
+    return model
 
 
 # A global latent, and a local one for each datum, under a plate of size 50 with a batch of 8.

@@ -20,6 +20,7 @@ from torch.nn.functional import softplus
 
 from pyro_vi import estimators
 from pyro_vi.estimators.bound import Bound
+from pyro_vi.estimators.traits import differentiable_loss
 from pyro_vi.programs.layout import data_plate
 from pyro_vi.programs.pair import Pair
 
@@ -275,7 +276,7 @@ def mean_gradient(
     torch.manual_seed(seed)
     found = []
     for _ in range(evaluations):
-        gradients = torch.autograd.grad(estimators.differentiable_loss(elbo, pair, (x,)), wanted, allow_unused=True)
+        gradients = torch.autograd.grad(differentiable_loss(elbo, pair, (x,)), wanted, allow_unused=True)
         parts = [torch.zeros_like(p) if g is None else g for p, g in zip(wanted, gradients, strict=True)]
         found.append(torch.cat([part.reshape(-1) for part in parts]).double())
     stacked = torch.stack(found)

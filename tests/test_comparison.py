@@ -165,7 +165,7 @@ def test_one_estimator_alone():
     assert list(found.results) == ["mean_field"]
     assert list(found.audits) == [0, 3, 6]
     assert conclude(found) == []
-    assert found.to_dict()["out"] is None
+    assert to_dict(found)["out"] is None
     Console(quiet=True).print(table(found))
 
 
@@ -213,7 +213,7 @@ def test_a_global_latent_has_no_evidence_and_all_else(global_one):
 
 def test_without_audits():
     found = compare(LINEAR, DIAGONAL, load(columns(80)), **FITS)
-    assert found.audits == {} and found.to_dict()["estimators"]["trace"]["audits"] == []
+    assert found.audits == {} and to_dict(found)["estimators"]["trace"]["audits"] == []
     assert len(conclude(found)) == 1
 
 

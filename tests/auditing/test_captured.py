@@ -118,17 +118,12 @@ def tied_pair() -> tuple[Any, Any]:
 def blind_uniform_pair() -> tuple[Any, Any]:
     """A Uniform guide told not to reparameterise: a score-function surrogate, whose value is not the loss, of lifted draws."""
 
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(number(0.0), 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
     def guide(x: Tensor) -> None:
         width = pyro.param("width", number(1.4), constraint=dist.constraints.positive)
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Uniform(0.3 * x - width, 0.3 * x + width).has_rsample_(False))
 
-    return model, guide
+    return conjugate_model, guide
 
 
 def entry(name: str) -> tuple[Callable[[], tuple[Any, Any]], Batch]:

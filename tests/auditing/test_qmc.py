@@ -48,17 +48,12 @@ def conjugate() -> Any:
 def around(make: Any) -> tuple[Any, Any]:
     """A pair on the reals whose guide draws z from ``make(loc)``."""
 
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
     def guide(x: Tensor) -> None:
         loc = pyro.param("loc", torch.tensor(0.3, dtype=x.dtype))
         with pyro.plate("data", len(x)):
             pyro.sample("z", make(loc))
 
-    return model, guide
+    return conjugate_model, guide
 
 
 def by_hand(*draws: Draw) -> Captured:

@@ -4,8 +4,18 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from catalogue import BATCH, CATALOGUE, WrongGuide, columns, linear_gaussian, number, scalars
-from torch.distributions import kl_divergence
+from catalogue import (
+    BATCH,
+    CATALOGUE,
+    WrongGuide,
+    columns,
+    exact_elbo,
+    linear_gaussian,
+    model_with,
+    number,
+    scalars,
+    standard_guide,
+)
 
 from pyro_vi.elbo import draws
 from pyro_vi.elbo.draws import stream, vectorizes
@@ -18,36 +28,10 @@ from pyro_vi.programs.pair import Pair
 LOOPED = {"no_plate"}
 
 
-def guide(x):
-    with pyro.plate("data", len(x)):
-        pyro.sample("z", dist.Normal(torch.zeros(2, dtype=x.dtype), 1.0).to_event(1))
-
-
-def model_with(function):
-    """A model whose mean is made by `function`, right for a single draw."""
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=x.dtype), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(function(z), 1.0), obs=x)
-
-    return model
-
-
 def refuses_more_dimensions(z):
     if z.dim() > 2:
         raise RuntimeError("one draw at a time")
     return z.sum(-1)
-
-
-def exact_elbo(model, q, x):
-    """E_q[log p(x | z)] - KL(q || p) per datum of a diagonal guide of a linear-Gaussian model."""
-    prior = dist.Normal(torch.zeros(2, dtype=x.dtype), 1.0).to_event(1)
-    at_mean = model.observation(q.mean).log_prob(x)
-    trace = (model.weight.square() * (-2 * model.log_scale).exp().unsqueeze(-1) * q.variance.unsqueeze(-2)).sum(
-        (-2, -1)
-    )
-    return (at_mean - 0.5 * trace - kl_divergence(q, prior)).detach()
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
@@ -68,7 +52,7 @@ def test_the_catalogue_vectorizes_where_it_can(name):
     ids=["mean over the first dimension", "first element", "norm of everything", "raises"],
 )
 def test_a_program_that_would_be_wrong_in_a_plate_does_not_vectorize(function):
-    pair = pair_of(model_with(function), guide, (scalars(),))
+    pair = pair_of(model_with(function), standard_guide, (scalars(),))
     assert not vectorizes(pair, (scalars(),))
 
 
@@ -79,12 +63,12 @@ def test_a_guide_that_would_be_wrong_in_a_plate_does_not_vectorize():
             pyro.sample("z", dist.Normal(u.mean(0).expand(2), 1.0).to_event(1))
 
     assert not vectorizes(pair_of(model_with(lambda z: z.sum(-1)), coupled, (scalars(),)), (scalars(),))
-    assert vectorizes(pair_of(model_with(lambda z: z.sum(-1)), guide, (scalars(),)), (scalars(),))
+    assert vectorizes(pair_of(model_with(lambda z: z.sum(-1)), standard_guide, (scalars(),)), (scalars(),))
 
 
 def test_vectorizes_leaves_the_generator():
     state = torch.get_rng_state()
-    vectorizes(pair_of(model_with(lambda z: z.sum(-1)), guide, (scalars(),)), (scalars(),))
+    vectorizes(pair_of(model_with(lambda z: z.sum(-1)), standard_guide, (scalars(),)), (scalars(),))
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -29,6 +29,7 @@ from pyro.infer import SVI
 from torch import Tensor
 
 from pyro_vi import estimators
+from pyro_vi.estimators.traits import differentiable_loss
 from pyro_vi.programs.layout import data_plate
 from pyro_vi.programs.pair import Pair
 
@@ -56,7 +57,7 @@ def expected_gradient(name: str, kind: str, x: Tensor, alpha: float = 0.5) -> Te
 
 
 def loss_and_gradient(elbo: Any, pair: Pair, x: Tensor) -> tuple[Tensor, Tensor]:
-    loss = estimators.differentiable_loss(elbo, pair, (x,))
+    loss = differentiable_loss(elbo, pair, (x,))
     found = torch.autograd.grad(loss, list(pair.parameters()), allow_unused=True)
     return loss.detach(), torch.stack([torch.zeros(()).to(x) if g is None else g for g in found])
 
@@ -189,7 +190,7 @@ def test_functions_in_svi_and_modules_under_torch_optim_take_the_same_steps(name
     torch.manual_seed(6)
     for step in range(steps):
         optimizer.zero_grad()
-        loss = module(DATA) if module is not None else estimators.differentiable_loss(elbo, pair, (DATA,))
+        loss = module(DATA) if module is not None else differentiable_loss(elbo, pair, (DATA,))
         assert float(loss.detach()) == pytest.approx(losses[step], rel=1e-10)
         loss.backward()
         optimizer.step()

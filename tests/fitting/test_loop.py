@@ -10,6 +10,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from catalogue import columns, global_pair, number, scalars
+from small_fits import (
+    DIAGONAL,
+    LINEAR,
+    nothing,
+)
 from torch import Tensor, nn
 
 from pyro_vi import fit
@@ -17,17 +22,9 @@ from pyro_vi.data.dataset import Data
 from pyro_vi.data.loading import load
 from pyro_vi.elbo.decomposition import from_run
 from pyro_vi.elbo.traces import draw_traces
-from pyro_vi.errors import FitError, InputError
+from pyro_vi.errors import InputError
 from pyro_vi.fitting.settings import SCHEDULES
 from pyro_vi.programs.isolation import isolated
-
-LINEAR, DIAGONAL = "linear_gaussian(latent_dim=2)", "diag_normal(hidden=(4,))"
-
-
-@pytest.fixture
-def few_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A record costs as much as ten steps of a small pair."""
-    monkeypatch.setattr("pyro_vi.fitting.loop.LOGGED", 4)
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
@@ -116,9 +113,10 @@ def test_without_the_kl_the_guide_collapses_to_a_point(few_records, elbo):
     """Nothing holds the scales open: they fall along the whole fit, and level off under the whole KL."""
     data = load(columns(100))
     at = (0.0, 0.25, 0.5, 0.75, 1.0)
+    options = {"schedule": "constant", "progress": False}
 
     def scales(beta: float) -> list[float]:
-        run = fit(LINEAR, DIAGONAL, data, elbo=elbo, beta=beta, steps=200, lr=0.06, snapshots=at, progress=False)
+        run = fit(LINEAR, DIAGONAL, data, elbo=elbo, beta=beta, steps=200, lr=0.05, snapshots=at, **options)
         with torch.no_grad():
             return [float(run.at(s).guide.parameters_of(*data.train())["z"][1].mean()) for s in sorted(run.snapshots)]
 
@@ -151,10 +149,6 @@ def shifted(x: Tensor) -> None:
     m = pyro.param("m", number(0.0))
     with pyro.plate("data", len(x)):
         pyro.sample("x", dist.Laplace(m, 1.0), obs=x)
-
-
-def nothing(x: Tensor) -> None:
-    pass
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -225,121 +219,6 @@ def test_the_objective_is_per_datum_whatever_the_plate():
         assert abs(float(used["model.m"]) - (0.3 - float(batch[0].mean()))) < 1e-10
 
 
-# ---- failures
-
-
-def marked(x: Tensor) -> None:
-    """log p is NaN for data above 50."""
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(number(0.0), 1.0))
-        pyro.sample("x", dist.Normal(torch.where(x > 50, math.nan, z), 1.0), obs=x)
-
-
-def slope(x: Tensor) -> None:
-    a = pyro.param("a", number(0.1))
-    with pyro.plate("data", len(x)):
-        pyro.sample("z", dist.Normal(a * x.clamp(max=50), 1.0))
-
-
-@pytest.mark.parametrize("elbo", ["trace", "mean_field"])
-def test_a_loss_that_is_not_finite_names_step_batch_site_and_datum(elbo, tmp_path):
-    values = scalars(60)
-    values[37] = 99.0
-    data = load(values, heldout=0.0)
-    rows = [index.tolist() for index, _ in data.batches(0, 10)]
-    batch = next(i for i, index in enumerate(rows) if 37 in index)
-    assert batch > 0
-    with pytest.raises(FitError) as caught:
-        fit(marked, slope, data, elbo=elbo, steps=6, batch_size=10, out=tmp_path / "run", progress=False)
-    text = str(caught.value)
-    assert f"the loss is nan at step {batch + 1} (epoch 0, batch {batch})" in text
-    assert "log p of site 'x' is not finite for data 37;" in text
-    assert "\n" not in text
-    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)  # nothing that was done is lost
-    assert state["position"]["step"] == batch
-    assert all(bool(value.isfinite().all()) for value in state["pair"].values())
-
-
-def test_a_guide_density_that_is_not_finite_is_named_too():
-    def guide(x: Tensor) -> None:
-        a = pyro.param("a", number(0.1))
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(a * x, torch.where(x > 50, math.inf, 1.0)))
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(number(0.0), 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    values = scalars(8)
-    values[3] = 99.0
-    with pytest.raises(FitError, match=r"at step 1 \(epoch 0, batch 0\): log p of site 'z' is not finite for data 3;"):
-        fit(model, guide, load(values, heldout=0.0), steps=2, check=False, progress=False)
-
-
-def test_a_draw_that_fails_is_made_again_to_find_the_site():
-    """One draw in twenty is beyond the model: another one would show nothing."""
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(number(0.0), 1.0))
-            pyro.sample("x", dist.Normal(torch.where(z > 1.6, math.nan, z), 1.0), obs=x)
-
-    for seed in range(3):
-        with pytest.raises(FitError, match=r"log p of site 'x' is not finite for data \d+;"):
-            fit(model, slope, load(scalars(20)), steps=500, batch_size=1, lr=1e-6, seed=seed, progress=False)
-
-
-def huge(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, 1e300)
-
-
-def overflowing(x: Tensor) -> None:
-    """The gradient in `a` is finite, but a step of 1e300 times it is not."""
-    a = pyro.param("a", number(1.0))
-    b = pyro.param("b", number(0.0))
-    with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(1e12 * a + b * 0, 1.0), obs=x)
-
-
-def test_a_gradient_that_overflows_names_the_parameter(tmp_path):
-    data = load(scalars(20), heldout=0.0)
-    with pytest.raises(FitError) as caught:
-        fit(overflowing, nothing, data, steps=50, optimizer=huge, out=tmp_path / "run", progress=False)
-    assert "made parameter 'a' not finite" in str(caught.value)
-    assert not (tmp_path / "run" / "checkpoint.pt").exists()  # no checkpoint of parameters that are not finite
-
-
-def test_a_gradient_that_overflows_at_the_last_step_is_found():
-    with pytest.raises(FitError, match="the fit ends after step 1: the step before made parameter 'a' not finite"):
-        fit(overflowing, nothing, load(scalars(20), heldout=0.0), steps=1, optimizer=huge, progress=False)
-
-
-def test_a_program_that_fails_on_such_parameters_says_after_which_step():
-    """The exact guide factorises a matrix: torch's own error says nothing of the fit."""
-    with pytest.raises(FitError, match=r"^the pair fails after step 1: .*cholesky"):
-        fit(LINEAR, "exact", load(columns(50)), steps=20, batch_size=10, optimizer=huge, elbo="trace", progress=False)
-
-
-def test_a_program_that_fails_at_a_step_names_it():
-    def model(x: Tensor) -> None:
-        if bool((x > 50).any()):
-            raise RuntimeError("no such datum\nat all")
-        m = pyro.param("m", number(0.0))
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(m, 1.0), obs=x)
-
-    values = scalars(1060)
-    values[1037] = 99.0  # beyond the rows that records look at
-    data = load(values, heldout=0.0)
-    batch = next(i for i, (index, _) in enumerate(data.batches(0, 100)) if 1037 in index)
-    assert batch > 0
-    with pytest.raises(
-        FitError, match=rf"^the pair fails at step {batch + 1} \(epoch 0, batch {batch}\): no such datum$"
-    ):
-        fit(model, nothing, data, steps=200, batch_size=100, progress=False)
-
-
 def test_a_pair_without_parameters_is_refused_and_leaves_no_folder(tmp_path):
     fixed, out = "linear_gaussian(latent_dim=2, learn=False)", tmp_path / "run"
     with pytest.raises(InputError, match="no parameters to fit"):
@@ -370,7 +249,9 @@ def test_every_row_is_seen_once_in_an_epoch():
 
     data = load(scalars(30), heldout=0.0)
     at = tuple(s / 8 for s in range(1, 9))
-    run = fit(model, nothing, data, optimizer=sgd, epochs=2, batch_size=8, snapshots=at, progress=False)
+    run = fit(
+        model, nothing, data, optimizer=sgd, schedule="constant", epochs=2, batch_size=8, snapshots=at, progress=False
+    )
     assert run.steps == 8
     expected = [float(batch[0].mean()) for epoch in (0, 1) for _, batch in data.batches(epoch, 8)]
     found = [float(run.snapshots[s]["model.m"]) for s in range(1, 9)]

@@ -1,12 +1,8 @@
 """A fit: equal bits from equal seeds, nothing left behind, known answers reached, resumed to the same bits."""
 
-import json
 import math
-import os
 import signal
-import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,49 +10,40 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from catalogue import bound_pair, closure_pair, columns, conjugate_model, global_pair, number, scalars, spec
+from catalogue import (
+    bound_pair,
+    closure_pair,
+    columns,
+    conjugate_model,
+    global_pair,
+    marked,
+    number,
+    scalars,
+    slope,
+    spec,
+)
 from pyro.infer import ELBO, Trace_ELBO
 from sklearn.decomposition import PCA
+from small_fits import (
+    DIAGONAL,
+    ENCODER,
+    LINEAR,
+    VAE,
+    in_main_thread,
+    interrupting,
+    quick,
+    same,
+    same_fit,
+)
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vi import FitError, Run, UsageError, evidence, fit
+from pyro_vi import FitError, evidence, fit
 from pyro_vi.data.loading import load
 from pyro_vi.elbo.heldout import evaluate, standard_error
 from pyro_vi.errors import InputError
 from pyro_vi.guides.diag_normal import DiagNormal
 from pyro_vi.models.linear_gaussian import LinearGaussian
-
-LINEAR, DIAGONAL = "linear_gaussian(latent_dim=2)", "diag_normal(hidden=(4,))"
-VAE, ENCODER = "vae(latent_dim=2, hidden=(4,))", "diag_normal(hidden=(4,))"
-
-
-@pytest.fixture
-def few_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A record costs as much as ten steps of a small pair."""
-    monkeypatch.setattr("pyro_vi.fitting.loop.LOGGED", 4)
-
-
-def quick(model: Any = LINEAR, guide: Any = DIAGONAL, data: Any = None, **options: Any) -> Run:
-    return fit(model, guide, load(columns(50)) if data is None else data, **{"steps": 6, "progress": False, **options})
-
-
-def untimed(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in history]
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def same_fit(a: Run, b: Run) -> bool:
-    return (
-        same(a.pair.state_dict(), b.pair.state_dict())
-        and untimed(a.history) == untimed(b.history)
-        and a.snapshots.keys() == b.snapshots.keys()
-        and all(same(a.snapshots[step], b.snapshots[step]) for step in a.snapshots)
-    )
-
 
 # ---- seeds, originals, global state
 
@@ -131,28 +118,6 @@ def test_networks_of_functions_are_not_changed(pair):
     assert all(not torch.equal(run.snapshots[0][name], run.snapshots[6][name]) for name in run.snapshots[0])
 
 
-def marked(x: Tensor) -> None:
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(number(0.0), 1.0))
-        pyro.sample("x", dist.Normal(torch.where(x > 50, math.nan, z), 1.0), obs=x)
-
-
-def slope(x: Tensor) -> None:
-    a = pyro.param("a", number(0.1))
-    with pyro.plate("data", len(x)):
-        pyro.sample("z", dist.Normal(a * x.clamp(max=50), 1.0))
-
-
-def press(parameters: Any) -> torch.optim.Optimizer:
-    os.kill(os.getpid(), signal.SIGINT)
-    return torch.optim.Adam(parameters, 1e-3)
-
-
-in_main_thread = pytest.mark.skipif(
-    threading.current_thread() is not threading.main_thread(), reason="Python delivers signals in the main thread only"
-)
-
-
 @pytest.mark.parametrize("ending", ["done", "not finite", "refused", pytest.param("interrupted", marks=in_main_thread)])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_global_state_is_as_before(ending, threads):
@@ -190,60 +155,6 @@ def test_global_state_is_as_before(ending, threads):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-# ---- how long, and what is refused
-
-
-def test_an_epoch_is_as_many_steps_as_it_has_batches(few_records):
-    data = load(columns(50))  # 45 of them to train on
-    assert quick(data=data, steps=None, epochs=3, batch_size=16).steps == 9
-    assert quick(data=data, steps=7, batch_size=16).steps == 7
-    run = quick(data=data, steps=None, batch_size=1000)
-    assert run.steps == 100
-    assert run.history[-1]["epoch"] == 99
-    assert same_fit(quick(data=data, steps=None, epochs=3, batch_size=16), quick(data=data, steps=9, batch_size=16))
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"steps": 0}, "steps must be at least 1, not 0"),
-        ({"steps": None, "epochs": 0}, "epochs must be at least 1, not 0"),
-        ({"steps": -5}, "steps must be at least 1, not -5"),
-        ({"epochs": 2}, "give steps or epochs, not both"),
-        ({"batch_size": 0}, "batch_size 0 is out of range; it must be at least 1"),
-        ({"lr": 0.0}, "lr 0.0 is out of range; it must be positive"),
-        ({"lr": -1.0}, "lr -1.0 is out of range; it must be positive"),
-        ({"lr": math.nan}, "lr nan is out of range; it must be positive"),
-        ({"lr": math.inf}, "lr inf is out of range; it must be positive"),
-        ({"clip_norm": 0.0}, "clip_norm 0.0 is out of range; it must be positive"),
-        ({"clip_norm": math.nan}, "clip_norm nan is out of range; it must be positive"),
-        ({"beta": -0.1}, "beta -0.1 is out of range; it must be 0 or more"),
-        ({"beta": math.inf}, "beta inf is out of range; it must be 0 or more"),
-        ({"warmup": -1}, "warmup -1 is out of range; it must be 0 or more"),
-        ({"seed": -1}, None),
-        ({"schedule": "cosin"}, "schedule 'cosin' is out of range; it must be one of constant, linear, cosine"),
-        ({"warmup": 7}, "a warmup of 7 steps is longer than the fit (6 steps), which would never see the whole KL"),
-        ({"elbo": "mean_feild"}, "no ELBO estimator named 'mean_feild'; did you mean 'mean_field'?"),
-        ({"elbo": "trace(particles=3)"}, "has no option 'particles'"),
-        ({"resume": True}, "to resume a run, say which: give its folder as out"),
-        ({"model": "vea"}, "no model named 'vea'; did you mean 'vae'?"),
-        ({"guide": "diag_norm"}, "no guide named 'diag_norm'; did you mean 'diag_normal'?"),
-        ({"data": "digts"}, "no data set named 'digts'; did you mean 'digits'?"),
-        ({"model": "linear_gaussian(latent=2)"}, "has no option 'latent'"),
-    ],
-)
-def test_what_cannot_be_is_refused_in_one_line(options, text, tmp_path):
-    with pytest.raises(InputError if text is None else UsageError) as caught:
-        quick(**{"out": None if options.get("resume") else tmp_path / "run", **options})
-    assert (text or "seed") in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_warmup_as_long_as_the_fit_is_taken():
-    assert quick(warmup=6).steps == 6
-
-
 def test_an_estimator_without_a_differentiable_loss_is_refused_before_the_fit(tmp_path):
     class Bare(ELBO):
         def _get_trace(self, *args: Any) -> None:
@@ -278,12 +189,12 @@ def test_device_and_dtype_of_the_data_are_kept():
 
 
 def test_the_pair_at_a_step_is_that_of_the_snapshot():
-    run = quick(snapshots=(0.0, 0.5, 1.0))
+    run = quick(snapshots=(0.0, 0.5, 1.0), schedule="constant")
     assert sorted(run.snapshots) == [0, 3, 6]
     assert same(run.at(6).state_dict(), run.pair.state_dict())
     assert not same(run.at(3).state_dict(), run.at(0).state_dict())
     # The snapshot at 3 is what a fit has after 3 steps.
-    assert same(run.at(3).state_dict(), quick(steps=3).pair.state_dict())
+    assert same(run.at(3).state_dict(), quick(steps=3, schedule="constant").pair.state_dict())
 
 
 # ---- known posteriors
@@ -436,191 +347,6 @@ def test_svi_with_the_diagonal_guide_comes_near_and_its_gap_is_that_of_the_close
     assert least > 0
     assert gap > least - 4 * error
     assert gap < least + 0.3  # the amortization gap that is left
-
-
-# ---- the run folder of a fit, and going on with it
-
-
-def interrupting(*steps: int) -> Callable[..., torch.optim.Optimizer]:
-    """Adam that presses Ctrl-C after some of its steps; all of them have the same name in a run's configuration."""
-
-    def adam(parameters: Any) -> torch.optim.Optimizer:
-        optimizer, taken = torch.optim.Adam(parameters, 0.01), [0]
-
-        def hook(*_: Any) -> None:
-            taken[0] += 1
-            if taken[0] in steps:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        optimizer.register_step_post_hook(hook)
-        return optimizer
-
-    return adam
-
-
-def digits(out: Path | None, *stops: int, resume: bool = False, **options: Any) -> Run:
-    return fit(
-        VAE,
-        ENCODER,
-        **{
-            "data": "digits",
-            "batch_size": 400,  # 4 steps an epoch, each of which redraws the pixels
-            "steps": 14,
-            "optimizer": interrupting(*stops),
-            "schedule": "cosine",
-            "warmup": 6,
-            "clip_norm": 5.0,
-            "snapshots": (0.0, 0.5, 1.0),
-            "progress": False,
-            "out": out,
-            "resume": resume,
-            **options,
-        },
-    )
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return digits(tmp_path_factory.mktemp("whole") / "run")
-
-
-@in_main_thread
-@pytest.mark.parametrize("stops", [(1,), (6,), (8,), (3, 4), (14,)], ids=str)
-def test_a_resumed_fit_has_the_bits_of_an_uninterrupted_one(stops, whole, tmp_path):
-    """At the first step, in the midst of an epoch, at its end, twice, and at the last step."""
-    done = 0
-    for stop in stops:
-        with pytest.raises(KeyboardInterrupt):
-            digits(tmp_path / "run", stop, resume=done > 0)
-        done += stop
-        state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
-        assert state["position"]["step"] == done
-    resumed = digits(tmp_path / "run", resume=True)
-    assert resumed.steps == 14
-    assert same_fit(resumed, whole)
-    for name in ("snapshot-0.pt", "snapshot-7.pt", "snapshot-14.pt"):
-        assert same(*(torch.load(folder / name, weights_only=True) for folder in (tmp_path / "run", whole.out)))
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert lines == resumed.history
-    assert untimed(lines) == untimed(whole.history)
-
-
-@in_main_thread
-def test_resuming_without_a_schedule_and_from_functions(tmp_path):
-    def run(*stops: int, **options: Any) -> Run:
-        return quick(
-            *global_pair(), load(scalars(50)), elbo="trace", batch_size=10, optimizer=interrupting(*stops), **options
-        )
-
-    with pytest.raises(KeyboardInterrupt):
-        run(4, out=tmp_path / "run")
-    assert same_fit(run(out=tmp_path / "run", resume=True), run())
-
-
-def test_resuming_a_finished_fit_gives_it_back(whole):
-    assert same_fit(digits(whole.out, resume=True), whole)
-
-
-def test_resuming_where_nothing_is_starts_anew(whole, tmp_path):
-    assert same_fit(digits(tmp_path / "run", resume=True), whole)
-
-
-@in_main_thread
-def test_what_was_logged_after_the_checkpoint_is_cut_off(whole, tmp_path):
-    """As a killed process leaves it: records of steps that are taken again, and half a line."""
-    out = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        digits(out, 6)
-    with (out / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 7, "loss": 0.0}\n{"step": 8, "lo')
-    assert same_fit(digits(out, resume=True), whole)
-    assert untimed([json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]) == untimed(
-        whole.history
-    )
-
-
-@in_main_thread
-def test_a_fit_killed_before_its_first_checkpoint_leaves_no_records(whole, tmp_path):
-    out = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        digits(out, 3)
-    (out / "checkpoint.pt").unlink()
-    assert same_fit(digits(out, resume=True), whole)
-    assert len((out / "metrics.jsonl").read_text().splitlines()) == len(whole.history)
-
-
-def test_a_folder_that_holds_a_run_is_refused(whole):
-    before = sorted((path.name, path.stat().st_mtime_ns) for path in whole.out.iterdir())
-    with pytest.raises(UsageError, match=r"holds a run already; continue it with --resume, or choose another folder$"):
-        digits(whole.out)
-    assert before == sorted((path.name, path.stat().st_mtime_ns) for path in whole.out.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("options", "difference"),
-    [
-        ({"steps": 15, "snapshots": (0.0, 7 / 15, 14 / 15)}, "steps was 14, is 15"),
-        ({"seed": 1, "data": load("digits")}, "seed was 0, is 1"),
-        ({"beta": 2.0}, "beta was 1.0, is 2.0"),
-        ({"elbo": "trace"}, "elbo was 'mean_field', is 'trace'"),
-        ({"clip_norm": None}, "clip_norm was 5.0, is None"),
-        ({"snapshots": (0.0,)}, "kept was [0, 7, 14], is [0]"),
-        ({"optimizer": None}, "optimizer was 'interrupting.<locals>.adam', is 'adam'"),
-        ({"schedule": "linear", "warmup": 3}, "schedule was 'cosine', is 'linear'; warmup was 6, is 3"),
-    ],
-)
-def test_a_run_is_not_resumed_with_other_settings(whole, options, difference):
-    with pytest.raises(UsageError) as caught:
-        digits(whole.out, resume=True, **options)
-    assert f"holds a run with other settings ({difference})" in str(caught.value)
-    assert json.loads((whole.out / "config.json").read_text())["steps"] == 14
-
-
-def test_a_run_is_not_resumed_on_other_data_of_the_same_name(tmp_path):
-    options = {"steps": 2, "out": tmp_path / "run"}
-    quick(data=columns(50), **options)
-    with pytest.raises(UsageError, match="data_checksum was"):
-        quick(data=columns(50, seed=8), resume=True, **options)
-    quick(data=columns(50), resume=True, **options)
-
-
-def test_the_configuration_repeats_the_fit(whole):
-    config = json.loads((whole.out / "config.json").read_text())
-    assert config["versions"]["torch"] == torch.__version__
-    again = fit(
-        config["model"],
-        config["guide"],
-        config["data"],
-        elbo=config["elbo"],
-        steps=config["steps"],
-        batch_size=config["batch_size"],
-        optimizer=interrupting(),
-        lr=config["lr"],
-        schedule=config["schedule"],
-        clip_norm=config["clip_norm"],
-        beta=config["beta"],
-        warmup=config["warmup"],
-        seed=config["seed"],
-        snapshots=[step / config["steps"] for step in config["kept"]],
-        progress=False,
-    )
-    assert same_fit(again, whole)
-
-
-def test_the_configuration_names_the_file_that_the_data_came_from(tmp_path):
-    path = tmp_path / "mine.npy"
-    np.save(path, columns(50).numpy())
-    quick(data=str(path), out=tmp_path / "run")
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"] == str(path)
-
-
-def test_the_checkpoint_holds_tensors_and_plain_numbers_only(whole):
-    state = torch.load(whole.out / "checkpoint.pt", weights_only=True)
-    assert state.keys() == {"pair", "optimizer", "generators", "position", "compiled"}
-    assert same(state["pair"], whole.pair.state_dict())
-    assert state["position"]["step"] == 14
-    names = {path.name for path in whole.out.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "checkpoint.pt", *(f"snapshot-{step}.pt" for step in (0, 7, 14))}
 
 
 def test_a_latent_that_is_summed_out_is_fitted_under_enum_and_its_records_have_no_parts():

@@ -1,81 +1,21 @@
 """Plots: what is drawn are the records and the audits, with their units, and nothing global is changed."""
 
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
-import torch
-import xarray as xr
+from made_comparisons import NAMES, comparison
 from matplotlib._pylab_helpers import Gcf
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
-from PIL import Image
 
-from pyro_vi.auditing.auditor import audit
-from pyro_vi.comparison import Comparison, Result
-from pyro_vi.data.dataset import Data
-from pyro_vi.data.loading import load
-from pyro_vi.elbo.heldout import Evaluation
-from pyro_vi.fitting.svi import Run
-from pyro_vi.programs.build import build_pair
+from pyro_vi.comparison import Comparison
 from pyro_vi.reporting.look import looks
 from pyro_vi.reporting.plots_of_fits import gradient_variance, training_curves, value_against_gradient
-from pyro_vi.reporting.saving import save
 
-NAMES = ("trace", "mean_field", "stl", "iwae", "dreg", "score")
 PLOTS = (training_curves, gradient_variance, value_against_gradient)
-
-
-def history(shift: float, steps: int = 100) -> list[dict[str, Any]]:
-    """A fit that starts at −10 000 nats, rises to about −20, and was evaluated at every tenth step."""
-    records = []
-    for step in range(1, steps + 1):
-        reconstruction, kl = -18 + shift - 1e4 * float(np.exp(-step)), 3.0 - 1 / step
-        record = {"step": step, "reconstruction": reconstruction, "kl": kl, "elbo": reconstruction - kl}
-        records.append(record | ({"heldout_elbo": record["elbo"] - 1} if step % 10 == 0 else {"heldout_elbo": None}))
-    del records[-1]["heldout_elbo"]  # a record may also lack it
-    return records
-
-
-def moments(names: tuple[str, ...], step: int) -> xr.Dataset:
-    """Made-up moments as `audit` gives them; the model's are those of the first estimator for all."""
-    draws = np.random.default_rng(step)
-    variance = draws.uniform(0.1, 10, (len(names), 2))
-    variance[:, 0] = variance[0, 0]
-    return xr.Dataset(
-        {
-            "value_sd": ("elbo", draws.uniform(0.01, 1, len(names))),
-            "part_grad_var": (("elbo", "part"), variance),
-            "part_grad_var_se": (("elbo", "part"), variance / 20),
-        },
-        coords={"elbo": list(names), "part": ["model", "guide"]},
-    )
-
-
-def data() -> Data:
-    return load(np.random.default_rng(0).normal(size=(30, 2)).astype("float32"))
-
-
-def comparison(names: tuple[str, ...] = NAMES[:2], steps: tuple[int, ...] = (0, 50, 100)) -> Comparison:
-    """A comparison with made-up numbers."""
-    made = data()
-    pair = build_pair("linear_gaussian(latent_dim=1)", "diag_normal", made)
-    results = {
-        name: Result(
-            Run(pair, name, made, history(0.5 * k), {}, 100, 1.0, {"z": "analytic"}),
-            "ELBO",
-            "elbo",
-            {"z": "analytic"},
-            Evaluation(torch.zeros(3), torch.zeros(3)),
-            None,
-        )
-        for k, name in enumerate(names)
-    }
-    return Comparison("a model", "a guide", made, 0, results, {step: moments(names, step) for step in steps})
 
 
 def legend_of(figure: Figure) -> list[str]:
@@ -185,21 +125,6 @@ def test_labels_read_as_numbers_within_a_decade() -> None:
     assert [float(axes.yaxis.get_major_formatter()(tick)) for tick in ticks] == pytest.approx(ticks)
 
 
-def test_estimators_differ_in_colour_and_marker_and_keep_them() -> None:
-    found = looks(NAMES)
-    assert len({look.colour for look in found.values()}) == len({look.marker for look in found.values()}) == 6
-    assert looks(NAMES[:3])["stl"].colour == found["stl"].colour
-    # An audit may name the estimators in another order than the fits; the colours are the fits'.
-    made = comparison(NAMES[:2])
-    swapped = {step: one.sel(elbo=["mean_field", "trace"]) for step, one in made.audits.items()}
-    figure = value_against_gradient(
-        Comparison(made.model, made.guide, made.data, 0, made.results, swapped),
-    )
-    assert [to_hex(line.get_color()) for line in figure.axes[0].lines] == [
-        look.colour.lower() for look in looks(NAMES[:2]).values()
-    ]
-
-
 @pytest.mark.parametrize("plot", PLOTS)
 @pytest.mark.parametrize("names", [NAMES[:1], tuple(f"{name}(num_particles=4)" for name in NAMES)], ids=len)
 def test_no_text_is_cut_off(plot: Any, names: tuple[str, ...]) -> None:
@@ -223,29 +148,3 @@ def test_nothing_global_is_changed(plot: Any) -> None:
     plot(comparison())
     assert dict(matplotlib.rcParams) == before
     assert not Gcf.get_all_fig_managers()
-
-
-def test_save_writes_what_applies_in_order(tmp_path: Path) -> None:
-    made = comparison()
-    pair = made.results["trace"].run.pair
-    real = audit(pair.model, pair.guide, made.data.example(8), draws=20)
-    made = Comparison("linear_gaussian", "diag_normal", made.data, 0, made.results, {0: real})
-    paths = save(made, tmp_path / "new" / "folder")
-    assert [path.name for path in paths] == [
-        "training_curves.png",
-        "gradient_variance.png",
-        "value_against_gradient.png",
-        "reconstructions.png",
-        "prior_samples.png",
-        "latent_traversal.png",
-    ]
-    for path in paths:
-        with Image.open(path) as image:
-            assert image.format == "PNG" and round(image.info["dpi"][0]) == 150
-    without = save(Comparison("m", "g", made.data, 0, made.results, {}), tmp_path)
-    assert [path.stem for path in without] == [
-        "training_curves",
-        "reconstructions",
-        "prior_samples",
-        "latent_traversal",
-    ]

@@ -83,19 +83,6 @@ def test_the_same_name_twice_is_refused():
         estimators.named(["trace", Trace_ELBO()])
 
 
-@every_estimator
-def test_kl_treatment_is_that_of_the_table(name):
-    assert estimators.kl_treatment(estimators.get(name)) == estimators.TABLE[name].kl
-
-
-def test_a_subclass_treats_the_kl_as_its_parent():
-    class Mine(TraceMeanField_ELBO):
-        pass
-
-    assert estimators.kl_treatment(Mine()) == "analytic"
-    assert estimators.kl_treatment(TraceGraph_ELBO()) == "sampled"
-
-
 @pytest.mark.parametrize("name", ["trace", "mean_field"])
 def test_an_estimator_knows_the_full_size_of_a_subsampled_plate(name):
     """With the exact guide the mean bound is the evidence of all 50 data, as seen by 8 of them."""

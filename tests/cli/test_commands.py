@@ -1,0 +1,230 @@
+"""Each command gives the numbers that it says, for people and as one JSON document."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from command_line import QUICK, SMALL, real
+
+from pyro_vi.cli import entry as cli
+from pyro_vi.data.loading import load
+from pyro_vi.programs.build import build_pair
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of a pair with a known evidence, with its data beside it; made with another seed than 0."""
+    parent = tmp_path_factory.mktemp("fitted")
+    np.save(parent / "data.npy", np.random.default_rng(0).normal(size=(60, 5)))
+    args = [
+        "fit",
+        *SMALL,
+        "--data",
+        str(parent / "data.npy"),
+        "--steps",
+        "40",
+        "--seed",
+        "3",
+        "--out",
+        str(parent / "run"),
+    ]
+    assert cli.main([*args, "--lr", "0.05"]) == 0
+    return parent
+
+
+def on(fitted: Path, command: str, *args: str) -> list[str]:
+    return [command, *SMALL, "--data", str(fitted / "data.npy"), "--run", str(fitted / "run"), *args]
+
+
+def test_fit_writes_its_folder_and_shows_its_numbers(folder, capsys):
+    assert cli.main(["fit", *SMALL, *QUICK, "--out", "run"]) == 0
+    out, err = capsys.readouterr()
+    assert "held-out ELBO" in out and "3 steps in" in out and out.endswith("\nrun\n")
+    assert "Traceback" not in err
+    assert {"config.json", "metrics.jsonl", "checkpoint.pt", "result.nc"} <= {
+        path.name for path in Path("run").iterdir()
+    }
+    last = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
+    assert f"{last['heldout_elbo']:.2f}" in out and f"{last['reconstruction']:.2f}" in out
+
+
+def test_fit_in_json(folder, capsys):
+    assert cli.main(["fit", *SMALL, *QUICK, "--out", "run", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["elbo"] == "mean_field" and document["out"] == "run"
+    assert document["kl_source"] == {"z": "analytic"}
+    assert document["last"] == json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
+
+
+def test_without_out_each_run_has_a_folder_of_its_own(folder, capsys):
+    for _ in range(2):
+        assert cli.main(["fit", *SMALL, *QUICK, "--json"]) == 0
+    assert len(list(Path("runs").iterdir())) == 2
+
+
+def test_a_folder_with_a_run_is_refused_and_resumed(folder, capsys):
+    args = ["fit", *SMALL, *QUICK, "--out", "run"]
+    assert cli.main(args) == 0
+    capsys.readouterr()
+    assert cli.main(args) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: 'run' holds a run already; continue it with --resume")
+    assert cli.main([*args, "--resume"]) == 0
+    assert cli.main([*args, "--resume", "--beta", "2"]) == 2
+    assert "(beta was 1.0, is 2.0)" in capsys.readouterr().err
+
+
+def test_evidence_of_a_run_is_that_of_its_parameters_on_what_it_held_out(fitted, capsys):
+    """Also though the command's seed is another: it would split the data otherwise."""
+    capsys.readouterr()
+    assert cli.main(on(fitted, "evidence", "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    data = load(str(fitted / "data.npy"), seed=3)
+    pair = build_pair(*SMALL, data, seed=3)
+    pair.load_state_dict(torch.load(fitted / "run" / "checkpoint.pt", weights_only=True)["pair"])
+    exact = pair.model.log_evidence(data.heldout[0]).detach()
+    assert found["method"] == "exact"
+    assert abs(found["value"] - float(exact.mean())) < 1e-5
+    assert cli.main(on(fitted, "evidence", "--method", "iw", "--particles", "5000", "--json")) == 0
+    sampled = json.loads(capsys.readouterr().out)
+    assert sampled["method"] == "iw" and sampled["particles"] == 5000
+    assert abs(sampled["value"] - found["value"]) < 0.05  # the initial parameters are four times as far away
+    assert cli.main(["evidence", *SMALL, "--data", str(fitted / "data.npy"), "--json"]) == 0
+    assert abs(json.loads(capsys.readouterr().out)["value"] - found["value"]) > 0.2
+    assert cli.main(on(fitted, "evidence")) == 0
+    assert capsys.readouterr().out == (
+        f"log p(x) = {found['value']:.3f} ± {found['se']:.3f} nats per held-out datum (exact)\n"
+    )
+
+
+def test_a_run_of_another_pair_or_a_damaged_one_is_refused(fitted, folder, capsys):
+    capsys.readouterr()
+    args = ["evidence", "linear_gaussian(latent_dim=3)", SMALL[1], "--data", str(fitted / "data.npy")]
+    assert cli.main([*args, "--run", str(fitted / "run")]) == 1
+    assert "is of another pair" in capsys.readouterr().err
+    Path("damaged").mkdir()
+    (folder / "damaged" / "config.json").write_text((fitted / "run" / "config.json").read_text())
+    (folder / "damaged" / "checkpoint.pt").write_bytes(b"nothing that torch wrote")
+    assert cli.main(["evidence", *SMALL, "--data", str(fitted / "data.npy"), "--run", "damaged"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: 'damaged/checkpoint.pt' cannot be read") and err.count("\n") == 1
+
+
+def test_audit_of_a_run_is_at_its_parameters(fitted, capsys):
+    capsys.readouterr()
+    assert cli.main(on(fitted, "audit", "--draws", "20", "--json")) == 0
+    at_run = json.loads(capsys.readouterr().out)
+    assert cli.main(["audit", *SMALL, "--data", str(fitted / "data.npy"), "--draws", "20", "--json"]) == 0
+    at_start = json.loads(capsys.readouterr().out)
+    assert at_run["coords"]["elbo"]["data"] == ["trace", "mean_field"]
+    assert at_run["data_vars"]["value_mean"]["data"][0] > at_start["data_vars"]["value_mean"]["data"][0] + 0.2
+    assert cli.main(on(fitted, "audit", "--draws", "20")) == 0
+    out, err = capsys.readouterr()
+    assert "guide parameters" in out and "KL of z: analytic under mean_field." in out and err == ""
+    assert "work-normalised variance" in out
+
+
+def test_check_says_what_is_wrong_and_exits_1_on_an_error(folder, capsys):
+    assert cli.main(["check", *SMALL, "--data", "five.npy"]) == 0
+    assert "nothing found" in capsys.readouterr().out
+    assert cli.main(["check", "vae", "programs.py:other", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [finding["code"] for finding in found] == ["missing-in-guide", "missing-in-model"]
+    assert found[0].keys() == {"code", "severity", "site", "message", "remedy"}
+    assert cli.main(["check", "vae", "programs.py:other"]) == 1
+    assert capsys.readouterr().out.startswith("error: the guide has no site 'z'")
+
+
+def test_list_has_every_table(capsys):
+    from pyro_vi import estimators, guides, models
+    from pyro_vi.data.loading import available
+
+    assert cli.main(["list", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["models"].keys() == models.TABLE.keys()
+    assert found["guides"].keys() == guides.TABLE.keys()
+    assert found["data"].keys() == available().keys()
+    assert found["estimators"].keys() == estimators.TABLE.keys()
+    assert all(about for table in found.values() for about in table.values())
+    assert cli.main(["list"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for table in found.values() for name in table)
+
+
+def test_compare_in_json_is_one_document(folder, capsys):
+    args = ["compare", *SMALL, *QUICK, "--audit-draws", "20", "--out", "both", "--json"]
+    assert cli.main(args) == 0
+    out, _ = capsys.readouterr()
+    document = json.loads(out)
+    assert out.startswith("{") and out.endswith("}\n")
+    assert document == json.loads(Path("both/result.json").read_text())
+    assert document["estimators"].keys() == {"trace", "mean_field"}
+    assert document["out"] == "both" and document["data"] == "five"
+    assert document["plots"] and all(Path(path).stat().st_size > 1000 for path in document["plots"])
+    for name in ("trace", "mean_field"):
+        with xr.open_datatree(f"both/{name}/result.nc", engine="h5netcdf") as tree:
+            assert {"posterior", "fit", "audit"} <= set(tree.children)
+
+
+def test_compare_for_people_has_the_table_and_paths_that_exist(folder, capsys):
+    args = [
+        "compare",
+        *SMALL,
+        *QUICK,
+        "--audit-draws",
+        "0",
+        "--elbos",
+        "mean_field",
+        "trace(num_particles=2)",
+        "--out",
+        "it",
+    ]
+    assert cli.main(args) == 0
+    out, _ = capsys.readouterr()
+    assert "held-out ELBO" in out and "TraceMeanField_ELBO" in out and "evidence (exact)" in out
+    document = json.loads(Path("it/result.json").read_text())
+    for result in document["estimators"].values():
+        assert f"{result['elbo']:.2f} ± {result['elbo_se']:.2f}" in out
+        assert f"{result['evidence']['value']:.2f} ± {result['evidence']['se']:.2f}" in out
+    paths = out[out.rindex("\n\n") :].split()
+    assert len(paths) >= 5 and all(Path(path).is_file() for path in paths)
+    config = json.loads(Path("it/trace_num_particles=2/config.json").read_text())
+    assert config["elbo"] == "trace(num_particles=2)" and config["data"] == "five.npy"
+
+
+@pytest.mark.slow
+def test_the_main_job_with_all_its_defaults(folder):
+    """`pyro-vi compare`: the numbers are finite, consistent and those that a VAE of digits has."""
+    done = real("compare", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+
+    def numbers(value: Any) -> Iterator[Any]:
+        if isinstance(value, dict):
+            value = list(value.values())
+        if isinstance(value, list):
+            for item in value:
+                yield from numbers(item)
+        else:
+            yield value
+
+    assert all(value is not None and (isinstance(value, str) or math.isfinite(value)) for value in numbers(document))
+    assert (document["model"], document["guide"], document["data"]) == ("vae", "diag_normal", "digits")
+    assert document["num_data"] == 1498
+    for name, result in document["estimators"].items():
+        assert abs(result["reconstruction"] - result["kl"] - result["elbo"]) < 1e-4
+        assert result["gap"] == pytest.approx(result["evidence"]["value"] - result["elbo"], abs=1e-9)
+        assert 0 < result["gap"] < 1
+        assert -26 < result["elbo"] < -22, name  # an untrained VAE has 64 log 2 = 44 nats
+        assert [audit["step"] for audit in result["audits"]] == [0, 600, 1200]
+    first = document["estimators"]["trace"]["audits"][0], document["estimators"]["mean_field"]["audits"][0]
+    # At initialisation the guide is near the prior, and the KL in closed form leaves the encoder
+    # a smaller variance: by a factor of 20 to 500.
+    assert 20 < first[0]["grad_var"]["guide"] / first[1]["grad_var"]["guide"] < 500
+    assert all((folder / path).is_file() for path in document["plots"]) and len(document["plots"]) >= 5
