@@ -173,6 +173,7 @@ def test_a_single_name_is_taken_as_one_estimator():
     assert list(compare(LINEAR, DIAGONAL, load(columns(80)), elbos="trace", **FITS).results) == ["trace"]
 
 
+@pytest.mark.slow
 def test_three_instances(one_audit):
     elbos = (Trace_ELBO(), TraceMeanField_ELBO(), TraceEnum_ELBO(max_plate_nesting=1))
     found = compare(LINEAR, DIAGONAL, load(columns(80)), elbos=iter(elbos), **QUICK)
@@ -185,6 +186,7 @@ def test_three_instances(one_audit):
     assert abs(found.results[names[0]].elbo_mean - found.results[names[2]].elbo_mean) < 1e-3
 
 
+@pytest.mark.slow
 def test_the_same_class_with_other_options(one_audit):
     """Both are audited under the name that they were given."""
     found = compare(LINEAR, DIAGONAL, load(columns(80)), elbos=("trace", "trace(num_particles=8)"), **QUICK)

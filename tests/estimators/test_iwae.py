@@ -91,6 +91,7 @@ def test_sticking_the_landing_is_refused_with_dreg_as_the_remedy():
         Bound(bound="iwae", gradient="path", num_particles=4)
 
 
+@pytest.mark.slow
 def test_with_q_detached_it_would_be_biased_and_the_audit_would_find_it():
     """Why it is refused: at K = 4, m = .6, s = .75, x = 1.3 the mean gradient is .091 for .021, by Monte Carlo in NumPy."""
     naive = Bound(bound="iwae", num_particles=4)
@@ -158,7 +159,7 @@ def bounds_of(elbo, batch, evaluations):
     return -torch.tensor([elbo.loss(*subsampled(batch), DATA) for _ in range(evaluations)], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("vectorize", [True, False], ids=["vectorized", "loop"])
+@pytest.mark.parametrize("vectorize", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["vectorized", "loop"])
 @pytest.mark.parametrize("name", ["iwae", "renyi", "vimco", "dreg"])
 def test_under_a_subsampled_plate_the_mean_over_minibatches_is_the_bound_of_all_data(name, vectorize):
     """Whether the particles are made at once or one by one: they share the minibatch, which they weigh datum by datum."""

@@ -246,6 +246,7 @@ def full_rank(x: Tensor, y: Tensor) -> None:
     pyro.sample("w", dist.MultivariateNormal(loc, scale_tril=tril))
 
 
+@pytest.mark.slow
 def test_a_regression_on_full_batches_ends_at_the_exact_posterior(few_records):
     """The path derivative has no noise at the posterior, so that what is left is the optimizer's: 1e-4 posterior sds."""
     x = columns(60, 2) @ torch.tensor([[1.0, 0.6], [0.0, 0.8]], dtype=torch.float64)
@@ -259,6 +260,7 @@ def test_a_regression_on_full_batches_ends_at_the_exact_posterior(few_records):
     assert float((tril @ tril.mT / covariance - 1).abs().max()) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", ["full_rank", "diag_normal"])
 def test_a_regression_in_minibatches_recovers_the_exact_posterior(few_records, guide):
     """Posterior precision P = XᵀX / 0.25 + I / 4; the best diagonal guide has variances 1 / P_ii (Bishop, PRML, 10.1.2).
@@ -320,6 +322,7 @@ def test_svi_with_the_exact_guide_reaches_scikit_learns_pca(few_records, pca):
     assert abs(run.history[-1]["elbo"] - float(run.model.log_evidence(data.train()[0][:1000]).detach().mean())) < 1e-3
 
 
+@pytest.mark.slow
 def test_svi_with_the_diagonal_guide_comes_near_and_its_gap_is_that_of_the_closed_form(few_records, pca):
     """KL(q || p(z | x)) is at least that of the best diagonal normal, ½ (Σ log P_ii - log det P), of variances 1 / P_ii.
 
