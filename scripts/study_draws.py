@@ -49,7 +49,7 @@ def parts(pair: Pair, x: tuple[Tensor, ...]) -> Tensor:
 
 def measure(steps: int = 400, rows: int = 16, count: int = 16, replications: int = 200) -> xr.Dataset:
     """Variance of the mean of ``count`` draws, summed over the elements of a part, with its error, by estimator and kind."""
-    run = pyro_vi.fit("vae", "diag_normal", "digits", steps=steps, lr=3e-3, progress=False)
+    run = pyro_vi.fit("vae", "diag_normal", "digits", steps=steps, lr=3e-3, schedule="constant", progress=False)
     x = run.data.example(rows)
     parameters = [parameter for _, parameter in run.pair.owned(x).values()]
     belongs, found = parts(run.pair, x).double(), []
