@@ -1,4 +1,4 @@
-"""The installed package: its modules, links, wheel and pinned versions."""
+"""The installed package: its modules, links, wheel, pinned versions and citation."""
 
 import ast
 import configparser
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,7 @@ def test_top_level_import_names_the_right_one(name):
 def test_wheel_holds_every_module_once(wheel):
     with zipfile.ZipFile(wheel) as archive:
         held = Counter(name for name in archive.namelist() if ".dist-info/" not in name)
-    assert held == Counter(module_files())
+    assert held == Counter(module_files() | {"pyro_vi/py.typed"})
 
 
 def test_installed_wheel_imports_from_elsewhere(wheel, tmp_path):
@@ -162,3 +163,12 @@ def test_importing_pyro_vi_imports_no_part_of_arviz():
     names = set(done.stdout.split())
     assert "pyro_vi.guides" in names
     assert not {name for name in names if name.startswith("arviz")}
+
+
+def test_citation_is_of_this_version():
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    top = dict(line.split(": ", 1) for line in text.splitlines() if line[:1].isalpha() and ": " in line)
+    metadata = read_setup()["metadata"]
+    assert top["version"] == metadata["version"]
+    assert top["license"] == metadata["license_expression"]
+    assert date.fromisoformat(top["date-released"])

@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -232,12 +233,16 @@ def _one_line_warnings() -> Iterator[None]:
 
 def main(args: list[str] | None = None) -> int:
     """Run one command; gives back the exit code."""
+    args = sys.argv[1:] if args is None else args
+    if args[:1] == ["--version"]:  # tyro has no option that does without a subcommand
+        print(f"pyro-vi {version('pyro-vi')}")
+        return 0
     commands: list[Any] = [Annotated[c, tyro.conf.subcommand(name=c.__name__.lower())] for c in COMMANDS]
     every: Any = functools.reduce(operator.or_, commands)  # the annotated classes as one union
     command: Any = tyro.cli(
         every,
         prog="pyro-vi",
-        description="A workbench for variational inference in Pyro.",
+        description="A workbench for variational inference in Pyro. --version prints its version.",
         args=args,
     )
     try:
@@ -258,7 +263,3 @@ def main(args: list[str] | None = None) -> int:
         said = first_line(error) if known else f"{kind_and_line(error)} (--debug shows where)"
         print(f"error: {said}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,5 +1,6 @@
 """The command line as people meet it: a line for each bad input, one JSON document, and Ctrl-C."""
 
+import configparser
 import json
 import math
 import os
@@ -82,7 +83,7 @@ def files(folder: Path) -> set[str]:
 
 def real(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
-    command = [sys.executable, "-m", "pyro_vi.cli.entry", *args]
+    command = [sys.executable, "-m", "pyro_vi", *args]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200)
 
@@ -200,6 +201,17 @@ def test_the_real_command_gives_one_line_and_leaves_nothing(folder):
     for case, process in zip(REAL, done, strict=True):
         judge(case, process.returncode, process.stdout, process.stderr)
     assert files(folder) == before
+
+
+def test_version_is_that_of_the_distribution(folder, capsys):
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parent.parent / "setup.cfg", encoding="utf-8")
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr() == (f"pyro-vi {setup['metadata']['version']}\n", "")
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--help"])
+    assert caught.value.code == 0
+    assert "--version" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -429,7 +441,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(folder):
     """To the same bits as a run that was left alone, though the folder was not named."""
     args = ("fit", *SMALL, "--data", "five.npy", "--steps", "20000", "--batch-size", "20")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pyro_vi.cli.entry", *args]
+    command = [sys.executable, "-m", "pyro_vi", *args]
     process = subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -248,7 +248,7 @@ def test_no_compiler(tmp_path):
 
 
 def test_a_fit_without_a_compiler(tmp_path):
-    fit = ("-m", "pyro_vi.cli.entry", "fit", "--steps", "3", "--out", "run", "--compile")
+    fit = ("-m", "pyro_vi", "fit", "--steps", "3", "--out", "run", "--compile")
     done = without_compiler(*fit, "yes", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     error = f"error: the step cannot be compiled: {MISSING}; or fit with compile='auto'"
