@@ -2,17 +2,19 @@ VENV = .venv
 PYTEST_ARGS = -q -n 2
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
+PYTHON = python3
 BENCH_ARGS =
 BENCH_STAMP = $(VENV)/.installed-bench
 
-.PHONY: help demo test check bench
+.PHONY: help demo test check smoke bench
 
 help:
 	@echo "make demo   fit the VAE on digits under two estimators, and compare them"
 	@echo "make test   run the tests (PYTEST_ARGS=... for pytest's own arguments)"
 	@echo "make check  lint, types and import directions"
+	@echo "make smoke  build the wheel and use it in a fresh virtual environment (PYTHON=... for another interpreter)"
 	@echo "make bench  time a step against stock Pyro, PyTorch and NumPyro (BENCH_ARGS=... for the script's own arguments)"
-	@echo "Each installs into .venv first; VENV=folder for another."
+	@echo "All but smoke install into .venv first; VENV=folder for another."
 
 demo: $(STAMP)
 	$(BIN)/pyro-vi compare
@@ -26,6 +28,9 @@ check: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+smoke:
+	bash .ci/smoke $(PYTHON)
 
 bench: $(BENCH_STAMP)
 	$(BIN)/python scripts/benchmark_step.py $(BENCH_ARGS)

@@ -157,7 +157,7 @@ def test_what_the_packages_import_is_what_they_require() -> None:
 
 def test_importing_pyro_vi_imports_no_part_of_arviz():
     """arviz would make the import half as long again: only what writes or reads a DataTree imports it."""
-    code = "import sys, pyro_vi.cli, pyro_vi.guides, pyro_vi.models; print(*sys.modules, sep='\\n')"
+    code = "import sys, pyro_vi.cli.entry, pyro_vi.guides, pyro_vi.models; print(*sys.modules, sep='\\n')"
     done = python("-c", code, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     names = set(done.stdout.split())
@@ -172,3 +172,21 @@ def test_citation_is_of_this_version():
     assert top["version"] == metadata["version"]
     assert top["license"] == metadata["license_expression"]
     assert date.fromisoformat(top["date-released"])
+
+
+def test_make_help_names_every_target():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (phony,) = [line for line in makefile.splitlines() if line.startswith(".PHONY:")]
+    said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    named = [line.split()[1] for line in said.splitlines() if line.startswith("make ")]
+    assert sorted([*named, "help"]) == sorted(phony.removeprefix(".PHONY:").split())
+
+
+@pytest.mark.parametrize("interpreter", ["no-such-python", "false"])
+def test_smoke_fails_and_cleans_up_without_an_interpreter(interpreter, tmp_path):
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = ["make", "smoke", f"PYTHON={interpreter}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert f"smoke: '{interpreter}' makes no virtual environment" in done.stderr
+    assert list(tmp_path.iterdir()) == []
