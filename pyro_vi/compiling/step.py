@@ -129,11 +129,9 @@ class WholeStep:
             for foreach in (False, True):
                 try:
                     return trace(self._function(fetch, foreach), *inputs, state=len(self.tensors))
-                except NoGraph:
-                    raise
                 except Exception as error:
                     # Some optimizers take a tensor for a number in one of their two ways only.
-                    if foreach:
+                    if foreach or isinstance(error, NoGraph):
                         raise NoGraph(reason(error)) from error
         raise AssertionError
 

@@ -126,7 +126,7 @@ class Weights:
         try:
             with torch.no_grad():
                 return same_twice(self._graph, self.pair.model, self.pair.guide)
-        except (NoGraph, InputError):
+        except InputError:
             raise
         except Exception as error:
             raise NoGraph(reason(error)) from error

@@ -144,6 +144,13 @@ def branching(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(z, 1.0 if float(z.sum()) > 0 else 2.0), obs=x)
 
 
+def listing(x: Tensor) -> None:
+    """The scale depends on the values of all draws, taken out as a list."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(number(0.0), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0 if max(z.tolist()) > 0 else 2.0), obs=x)
+
+
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiling is taken to take no time, so that it pays."""
@@ -151,14 +158,15 @@ def free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "PER_NODE", 0.0)
 
 
-def test_a_program_that_decides_by_a_value(free):
+@pytest.mark.parametrize(("program", "says"), [(branching, "tracing"), (listing, "tolist")])
+def test_a_program_that_decides_by_a_value(program, says, free):
     options = {"method": "iw", "particles": 12}
     with pytest.raises(
-        InputError, match=r"^the draws cannot be compiled: .*tracing.*; or take compile='auto'$"
+        InputError, match=rf"^the draws cannot be compiled: .*{says}.*; or take compile='auto'$"
     ) as caught:
-        evidence(branching, Rows(), scalars(), compile=True, **options)
+        evidence(program, Rows(), scalars(), compile=True, **options)
     assert "\n" not in str(caught.value)
-    auto, eager = (evidence(branching, Rows(), scalars(), compile=mode, **options) for mode in ("auto", False))
+    auto, eager = (evidence(program, Rows(), scalars(), compile=mode, **options) for mode in ("auto", False))
     said = str(caught.value).removeprefix("the draws cannot be compiled: ").removesuffix("; or take compile='auto'")
     assert auto.attrs["note"] == f"eager draws: {said}"
     assert auto.drop_attrs().identical(eager.drop_attrs())
