@@ -1,4 +1,7 @@
-"""The exceptions that a user sees, one line each, and the first line of anybody else's exception."""
+"""The exceptions of pyro_vi, one line each, and the first line of anybody else's exception.
+
+Users see `InputError`, `UsageError` and `FitError`. `NoGraph` is for callers within the engine, which go on without a graph.
+"""
 
 
 class InputError(ValueError):
@@ -11,6 +14,13 @@ class UsageError(InputError):
 
 class FitError(RuntimeError):
     """A fit that cannot go on: one line that names the step, the batch and the site."""
+
+
+class NoGraph(RuntimeError):
+    """There is no graph of a program, or none that does what the program does; one line that says why.
+
+    Callers go on eagerly and report the line, or raise `InputError` with it where a graph was demanded.
+    """
 
 
 def first_line(error: object) -> str:

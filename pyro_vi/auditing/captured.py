@@ -8,6 +8,7 @@ output, a rejection sampler) stay in the graph.
 * `Captured` is the graph with what it takes to draw for it; `NoGraph` says why there is none.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,13 +19,14 @@ from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, fx
 from torch.func import functionalize, vmap
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 
 from pyro_vi.data import Batch
+from pyro_vi.errors import NoGraph
 from pyro_vi.estimators.traits import differentiable_loss
 from pyro_vi.programs import Pair, swapped
 from pyro_vi.support import kept_generators
-from pyro_vi.tracing import NoGraph, is_random, reason, trace
+from pyro_vi.support.torch_internals import graph_in_the_making, make_fx, schema
+from pyro_vi.tracing import is_random, reason, trace
 
 BATCHABLE: dict[Any, Callable[..., Any]] = {torch.ops.aten.fill.Scalar: torch.full_like}
 """Operations that vmap cannot batch, and what does the same."""
@@ -79,13 +81,10 @@ class Captured:
         def one(*draws: Tensor) -> tuple[Tensor, ...]:
             return self(parameters, draws, args)
 
-        # An operation without a batching rule is run one by one, which torch would say on stderr each time.
-        warn: Any = getattr(torch._C._functorch, "_set_vmap_fallback_warning_enabled")  # noqa: B009
-        warn(False)
-        try:
+        with warnings.catch_warnings():
+            # An operation without a batching rule is run one by one, which torch would say on stderr each time.
+            warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet implemented")
             result: tuple[Tensor, ...] = vmap(one, chunk_size=chunk)(*draws)
-        finally:
-            warn(True)
         return result
 
 
@@ -145,10 +144,9 @@ class _Marks(Messenger):
         self.counts: list[tuple[str, int]] = []
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        mode = get_proxy_mode()
-        if mode is not None and not msg["is_observed"]:
-            nodes = mode.tracer.graph.nodes
-            self.counts.append((msg["name"], sum(is_random(node) for node in nodes)))
+        graph = graph_in_the_making()
+        if graph is not None and not msg["is_observed"]:
+            self.counts.append((msg["name"], sum(is_random(node) for node in graph.nodes)))
 
     def site(self, index: int) -> str | None:
         return next((name for name, count in self.counts if index < count), None)
@@ -197,12 +195,12 @@ def _maker(node: fx.Node) -> Callable[..., Tensor]:
 def _law(node: fx.Node) -> tuple[str, float, float] | None:
     """The distribution of a draw's elements, read off the operation and its arguments."""
     operation: Any = node.target
-    arguments = operation._schema.arguments
+    arguments = schema(operation).arguments
     names = [argument.name for argument in arguments]
     given = {argument.name: argument.default_value for argument in arguments}
     given |= dict(zip(names, node.args, strict=False)) | node.kwargs
     # rand, rand_like, uniform_, uniform, normal_, normal_functional, ...
-    name = operation._schema.name.removeprefix("aten::").rstrip("_").removesuffix("_like").removesuffix("_functional")
+    name = schema(operation).name.removeprefix("aten::").rstrip("_").removesuffix("_like").removesuffix("_functional")
     if not node.meta["val"].is_floating_point():
         return None
     match name:

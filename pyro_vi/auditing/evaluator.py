@@ -12,10 +12,9 @@ from torch import Tensor
 
 from pyro_vi.auditing.captured import Captured, capture
 from pyro_vi.data import Batch
-from pyro_vi.errors import InputError, first_line
+from pyro_vi.errors import InputError, NoGraph, first_line
 from pyro_vi.estimators.traits import differentiable_loss
 from pyro_vi.programs import Pair
-from pyro_vi.tracing import NoGraph
 
 WORTH = 2**23
 """Parameters × rows × particles up to which many draws at once are faster than one by one."""

@@ -16,8 +16,7 @@ from torch import Tensor
 from pyro_vi.compiling.inductor import why_not
 from pyro_vi.compiling.step import MANY
 from pyro_vi.compiling.steps import CompiledSteps
-from pyro_vi.errors import InputError, UsageError
-from pyro_vi.tracing import NoGraph
+from pyro_vi.errors import InputError, NoGraph, UsageError
 
 Compile = bool | Literal["auto"]
 LENGTHS = 4
@@ -115,13 +114,14 @@ def choose(
             "eager steps, as before the interruption" if as_before else "eager steps: none is left to compile"
         ), None
     ask = mode == "auto" and before is None
-    each = overhead() if ask else 0.0
-    most, refused, compiled = max(wanted.values()), "", None
-    if ask and most * each < TRACING + COMPILING:
-        return chosen(
-            f"eager steps: compiling would save about {_seconds(most * each)} and take {TRACING + COMPILING:.0f} s or more"
-        ), None
+    each, most, refused, compiled = 0.0, max(wanted.values()), "", None
     try:
+        if ask:
+            each = overhead()
+        if ask and most * each < TRACING + COMPILING:
+            return chosen(
+                f"eager steps: compiling would save about {_seconds(most * each)} and take {TRACING + COMPILING:.0f} s or more"
+            ), None
         compiled = steps()
         for length, count in wanted.items():
             graph = compiled.trace(sources(length, 1))

@@ -17,8 +17,9 @@ from torch import Tensor, fx
 from pyro_vi.compiling.inductor import Compiled, compile_graph, replayed, why_not
 from pyro_vi.compiling.step import MANY, WholeStep, several
 from pyro_vi.data import Batch
+from pyro_vi.errors import NoGraph
 from pyro_vi.support import generators, set_generators
-from pyro_vi.tracing import NoGraph, reason, same_twice
+from pyro_vi.tracing import reason, same_twice
 
 DIGITS = {torch.float64: 1e-9, torch.float32: 1e-4}
 """To what fraction of a tensor's largest element compiled and eager steps must agree, by dtype; 0.02 for shorter ones."""

@@ -14,10 +14,10 @@ from torch import Tensor, fx
 from pyro_vi.compiling import COMPILING, PER_NODE, Compile, Compiled, agree, compile_graph, why_not
 from pyro_vi.data import Batch
 from pyro_vi.elbo import chunk_of, draw_terms, stream
-from pyro_vi.errors import InputError
+from pyro_vi.errors import InputError, NoGraph
 from pyro_vi.programs import Pair, kept_buffers, swapped
 from pyro_vi.support import generators, set_generators
-from pyro_vi.tracing import NoGraph, put_back, reason, same_twice, trace
+from pyro_vi.tracing import put_back, reason, same_twice, trace
 
 Sums = tuple[Tensor, Tensor]
 

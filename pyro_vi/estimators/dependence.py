@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
+import pyro
 from pyro.infer.inspect import get_dependencies
 
 
@@ -13,11 +13,9 @@ def refused_by_dependence(model: Any, guide: Any, args: tuple[Any, ...]) -> dict
     There E_q of the closed form is taken over draws that already know z. Dependence is what the values show, by tracking
     which draws enter the parameters of which site, and not the order of the statements.
     """
-    flag = torch.distributions.Distribution._validate_args  # Pyro's look-up leaves its own in its place
-    try:
+    flag = pyro.settings.get("validate_distributions_torch")
+    with pyro.settings.context(validate_distributions_torch=flag):  # Pyro's look-up leaves its own in its place
         ours, theirs = _parents(model, args), _parents(guide, args)
-    finally:
-        torch.distributions.Distribution.set_default_validate_args(flag)
     refused = {}
     for name in ours:
         later = {other for other in theirs if name in _ancestors(other, theirs)}

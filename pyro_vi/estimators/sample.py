@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import MaskedDistribution
 from torch import Tensor
 
 from pyro_vi.elbo import Run, SiteTerms, Terms, draw_traces, draws_at_once, from_run, length_of, traced_plate
@@ -19,6 +20,8 @@ from pyro_vi.errors import InputError
 from pyro_vi.estimators.dependence import refused_by_dependence
 from pyro_vi.programs import Give, Relax, Straighten, Values, describe
 from pyro_vi.support import kept_generators
+from pyro_vi.support.private import Missing
+from pyro_vi.support.pyro_internals import mask_of
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,11 @@ def _scaled_apart(run: Run) -> dict[str, str]:
     apart = {}
     for name, node in _latents(run.model_trace).items():
         other = run.guide_trace.nodes[name]
-        masks = [m for m in (_own_mask(node["fn"]), _own_mask(other["fn"])) if m is not None]
+        try:
+            masks = [m for m in (_own_mask(node["fn"]), _own_mask(other["fn"])) if m is not None]
+        except Missing as error:
+            apart[name] = f"its mask cannot be seen: {error}"
+            continue
         if not _same(node["scale"], other["scale"]):
             apart[name] = "model and guide scale it differently"
         elif not _same(_given_mask(node), _given_mask(other)) or (len(masks) == 2 and not _same(*masks)):
@@ -176,9 +183,9 @@ def _given_mask(node: Any) -> Any:
 
 def _own_mask(fn: Any) -> Any:
     # A closed form minds the mask of one distribution (pyro_vi.elbo.kl), but of two takes what both keep.
-    while fn is not None and getattr(fn, "_mask", None) is None:
+    while fn is not None and not isinstance(fn, MaskedDistribution):
         fn = getattr(fn, "base_dist", None)
-    return None if fn is None else fn._mask
+    return None if fn is None else mask_of(fn)
 
 
 def _same(ours: Any, theirs: Any) -> bool:

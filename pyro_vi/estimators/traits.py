@@ -13,6 +13,8 @@ from pyro_vi.errors import InputError
 from pyro_vi.estimators.bound import Bound
 from pyro_vi.estimators.table import TABLE
 from pyro_vi.programs import Pair
+from pyro_vi.support.private import Missing
+from pyro_vi.support.pyro_internals import loss_and_surrogate
 
 
 def differentiable_loss(elbo: Any, pair: Pair, args: Batch) -> Tensor:
@@ -28,7 +30,7 @@ def differentiable_loss(elbo: Any, pair: Pair, args: Batch) -> Tensor:
         nesting = max(layout.max_plate_nesting for layout in pair.layouts(args))
         elbo.max_plate_nesting = nesting + int(elbo.vectorize_particles and elbo.num_particles > 1)
     if isinstance(elbo, TraceGraph_ELBO):
-        value, surrogate = elbo._loss_and_surrogate_loss(pair.model, pair.guide, args, {})
+        value, surrogate = loss_and_surrogate(elbo)(pair.model, pair.guide, args, {})
         return -torch.as_tensor(value).detach() + (surrogate - surrogate.detach())
     loss: Tensor = elbo.differentiable_loss(pair.model, pair.guide, *args)
     return loss
@@ -38,6 +40,11 @@ def refuse_without_loss(elbo: ELBO) -> None:
     """Raise InputError for an estimator without `differentiable_loss`."""
     if not hasattr(elbo, "differentiable_loss") and not isinstance(elbo, TraceGraph_ELBO):
         raise InputError(f"{type(elbo).__name__} has no differentiable_loss; use one of: {', '.join(TABLE)}")
+    if isinstance(elbo, TraceGraph_ELBO):
+        try:
+            loss_and_surrogate(elbo)
+        except Missing as error:
+            raise InputError(f"{error}; or use estimator 'score' in place of 'graph'") from error
 
 
 def kl_treatment(elbo: ELBO) -> KL:

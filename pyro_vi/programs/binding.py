@@ -16,6 +16,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from operator import attrgetter
 from types import FrameType
 from typing import Any
 
@@ -30,6 +31,8 @@ from torch.distributions import constraints, transform_to
 from pyro_vi.errors import InputError
 from pyro_vi.programs.isolation import Program, evaluating, kept_buffers, modules_of, ready
 from pyro_vi.support import kept_generators
+from pyro_vi.support.pyro_internals import context_of, name_of
+from pyro_vi.support.torch_internals import tensors_of
 
 Shared = dict[int | str, nn.Parameter]
 
@@ -45,12 +48,12 @@ def swapped(program: nn.Module, values: Mapping[int, torch.Tensor]) -> Iterator[
     places = [
         (held, name, value)
         for module in program.modules()
-        for held in (module._parameters, module._buffers)
+        for held in tensors_of(module)
         for name, value in held.items()
         if value is not None and id(value) in values
     ]
     for held, name, value in places:
-        held[name] = values[id(value)]  # type: ignore[assignment]
+        held[name] = values[id(value)]
 
     def now(key: int) -> torch.Tensor:
         return next(held[name] for held, name, value in places if id(value) == key)  # type: ignore[return-value]
@@ -59,7 +62,7 @@ def swapped(program: nn.Module, values: Mapping[int, torch.Tensor]) -> Iterator[
         yield now
     finally:
         for held, name, value in places:
-            held[name] = value  # type: ignore[assignment]
+            held[name] = value
 
 
 class _Recorder(Messenger):
@@ -78,7 +81,7 @@ class _Recorder(Messenger):
             network = _outermost(frame)
             if network is None or network is self.program or any(network is known for known in self.networks.values()):
                 return
-            name = network._pyro_name
+            name = name_of(network)
             name = type(network).__name__ if name in self.networks else name
         if network is None:
             value = msg["value"]
@@ -170,8 +173,10 @@ class FunctionProgram(nn.Module):
         clone = FunctionProgram(*self._hidden)
         memo[id(self)] = clone
         clone._constraints, clone._swaps = dict(self._constraints), self._swaps
-        for kind in ("_parameters", "_buffers", "_modules"):
-            setattr(clone, kind, copy.deepcopy(getattr(self, kind), memo))
+        for held, copied in zip(tensors_of(self), tensors_of(clone), strict=True):
+            copied.update(copy.deepcopy(held, memo))
+        for name, module in self.named_children():
+            clone.add_module(name, copy.deepcopy(module, memo))
         clone.training = self.training
         return clone
 
@@ -194,11 +199,8 @@ class FunctionProgram(nn.Module):
 
 
 def _get(module: nn.Module, name: str) -> torch.Tensor:
-    *path, leaf = name.split(".")
-    for part in path:
-        module = module._modules[part]  # type: ignore[assignment]
-    value = module._parameters.get(leaf)
-    return module._buffers[leaf] if value is None else value  # type: ignore[return-value]
+    value: torch.Tensor = attrgetter(name)(module)
+    return value
 
 
 def bind(program: Program, args: tuple[Any, ...], shared: Shared | None = None) -> nn.Module:
@@ -267,7 +269,7 @@ def bind(program: Program, args: tuple[Any, ...], shared: Shared | None = None) 
 @contextmanager
 def _kept_states(program: Any) -> Iterator[None]:
     # What a PyroModule stores besides its parameters must not outlive the run.
-    contexts = [m._pyro_context for m in modules_of(program) if isinstance(m, PyroModule)]
+    contexts = [c for c in map(context_of, modules_of(program)) if c is not None]
     before = [context.param_state for context in contexts]
     for context in contexts:
         context.param_state = {"params": {}, "constraints": {}}

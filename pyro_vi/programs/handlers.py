@@ -5,6 +5,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vi.errors import InputError
@@ -33,7 +34,7 @@ class Relax(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         fn, extra = msg["fn"], 0
-        if msg["is_observed"] or msg["done"] or fn.has_rsample or type(fn).__name__ == "_Subsample":
+        if msg["is_observed"] or msg["done"] or fn.has_rsample or site_is_subsample(msg):
             return
         while isinstance(fn, torch.distributions.Independent):
             fn, extra = fn.base_dist, extra + fn.reinterpreted_batch_ndims

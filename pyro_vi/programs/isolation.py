@@ -13,9 +13,9 @@ from typing import Any
 import pyro
 import torch
 from torch import nn
-from torch.distributions import Distribution
 
 from pyro_vi.support import kept_generators, seed_generators
+from pyro_vi.support.pyro_internals import context_of
 
 Program = Callable[..., Any]
 
@@ -27,7 +27,7 @@ def ready(program: Any) -> None:
     of a function are looked for in its closure, its globals and the object that it is bound to.
     """
     for module in modules_of(program):
-        context = module.__dict__.get("_pyro_context")
+        context = context_of(module)
         if context is not None and not hasattr(context, "param_state"):
             context.param_state = {"params": {}, "constraints": {}}
 
@@ -67,7 +67,7 @@ def isolated(seed: int | None = None, *, validation: bool | None = None) -> Iter
         seed: seeds the generators of torch, NumPy and Python for the time of the block; by default they run on as they are.
         validation: Pyro's validation of distributions and traces within the block; by default as it is.
     """
-    dtype, check_args = torch.get_default_dtype(), Distribution._validate_args
+    dtype, check_args = torch.get_default_dtype(), pyro.settings.get("validate_distributions_torch")
     flag = pyro.poutine.util.is_validation_enabled() if validation is None else validation
     try:
         with (
@@ -81,7 +81,7 @@ def isolated(seed: int | None = None, *, validation: bool | None = None) -> Iter
             yield
     finally:
         torch.set_default_dtype(dtype)
-        Distribution.set_default_validate_args(check_args)
+        pyro.settings.set(validate_distributions_torch=check_args)
 
 
 @contextmanager

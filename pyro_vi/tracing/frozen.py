@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from pyro_vi.errors import NoGraph
 from pyro_vi.support import generators, set_generators
-from pyro_vi.tracing.errors import NoGraph
 from pyro_vi.tracing.reach import walk
 
 

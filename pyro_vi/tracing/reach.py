@@ -18,11 +18,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro.nn import PyroModule
 from torch import Tensor, nn
+
+from pyro_vi.support.torch_internals import hooks_of, times_changed
 
 DEPTH, MOST = 6, 20_000
 """How far objects are followed, and how many things are looked at."""
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), np.number, np.bool_)
+_STANDARD = set(vars(PyroModule()))
+"""What every module has."""
 _LIBRARIES = ("torch", "pyro", "numpy", "pyro_vi", "zuko", "scipy", "builtins", "collections", "functools", "typing")
 
 
@@ -68,7 +73,7 @@ class Walk:
             return
         self.seen.add(id(value))
         if isinstance(value, Tensor):
-            self.note(place, (id(value), value._version, _bytes(value)))
+            self.note(place, (id(value), times_changed(value), _bytes(value)))
             self.undo.append(partial(_restore_tensor, value, value.detach().clone() if value.numel() < MOST else None))
         elif isinstance(value, np.ndarray):
             self.note(place, (id(value), hash(value.tobytes()) if value.size < MOST else value.shape))
@@ -141,16 +146,14 @@ class Walk:
         own = {k: v for k, v in vars(module).items() if not k.startswith("_") or k == "_hidden"}
         if not _library(type(module)):
             hidden = {k: v for k, v in vars(module).items() if k.startswith("_") and not k.startswith("__")}
-            standard = set(vars(nn.Module())) | {"_pyro_name", "_pyro_context", "_pyro_params", "_pyro_samples"}
-            own |= {k: v for k, v in hidden.items() if k not in standard}
+            own |= {k: v for k, v in hidden.items() if k not in _STANDARD}
         self.attributes(own, owner, depth, vars(module))
         self.undo.append(partial(_remove, vars(module), set(vars(module))))
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for hooks in hooks_of(module):
             self.look(tuple(hooks.values()), f"the hooks of {owner}", depth)
         self.of_class(type(module), depth)
-        for child in module._modules.values():
-            if child is not None:
-                self.look(child, owner, depth)
+        for child in module.children():
+            self.look(child, owner, depth)
 
     def of_class(self, cls: type, depth: int) -> None:
         """What the methods of a class refer to, and what it counts up itself."""

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from pyro_vi.auditing.auditor import audit
 from pyro_vi.auditing.captured import Captured, capture
 from pyro_vi.data.dataset import Batch
+from pyro_vi.errors import NoGraph
 from pyro_vi.estimators.table import TABLE, get
 from pyro_vi.estimators.traits import differentiable_loss
 from pyro_vi.programs.build import pair_of
 from pyro_vi.programs.isolation import isolated
 from pyro_vi.programs.pair import Pair
-from pyro_vi.tracing.errors import NoGraph
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 ELBOS = {

@@ -14,8 +14,7 @@ from pyro_vi.compiling import choice
 from pyro_vi.compiling.choice import COMPILING, LENGTHS, PER_CALL, PER_NODE, TRACING, Choice, check_mode, choose
 from pyro_vi.compiling.step import MANY
 from pyro_vi.compiling.steps import CompiledSteps
-from pyro_vi.errors import InputError, UsageError
-from pyro_vi.tracing.errors import NoGraph
+from pyro_vi.errors import InputError, NoGraph, UsageError
 
 LEAST = TRACING + COMPILING
 NODES = 50

@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pyro_vi.compiling import inductor
 from pyro_vi.compiling.decompositions import _addmm, _power
 from pyro_vi.compiling.inductor import compile_graph, why_not
-from pyro_vi.tracing.errors import NoGraph
+from pyro_vi.errors import NoGraph
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 MISSING = "there is no C++ compiler that works; install g++ (or set CXX to a C++ compiler)"

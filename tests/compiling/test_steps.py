@@ -24,7 +24,7 @@ from pyro_vi.estimators.table import TABLE
 from pyro_vi.fitting.loop import Loop
 from pyro_vi.programs.build import build_pair
 from pyro_vi.programs.lookup import available
-from pyro_vi.tracing.graph import STAND_INS
+from pyro_vi.tracing.graph import stand_ins
 
 ROWS, SIZE = 20, 8  # an epoch is 8 + 8 + 4
 KEYS = ("step", "epoch", "loss", "elbo", "reconstruction", "kl", "grad_norm", "lr", "beta")
@@ -456,7 +456,7 @@ def surroundings() -> list[Any]:
     """Everything global that compiling touches."""
     import torch._inductor.config as inductor
 
-    pyro_s = [getattr(owner, name) for owner, name, _ in STAND_INS]
+    pyro_s = [getattr(owner, name) for owner, name, _ in stand_ins()]
     threads, grad, dtype = torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype()
     generators = torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()
     flag, settings = torch.compiler._is_compiling_flag, pyro.settings.get()

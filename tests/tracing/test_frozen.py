@@ -25,8 +25,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from pyro_vi import FitError, Run, fit
-from pyro_vi.errors import InputError
-from pyro_vi.tracing.errors import NoGraph
+from pyro_vi.errors import InputError, NoGraph
 from pyro_vi.tracing.frozen import put_back, same_twice, watched
 from pyro_vi.tracing.reach import DEPTH, MOST, state_of
 
