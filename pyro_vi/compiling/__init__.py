@@ -16,7 +16,7 @@ from pyro_vi.compiling.choice import (
 )
 from pyro_vi.compiling.inductor import Compiled, compile_graph, why_not
 from pyro_vi.compiling.step import MANY, Optimizer, WholeStep
-from pyro_vi.compiling.steps import CompiledSteps, agree
+from pyro_vi.compiling.steps import CompiledSteps, Raised, agree
 
 __all__ = [
     "COMPILING",
@@ -27,6 +27,7 @@ __all__ = [
     "Compiled",
     "CompiledSteps",
     "Optimizer",
+    "Raised",
     "WholeStep",
     "agree",
     "check_mode",

@@ -20,6 +20,7 @@ from pyro_vi.programs import swapped
 from pyro_vi.support import kept_generators
 from pyro_vi.support.torch_internals import as_compiling, has_step_hooks, make_fx, tensors_of, times_changed, untraced
 from pyro_vi.tracing import reason, trace
+from pyro_vi.tracing.reach import Walk
 
 Optimizer = torch.optim.Optimizer
 MANY = 8
@@ -43,7 +44,7 @@ class WholeStep:
         control: weight and rate of each of the next steps, of shape ``(MANY, 2)``.
 
     Raises:
-        NoGraph: the optimizer keeps what is no tensor, or has hooks.
+        NoGraph: the optimizer's state is no tensor, or it has hooks.
     """
 
     def __init__(
@@ -215,12 +216,22 @@ class WholeStep:
             twin.state[by_id[id(parameter)]] = {**state, **filled}
         known = {key: set(state) for key, state in twin.state.items()}
         held = _numbers(twin)
-        with as_compiling():
-            twin.step()
+        with untraced():
+            own = Walk(twin)
+        try:
+            with as_compiling():
+                twin.step()
+        finally:
+            with untraced():
+                changed = own.changed()
+                own.put_back()
         if any(set(state) - known.get(key, set()) for key, state in twin.state.items()):
             raise NoGraph("the optimizer has no state yet of a parameter that this step moves")
-        if held != _numbers(twin):
-            raise NoGraph("the optimizer keeps numbers of Python that change, and would stay as they are now")
+        changed = changed or ("" if held == _numbers(twin) else "a number in its groups")
+        if changed:
+            raise NoGraph(
+                f"the optimizer changes {changed}, which would stay as it is in a graph; keep a tensor in its state"
+            )
         fresh = [twin.state[by_id[id(p)]][key] for p, state in self.states for key in self._keys(state)]
         return copies, fresh
 
@@ -279,7 +290,6 @@ def _moved(before: Tensor, after: Tensor) -> bool:
 
 
 def _numbers(optimizer: Any) -> list[Any]:
-    """What an optimizer holds besides tensors: in its attributes, and in its groups."""
+    """What an optimizer's groups hold besides tensors."""
     groups = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
-    own = {k: v for k, v in vars(optimizer).items() if k not in ("state", "param_groups") and not k.startswith("_")}
-    return [repr({k: v for k, v in held.items() if not isinstance(v, Tensor)}) for held in (own, *groups)]
+    return [repr({k: v for k, v in group.items() if not isinstance(v, Tensor)}) for group in groups]

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from pyro_vi.compiling import COMPILING, PER_NODE, Compile, Compiled, agree, compile_graph, why_not
 from pyro_vi.data import Batch
 from pyro_vi.elbo import chunk_of, draw_terms, stream
-from pyro_vi.errors import InputError, NoGraph
+from pyro_vi.errors import InputError, NoGraph, first_line
 from pyro_vi.programs import Pair, kept_buffers, swapped
 from pyro_vi.support import generators, set_generators
 from pyro_vi.tracing import put_back, reason, same_twice, trace
@@ -86,7 +86,14 @@ class Weights:
         with torch.no_grad():
             for _ in range(whole):
                 assert self._compiled is not None
-                parts.append(tuple(self._compiled([*self._tensors, *args])))  # type: ignore[arg-type]
+                start = generators()
+                try:
+                    parts.append(tuple(self._compiled([*self._tensors, *args])))  # type: ignore[arg-type]
+                except Exception as error:  # on a value, which the programs may catch
+                    set_generators(start)
+                    self._compiled, self.note = None, f"eager draws: the compiled ones raised ({first_line(error)})"
+                    left = self.draws - len(parts) * self._chunk
+                    break
             parts += [_reduced(t.log_weight, t.rows) for t in self._stream(args, left)] if left else []
         one, two = (torch.stack(column).logsumexp(0) for column in zip(*parts, strict=True))
         return one, two
@@ -137,8 +144,11 @@ class Weights:
     def _prove(self, graph: fx.GraphModule) -> Compiled:
         start, compiled = generators(), compile_graph(graph, self._inputs())
         with torch.no_grad():
-            with kept_buffers(self.pair):
-                found = compiled(self._inputs())
+            try:
+                with kept_buffers(self.pair):
+                    found = compiled(self._inputs())
+            except Exception as error:
+                raise NoGraph(f"the graph raises, which the programs may catch: {first_line(error)}") from error
             set_generators(start)
             expected = self._function(*self._inputs())
         set_generators(start)

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -25,6 +26,7 @@ from pyro_vi.compiling import (
     Compile,
     CompiledSteps,
     Optimizer,
+    Raised,
     WholeStep,
     check_mode,
     choose,
@@ -33,7 +35,7 @@ from pyro_vi.compiling import (
 )
 from pyro_vi.data import Batch, Data
 from pyro_vi.elbo import evaluate
-from pyro_vi.errors import FitError, UsageError
+from pyro_vi.errors import FitError, NoGraph, UsageError
 from pyro_vi.estimators.objective import Objective
 from pyro_vi.estimators.traits import kl_treatment
 from pyro_vi.fitting.failures import blame, failed, failing, overflow, where
@@ -96,6 +98,7 @@ class Loop:
         self.seen = data.example(min(ROWS, data.spec.num_data))  # the same rows for every record
         self.choice: Choice | None = None
         self.compiled: CompiledSteps | None = None
+        self.say: Callable[[str], None] = lambda line: None
 
     def run(self, title: str, folder: RunFolder | None = None, *, resume: bool, progress: bool) -> None:
         """Go on to the last step; Ctrl-C ends it between two steps, with a checkpoint.
@@ -110,7 +113,7 @@ class Loop:
             Progress(title, self.settings.steps, progress) as bar,
             deferred_interrupt() as interrupted,
         ):
-            before = self._restore() if resume else None
+            before, self.say = self._restore() if resume else None, bar.say
             if self.position.step:
                 bar.say(self._choose(before))
             self._keep()
@@ -155,8 +158,7 @@ class Loop:
         """Take the steps that are left of an epoch, but none after the last; stop for each that may have to be looked at."""
         now = self.position
         for rows, source, many in self._deal(last):
-            self._step(rows, source, many)
-            now.batch += many
+            now.batch += self._step(rows, source, many)
             yield
             if now.step == last:
                 return
@@ -189,7 +191,8 @@ class Loop:
     def _fetch(self, *source: Tensor) -> Batch:
         return source if self.data.mapped else self.data.gather(source[:-1], source[-1])
 
-    def _step(self, rows: Tensor, source: Batch, many: int) -> None:
+    def _step(self, rows: Tensor, source: Batch, many: int) -> int:
+        """Take steps; gives how many: one where a compiled call of several raises."""
         start, generator, length = time.perf_counter(), torch.get_rng_state(), len(rows) // many
         now = self.position
         controls = [self.settings.controls(now.step + i) for i in range(many)]
@@ -199,6 +202,9 @@ class Loop:
                 values, self.norm = self.compiled(length, many, source, controls)
             else:
                 values, self.norm = [float(self._descend(self._fetch(*source)))], None
+        except Raised as error:
+            first = source if many == 1 else (*source[:-1], rows[:length])
+            return self._without_graph(error, rows[:length], first)
         except Exception as error:
             raise failed(self.pair, where(now), error) from error
         if not all(map(math.isfinite, values)):
@@ -206,6 +212,19 @@ class Loop:
         now.step += many
         now.losses += values
         now.seconds += time.perf_counter() - start
+        return many
+
+    def _without_graph(self, error: Raised, rows: Tensor, source: Batch) -> int:
+        """Take the step at which a compiled one raised, and all others, eagerly."""
+        assert self.choice is not None
+        place, self.compiled = where(self.position), None
+        note = f"eager steps from step {self.position.step + 1} on: the compiled step raised ({error})"
+        self.choice = replace(self.choice, lengths=(), together=(), note=note)
+        taken = self._step(rows, source, 1)
+        if self.compile is True:
+            raise FitError(f"the compiled step raises {place}, the programs do not: {error}; fit with compile='auto'")
+        self.say(note)
+        return taken
 
     def _blame(self, values: list[float], rows: Sequence[Tensor], source: Batch, generator: Tensor) -> None:
         """Raise FitError for the first loss that is not finite; no step has changed anything from then on."""
@@ -258,7 +277,13 @@ class Loop:
             rows = [(torch.arange(length * many) + i * length) % data.spec.num_data for i in (0, 1)]
             return [data.gather(stored, r) if data.mapped else (*stored, r.to(stored[0].device)) for r in rows]
 
-        self.choice, self.compiled = choose(self.compile, steps, coming, sources, self._overhead, before)
+        def overhead() -> float:
+            try:
+                return self._overhead()
+            except NoGraph:  # tracing comes to it again, and says why
+                return math.inf
+
+        self.choice, self.compiled = choose(self.compile, steps, coming, sources, overhead, before)
         return self.choice.note
 
     def _overhead(self) -> float:

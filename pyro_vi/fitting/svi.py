@@ -65,7 +65,7 @@ class Run:
 
     @property
     def compiled(self) -> bool:
-        """Whether steps of it were compiled."""
+        """Whether its last steps were compiled."""
         return self.choice is not None and bool(self.choice.lengths)
 
     def at(self, step: int) -> Pair:

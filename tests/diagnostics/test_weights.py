@@ -303,3 +303,31 @@ def test_an_unknown_mode():
     for method in ("iw", "exact"):
         with pytest.raises(UsageError, match=r"^compile must be True, False or 'auto', not 'yes'$"):
             fn(*entry.build(), entry.batch[0], method=method, compile="yes")
+
+
+class Jittered(nn.Module):
+    """A guide whose Cholesky factor does not exist for data above 50, where it takes another."""
+
+    def forward(self, x: Tensor) -> None:
+        matrix = torch.eye(2, dtype=x.dtype) * torch.where((x > 50).any(), -1.0, 1.0)
+        try:
+            factor = torch.linalg.cholesky(matrix)
+        except RuntimeError:
+            factor = torch.linalg.cholesky(matrix + 5 * torch.eye(2, dtype=x.dtype))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.clamp(max=1.0), factor[0, 0]))
+
+
+@pytest.mark.parametrize("datum", [0, 4])
+def test_where_compiled_draws_raise_on_a_value_they_are_eager(datum, monkeypatch):
+    """In the block that they are proved on, and in a later one."""
+    monkeypatch.setattr(draws, "MEMORY", 5 * 4)
+    monkeypatch.setattr(weights, "compile_graph", lambda graph, _: lambda inputs: graph(*inputs))
+    monkeypatch.setattr(weights, "COMPILING", 0.0)
+    monkeypatch.setattr(weights, "PER_NODE", 0.0)
+    x = scalars(8)
+    x[datum] = 99.0
+    options = {"method": "iw", "particles": 50, "rows": 4}
+    auto, eager = (evidence(conjugate_model, Jittered(), x, compile=mode, **options) for mode in ("auto", False))
+    assert_same((auto, eager))
+    assert re.match("eager draws: .* raise.*linalg.cholesky", auto.attrs["note"])

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import signal
 import threading
 from collections.abc import Callable
@@ -156,7 +157,7 @@ in_main_thread = pytest.mark.skipif(
 @pytest.mark.parametrize("ending", ["done", "not finite", "refused", pytest.param("interrupted", marks=in_main_thread)])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_global_state_is_as_before(ending, threads):
-    generators = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    generators = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     handler, before = signal.getsignal(signal.SIGINT), torch.get_num_threads()
     pyro.get_param_store()["mine"] = torch.ones(2)
     try:
@@ -186,7 +187,7 @@ def test_global_state_is_as_before(ending, threads):
     assert list(pyro.get_param_store().keys()) == ["mine"]
     pyro.get_param_store().clear()
     assert torch.equal(generators[0], torch.get_rng_state())
-    assert generators[1] == np.random.get_state()[1].tolist()  # Python's are drawn from by beartype
+    assert generators[1:] == (np.random.get_state()[1].tolist(), random.getstate())
     assert signal.getsignal(signal.SIGINT) is handler
 
 
