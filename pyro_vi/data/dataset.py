@@ -88,6 +88,7 @@ class Data:
     `columns` are the training data as stored: uint8 with `levels` where a stored v stands for v / levels, which is the
     probability of a 1 where `binarize` is set. Those are redrawn every epoch (Burda et al. 2015, arXiv:1509.00519).
 
+    >>> from pyro_vi.data import load
     >>> data = load("digits", seed=1)
     >>> [(len(index), x.shape[1]) for index, (x,) in data.batches(epoch=0, batch_size=1000)]
     [(1000, 64), (498, 64)]

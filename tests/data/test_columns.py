@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from pyro_vi.data import columns
+from pyro_vi.data import mapped as mapping
 from pyro_vi.data.dataset import Data
 from pyro_vi.data.loading import load
 from pyro_vi.data.mapped import Mapped, ahead
@@ -26,8 +27,8 @@ from pyro_vi.fitting.folder import checksum
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Blocks of a few rows, so that all that goes by blocks has many of them; and no thread may be left."""
-    monkeypatch.setattr(columns, "_NUMBERS", 64)
-    monkeypatch.setattr(columns, "_GAP", 20)
+    monkeypatch.setattr(mapping, "_NUMBERS", 64)
+    monkeypatch.setattr(mapping, "_GAP", 20)
     yield
     assert not readers()
 
@@ -220,9 +221,9 @@ def test_large_files_are_mapped_and_small_ones_are_not(tmp_path: Path, monkeypat
     values, path = numbers("uint8"), tmp_path / "x.npy"
     np.save(path, values)
     assert not load(path).mapped
-    monkeypatch.setattr(columns, "FILE_BYTES", path.stat().st_size)
+    monkeypatch.setattr(mapping, "FILE_BYTES", path.stat().st_size)
     assert not load(path).mapped
-    monkeypatch.setattr(columns, "FILE_BYTES", path.stat().st_size - 1)
+    monkeypatch.setattr(mapping, "FILE_BYTES", path.stat().st_size - 1)
     for name in (path, str(path)):
         data = load(name, seed=2)
         assert_equal(data, load(values, seed=2))
@@ -243,7 +244,7 @@ def test_large_damaged_files_are_refused_like_small_ones(tmp_path: Path, monkeyp
     np.save(tmp_path / "words.npy", np.array(["a", "b"]))
     names = ("objects", "cut", "text", "several", "one", "words")
     small = [message(tmp_path / f"{name}.npy") for name in names]
-    monkeypatch.setattr(columns, "FILE_BYTES", 0)
+    monkeypatch.setattr(mapping, "FILE_BYTES", 0)
     assert [message(tmp_path / f"{name}.npy") for name in names] == small
     assert message(tmp_path / "none.npy").startswith("there is no file")
 
@@ -278,7 +279,7 @@ def test_refused_fraction(heldout: float, tmp_path: Path) -> None:
 
 
 def test_heldout_rows_are_bounded_unless_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(columns, "_NUMBERS", 2**20)
+    monkeypatch.setattr(mapping, "_NUMBERS", 2**20)
     array = on_disk(tmp_path / "x.npy", numbers("uint8", (200_000,)))
     data = load(array)
     assert (data.spec.num_data, len(data.heldout[0])) == (190_000, 10_000)

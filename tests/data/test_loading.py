@@ -18,6 +18,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyro_vi.data import files, seeds
 from pyro_vi.data import registered as datasets
 from pyro_vi.data.dataset import Data, DataSpec
 from pyro_vi.data.loading import available, load
@@ -137,11 +138,11 @@ def test_digits_split_is_disjoint_and_covers() -> None:
 
 def test_split_is_a_partition_of_the_rows() -> None:
     for rows, fraction in [(1797, 1 / 6), (2, 0.5), (10, 0.999), (100, 0.29), (7, 0.0)]:
-        train, heldout = datasets.split(rows, fraction, seed=1)
+        train, heldout = seeds.split(rows, fraction, seed=1)
         assert torch.equal(torch.cat([train, heldout]).sort().values, torch.arange(rows))
         assert len(train) >= 1
         assert (len(heldout) == 0) == (fraction == 0)
-    assert len(datasets.split(100, 0.29, 0)[1]) == 29
+    assert len(seeds.split(100, 0.29, 0)[1]) == 29
 
 
 def test_binarised_digits_average_to_the_pixel_values() -> None:
@@ -212,7 +213,7 @@ def test_only_stochastic_binarisation_is_redrawn() -> None:
 
 def test_generators_differ_by_seed_epoch_and_purpose() -> None:
     keys = [(s, e, p) for s in (0, 1, 2**32, 2**70) for e in (0, 1, 2) for p in ("train", "shuffle")]
-    first = {tuple(torch.rand(4, generator=datasets.generator(*key)).tolist()) for key in keys}
+    first = {tuple(torch.rand(4, generator=seeds.generator(*key)).tolist()) for key in keys}
     assert len(first) == len(keys)
 
 
@@ -507,7 +508,7 @@ def test_refused_paths(tmp_path: Path) -> None:
 
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.parquet").write_bytes(b"")
-    monkeypatch.setattr(datasets.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None)
     text = "reading x.parquet needs pyarrow; install it with: pip install 'pyro-vi[parquet]'"
     assert message(load, tmp_path / "x.parquet") == text
 
