@@ -1,8 +1,8 @@
 """A model and a guide as a `Pair`: two modules that own their parameters.
 
-* `lookup` finds what a name stands for; `build` makes the pair; `binding` turns a Pyro function into a module; `pair`
-  is the `Pair`; `layout` reads sites and plates; `handlers` fix or relax draws; `isolation` runs programs without
-  leaving a mark.
+* `lookup` finds the program that a name refers to; `build` makes the pair; `binding` turns a Pyro function into a module;
+  `pair` defines `Pair`.
+* `layout` reads sites and plates; `handlers` fix or relax draws; `isolation` runs programs without side effects.
 """
 
 from pyro_vi.programs.binding import swapped

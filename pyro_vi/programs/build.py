@@ -1,7 +1,7 @@
-"""From two programs to a pair.
+"""Making of pairs from models and guides.
 
-A class is built by its contract, ``Model(data_spec, **options)`` or ``Guide(model, example_batch, **options)``; a function or a
-module is used as it is. `build_pair` makes a pair for a data set; `pair_of` binds two programs that are there already.
+`build_pair` makes a pair for a data set; `pair_of` binds two existing programs. A class is called as
+``Model(data_spec, **options)`` or ``Guide(model, example_batch, **options)``; a function or a module is used as it is.
 """
 
 import copy
@@ -23,15 +23,39 @@ __all__ = ["available", "bind", "build_pair", "name_of", "pair_and_args", "pair_
 
 
 def pair_of(model: Any, guide: Any, args: Batch) -> Pair:
-    """A pair of two programs that are there already, modules or functions, each owning its parameters (see `bind`)."""
+    """Make a pair of two existing programs, modules or functions, as modules that own their parameters (see `bind`)."""
     shared: Shared = {}
     return Pair(_bound(model, args, shared, "model"), _bound(guide, args, shared, "guide"))
 
 
 def pair_and_args(model: Any, guide: Any, batch: Batch | Tensor) -> tuple[Pair, Batch]:
-    """`pair_of` two programs, and the batch as the tuple that they are called with: where a public function begins."""
+    """Return `pair_of` two programs, and the batch as the tuple of arguments that they are called with."""
     args = batch if isinstance(batch, tuple) else (batch,)
     return pair_of(model, guide, args), args
+
+
+def build_pair(model: Any, guide: Any, data: Data, *, seed: int = 0, size: int = 8) -> Pair:
+    """Build a model and a guide for a data set, from names, classes, modules or functions.
+
+    Modules are copied: a later fit changes the copies, and the originals keep their parameters.
+
+    Args:
+        model: a name, a class ``Model(data_spec, **options)``, a module or a function.
+        guide: a name, a class ``Guide(model, example_batch, **options)``, a module or a function.
+        data: data set that the pair is for.
+        seed: seed of the initial parameters.
+        size: number of rows of the example batch.
+
+    Raises:
+        UsageError: an unknown name or option.
+        InputError: a program that cannot be built for this data, or fails on it.
+    """
+    args = data.example(size)
+    shared: Shared = {}
+    with isolated(seed):
+        bound_model = _bound(_make(model, "model", (data.spec,)), args, shared, "model")
+        bound_guide = _bound(_make(guide, "guide", (bound_model, args)), args, shared, "guide")
+        return copy.deepcopy(Pair(bound_model, bound_guide))
 
 
 def _bound(program: Any, args: Batch, shared: Shared, kind: Kind) -> nn.Module:
@@ -46,30 +70,6 @@ def _bound(program: Any, args: Batch, shared: Shared, kind: Kind) -> nn.Module:
         raise InputError(f"the {kind} fails on a batch of shape {shapes}: {first_line(error)}") from error
 
 
-def build_pair(model: Any, guide: Any, data: Data, *, seed: int = 0, size: int = 8) -> Pair:
-    """Build a model and a guide for a data set, from names, classes, modules or functions.
-
-    Modules are copied, so that what is fitted later is the pair's own: the originals keep their parameters.
-
-    Args:
-        model: a name, a class ``Model(data_spec, **options)``, a module or a function.
-        guide: a name, a class ``Guide(model, example_batch, **options)``, a module or a function.
-        data: what the pair is for.
-        seed: of the initial parameters.
-        size: rows of the example batch.
-
-    Raises:
-        UsageError: an unknown name or option.
-        InputError: a program that cannot be built for this data, or fails on it.
-    """
-    args = data.example(size)
-    shared: Shared = {}
-    with isolated(seed):
-        bound_model = _bound(_make(model, "model", (data.spec,)), args, shared, "model")
-        bound_guide = _bound(_make(guide, "guide", (bound_model, args)), args, shared, "guide")
-        return copy.deepcopy(Pair(bound_model, bound_guide))
-
-
 def _make(program: Any, kind: Kind, contract: tuple[Any, ...]) -> Any:
     options: dict[str, Any] = {}
     label = program if isinstance(program, str) else getattr(program, "__name__", "")
@@ -78,9 +78,7 @@ def _make(program: Any, kind: Kind, contract: tuple[Any, ...]) -> Any:
         label = parse(label)[0]
     if not inspect.isclass(program):
         if options:
-            raise UsageError(
-                f"{kind} '{label}' is used as it is and takes no options; it was given {', '.join(options)}"
-            )
+            raise UsageError(f"{kind} '{label}' is not a class and takes no options; leave out {', '.join(options)}")
         return program
     check_options(f"{kind} '{label}'", options, _options_of(program, len(contract)))
     try:

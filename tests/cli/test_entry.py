@@ -90,7 +90,7 @@ def real(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 GREY = "digits(binarize=False)"
 BAD: dict[str, tuple[tuple[str, ...], int, str]] = {
-    "unknown model": (("fit", "vea"), 2, "no model named 'vea'; did you mean 'vae'? There are: "),
+    "unknown model": (("fit", "vea"), 2, "no model named 'vea'; did you mean 'vae'? Available: "),
     "unknown guide": (("compare", "vae", "diag_norml"), 2, "no guide named 'diag_norml'; did you mean 'diag_normal'?"),
     "unknown data": (("fit", "--data", "digts"), 2, "no data set named 'digts'; did you mean 'digits'?"),
     "unknown estimator": (("fit", "--elbo", "tracee"), 2, "no ELBO estimator named 'tracee'; did you mean 'trace'?"),
@@ -107,8 +107,8 @@ BAD: dict[str, tuple[tuple[str, ...], int, str]] = {
         "ModuleNotFoundError: No module named 'nothing_of_this_name'",
     ),
     "not in the program file": (("fit", "programs.py:Wdie"), 2, "named 'Wdie'; did you mean 'Wide'?"),
-    "program file without a name": (("fit", "programs.py"), 2, "names a file but nothing in it"),
-    "no such package": (("fit", "no.package:Model"), 2, "does not import"),
+    "program file without a name": (("fit", "programs.py"), 2, "names a file but no program in it"),
+    "no such package": (("fit", "no.package:Model"), 2, "cannot be imported"),
     "no such data file": (("fit", "--data", "absent.npy"), 1, "there is no file 'absent.npy'"),
     "other width": (("fit", "programs.py:Wide", "--data", "five.npy"), 1, "on a batch of shape (36, 5)"),
     "width that broadcasts": (("fit", "programs.py:Wide(width=1)", "--data", "five.npy"), 1, "scored several times"),
@@ -151,8 +151,8 @@ BAD: dict[str, tuple[tuple[str, ...], int, str]] = {
     "few particles": (("compare", "--particles", "0"), 2, "particles must be at least 2"),
     "unwritable folder": (("fit", "--steps", "2", "--out", "file/run"), 1, "the folder 'file/run' cannot be written"),
     "a file as folder": (("compare", "--steps", "2", "--out", "file"), 1, "cannot be written"),
-    "resume what": (("fit", "--resume"), 2, "to resume a run, say which: --out FOLDER --resume"),
-    "resume which comparison": (("compare", "--resume"), 2, "to resume a run, say which: --out FOLDER --resume"),
+    "resume what": (("fit", "--resume"), 2, "--resume needs the folder of a run; give it with --out FOLDER"),
+    "resume which comparison": (("compare", "--resume"), 2, "--resume needs the folder of a run; give it with --out"),
     "audit of no run": (("audit", "--run", "absent"), 1, "'absent' holds no run"),
     "evidence of no run": (("evidence", "--run", "."), 1, "'.' holds no run"),
     "exact evidence of a vae": (("evidence", "--method", "exact"), 1, "has no closed form log_evidence(x)"),
@@ -453,7 +453,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(folder):
     assert process.returncode == 130, err
     run = next(folder.glob("runs/*"))
     assert out == ""
-    assert err.splitlines()[-1] == f"interrupted; go on with --out {run.relative_to(folder)} --resume"
+    assert err.splitlines()[-1] == f"interrupted; continue with --out {run.relative_to(folder)} --resume"
     state = torch.load(run / "checkpoint.pt", weights_only=True)
     assert 0 < state["position"]["step"] < 20000
     config = json.loads((run / "config.json").read_text())
@@ -475,7 +475,7 @@ def test_ctrl_c_and_resume_in_one_process(folder, monkeypatch, capsys):
     monkeypatch.setattr(Progress, "update", press)
     assert cli.main([*args, "one"]) == 130
     out, err = capsys.readouterr()
-    assert out == "" and err.splitlines()[-1] == "interrupted; go on with --out one --resume"
+    assert out == "" and err.splitlines()[-1] == "interrupted; continue with --out one --resume"
     monkeypatch.setattr(Progress, "update", update)
     assert cli.main([*args, "one", "--resume", "--json"]) == 0
     resumed = json.loads(capsys.readouterr().out)

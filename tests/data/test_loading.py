@@ -93,10 +93,10 @@ def test_parse_refuses(text: str, problem: str) -> None:
 
 
 def test_unknown_lists_and_suggests() -> None:
-    text = "no data set named 'digts'; did you mean 'digits'? There are: digits, mnist"
+    text = "no data set named 'digts'; did you mean 'digits'? Available: digits, mnist"
     assert str(specs.unknown("data set", "digts", ["digits", "mnist"])) == text
-    assert str(specs.unknown("guide", "zzz", ["a", "b"])) == "no guide named 'zzz'. There are: a, b"
-    assert str(specs.unknown("guide", "zzz", [])) == "no guide named 'zzz'. There are: none"
+    assert str(specs.unknown("guide", "zzz", ["a", "b"])) == "no guide named 'zzz'. Available: a, b"
+    assert str(specs.unknown("guide", "zzz", [])) == "no guide named 'zzz'. Available: none"
 
 
 def test_check_options() -> None:
@@ -104,7 +104,7 @@ def test_check_options() -> None:
     text = message(specs.check_options, "vae", {"latent": 1}, ["latent_dim", "hidden"], error=UsageError)
     assert text == "vae has no option 'latent'; did you mean 'latent_dim'? Its options are: latent_dim, hidden"
     text = message(specs.check_options, "vae", {"x": 1}, [], error=UsageError)
-    assert text == "vae has no option 'x'; it has no options: leave it out"
+    assert text == "vae has no option 'x'; it takes no options, so leave it out"
 
 
 # ---- digits
@@ -292,8 +292,8 @@ def test_default_dtype_is_followed() -> None:
 
 def test_positive_sizes() -> None:
     data = load("digits")
-    assert message(data.batches, 0, 0) == "batch_size=0 is not possible; use a whole number from 1"
-    assert message(data.example, 0) == "size=0 is not possible; use a whole number from 1"
+    assert message(data.batches, 0, 0) == "batch_size must be a whole number of at least 1, not 0"
+    assert message(data.example, 0) == "size must be a whole number of at least 1, not 0"
     assert "must not be negative; use whole numbers from 0" in message(load, "digits", seed=-1)
     assert "must not be negative" in message(data.train, -1)
     text = "dtype=torch.int64 is not a floating dtype; use torch.float32 or torch.float64"
@@ -424,8 +424,11 @@ NAN = torch.tensor([[0.0, 1.0], [float("nan"), 2.0], [float("inf"), float("nan")
         (np.ma.masked_array([1.0, 2.0], [True, False]), "is a masked array; drop or fill the masked rows"),
         (torch.tensor([1j, 1]), "is a sparse, quantised or complex tensor; give a dense one of real numbers"),
         (torch.eye(3).to_sparse(), "is a sparse, quantised or complex tensor"),
-        (np.array([1.0, 1e300]), "holds numbers that torch.float32 cannot; load with dtype=torch.float64, or rescale"),
-        (torch.tensor([1, 2**24 + 1]), "holds numbers that torch.float32 cannot"),
+        (
+            np.array([1.0, 1e300]),
+            "holds numbers that torch.float32 cannot represent; load with dtype=torch.float64, or rescale",
+        ),
+        (torch.tensor([1, 2**24 + 1]), "holds numbers that torch.float32 cannot represent"),
         ((), "cannot take data from a tuple; give a name, a path, a tensor, a NumPy array, or a tuple of"),
         ([1.0, 2.0], "cannot take data from a list"),
         ({"x": 1}, "cannot take data from a dict"),
@@ -526,19 +529,19 @@ def test_available() -> None:
     [
         (
             "digts",
-            "no data set named 'digts'; did you mean 'digits'? There are: digits, mnist, mnist_static, omniglot; or",
+            "no data set named 'digts'; did you mean 'digits'? Available: digits, mnist, mnist_static, omniglot; or",
         ),
         ("digts(binarize=False)", "did you mean 'digits'?"),
         (
             "digits(binarise=False)",
             "data set 'digits' has no option 'binarise'; did you mean 'binarize'? Its options are",
         ),
-        ("digits(binarize='no')", "data set 'digits': binarize='no' is not possible; use True or False"),
-        ("digits(binarize=1)", "binarize=1 is not possible; use True or False"),
+        ("digits(binarize='no')", "data set 'digits': binarize='no' is not allowed; use True or False"),
+        ("digits(binarize=1)", "binarize=1 is not allowed; use True or False"),
         ("digits(binarize=True, standardize=True)", "exclude each other; leave one out"),
         ("digits(False)", "'False' has no option name; write it as option=value"),
         ("digits(binarize=", "cannot read 'digits(binarize='"),
-        ("omniglot(heldout_part='train')", "heldout_part='train' is not possible; use 'test' or 'valid'"),
+        ("omniglot(heldout_part='train')", "heldout_part='train' is not allowed; use 'test' or 'valid'"),
         ("mnist(standardize=True)", "has no option 'standardize'; did you mean 'binarize'? Its options are: binarize"),
     ],
 )
@@ -596,7 +599,7 @@ def test_missing_and_damaged_folders(
     text = f"data set '{name}': PYRO_VI_DATA is not set; set it to a folder that has {relative}"
     assert message(load, name) == text
     monkeypatch.setenv("PYRO_VI_DATA", str(tmp_path))
-    assert message(load, name) == text.replace("is not set", f"has no {relative} now")
+    assert message(load, name) == text.replace("is not set", f"has no {relative}")
     (tmp_path / relative).parent.mkdir()
     (tmp_path / relative).write_bytes(b"PK\x03\x04 damaged")
     text = message(load, name)

@@ -55,7 +55,7 @@ def test_trace_and_mean_field_are_pyros_own():
     ("name", "words"),
     [
         ("mean_filed", "did you mean 'mean_field'"),
-        ("nothing", "There are: trace, mean_field"),
+        ("nothing", "Available: trace, mean_field"),
         ("trace(particles=3)", "num_particles"),
     ],
 )
