@@ -12,11 +12,13 @@ from pyro_vi.support import versions
 
 
 def to_dict(comparison: Comparison, plots: Iterable[Path] = ()) -> dict[str, Any]:
-    """The comparison as plain numbers and words, in nats per held-out datum: what the command line prints as JSON.
+    """Return the comparison as the dictionary that the command line prints as JSON.
+
+    ELBO, evidence and their parts are in nats per held-out datum.
 
     Args:
         comparison: fits and audits.
-        plots: paths of the pictures that were written.
+        plots: paths of the figures that were written.
     """
     return {
         "model": comparison.model,
