@@ -47,6 +47,18 @@ def has_onednn() -> bool:
     return known and torch.backends.mkldnn.is_available() and torch_internals.has_onednn_product()
 
 
+def is_large(one: Tensor, two: Tensor) -> bool:
+    """Whether compiled code calls oneDNN for a product of these."""
+    single = one.dtype == two.dtype == torch.float32 and one.device.type == "cpu"
+    return single and one.shape[0] * one.shape[1] * two.shape[1] >= LARGE and has_onednn()
+
+
+def by_onednn(one: Tensor, two: Tensor) -> Tensor:
+    """The product as compiled code computes a large one, for those who want to know how long it takes."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(one, two.t(), None, "none", [-1], "")
+    return result
+
+
 @contextmanager
 def multiplying() -> Iterator[None]:
     """Within the block Inductor calls oneDNN for large single-precision products.

@@ -4,14 +4,23 @@
   it captures and compiles the draws of one chunk, and proves them: the same seed gives what the programs give.
 """
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from pyro_vi.compiling import COMPILING, PER_NODE, Compile, Compiled, agree, compile_graph, why_not
+from pyro_vi.compiling import (
+    Compile,
+    Compiled,
+    Estimate,
+    agree,
+    compile_graph,
+    eager_because,
+    measure,
+    to_compile,
+    why_not,
+)
 from pyro_vi.data import Batch
 from pyro_vi.elbo import chunk_of, draw_terms, stream
 from pyro_vi.errors import InputError, NoGraph, first_line
@@ -59,17 +68,13 @@ class Weights:
             return
         try:
             with kept_buffers(self.pair), put_back(self.pair.model, self.pair.guide):
-                saved = self._eager_seconds() * blocks / 2 if mode == "auto" else float("inf")
-                if saved < COMPILING:
-                    self.note = (
-                        f"eager draws: compiling would save about {saved:.1f} s and take {COMPILING:.0f} s or more"
-                    )
-                    return
+                if mode == "auto":
+                    found = self._estimate()
+                    saved, cost = found.saving * (self.draws / self._chunk) * blocks, to_compile(found.operations)
+                    if saved < cost:
+                        self.note = eager_because("draws", saved, cost)
+                        return
                 graph = self._trace()
-                cost = COMPILING + PER_NODE * len(graph.graph.nodes)
-                if saved < cost:
-                    self.note = f"eager draws: compiling would save about {saved:.1f} s and take about {cost:.1f} s"
-                    return
                 self._compiled = self._prove(graph)
                 self.note = "compiled draws"
         except NoGraph as error:
@@ -115,16 +120,13 @@ class Weights:
     def _inputs(self) -> list[Tensor]:
         return [*(t.detach() for t in self._tensors), *self.args]
 
-    def _eager_seconds(self) -> float:
-        # One run warms up; the draws of the two are thrown away.
-        start, times = generators(), []
+    def _estimate(self) -> Estimate:
+        # The draws of these runs are thrown away.
+        start = generators()
         with torch.no_grad():
-            for _ in range(2):
-                begin = time.perf_counter()
-                self._function(*self._inputs())
-                times.append(time.perf_counter() - begin)
+            found = measure(lambda: self._function(*self._inputs()))
         set_generators(start)
-        return min(times) * self.draws / self._chunk
+        return found
 
     def _trace(self) -> fx.GraphModule:
         missing = why_not(self.args[0].device)

@@ -25,17 +25,19 @@ from pyro_vi.compiling import (
     Choice,
     Compile,
     CompiledSteps,
+    Estimate,
     Optimizer,
     Raised,
     WholeStep,
     check_mode,
     choose,
+    estimate_step,
     lengths_to_come,
     refuse_without_compiler,
 )
 from pyro_vi.data import Batch, Data
 from pyro_vi.elbo import evaluate
-from pyro_vi.errors import FitError, NoGraph, UsageError
+from pyro_vi.errors import FitError, UsageError
 from pyro_vi.estimators.objective import Objective
 from pyro_vi.estimators.traits import kl_treatment
 from pyro_vi.fitting.failures import blame, failed, failing, overflow, where
@@ -45,7 +47,6 @@ from pyro_vi.fitting.progress import Progress
 from pyro_vi.fitting.settings import Position, Settings
 from pyro_vi.programs import Pair, evaluating, isolated, kept_buffers
 from pyro_vi.support import fitting_threads, generators, set_generators
-from pyro_vi.tracing import put_back
 
 LOGGED, ROWS = 100, 1000
 """Records that a fit makes, and the training and held-out rows that are looked at for each."""
@@ -277,25 +278,14 @@ class Loop:
             rows = [(torch.arange(length * many) + i * length) % data.spec.num_data for i in (0, 1)]
             return [data.gather(stored, r) if data.mapped else (*stored, r.to(stored[0].device)) for r in rows]
 
-        def overhead() -> float:
-            try:
-                return self._overhead()
-            except NoGraph:  # tracing comes to it again, and says why
-                return math.inf
+        def estimate(length: int) -> Estimate:
+            source = sources(length, 1)[0]
+            return estimate_step(
+                self.objective, self.used[0], self.optimizer, settings.clip_norm, lambda: self._fetch(*source)
+            )
 
-        self.choice, self.compiled = choose(self.compile, steps, coming, sources, overhead, before)
+        self.choice, self.compiled = choose(self.compile, steps, coming, sources, estimate, before)
         return self.choice.note
-
-    def _overhead(self) -> float:
-        """Seconds of a step that are not arithmetic: those of loss and gradient for two rows."""
-        start, few, times = generators(), self.data.example(2), []
-        with kept_buffers(self.pair), put_back(self.pair.model, self.pair.guide):
-            for _ in range(4):
-                begin = time.perf_counter()
-                torch.autograd.grad(self.objective(few, self.used[0]), self.parameters, allow_unused=True)
-                times.append(time.perf_counter() - begin)
-        set_generators(start)
-        return min(times)
 
     def _synchronize(self) -> None:
         if self.compiled is not None:

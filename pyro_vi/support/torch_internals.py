@@ -77,6 +77,18 @@ def untraced() -> AbstractContextManager[Any]:
     return context
 
 
+def each_operation(handle: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> AbstractContextManager[Any]:
+    """Within the block ``handle(operation, arguments, keywords)`` carries out each tensor operation: to time it."""
+    base: Any = _part("torch.utils._python_dispatch", "TorchDispatchMode")
+
+    class Handled(base):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return handle(func, args, kwargs or {})
+
+    context: AbstractContextManager[Any] = Handled()
+    return context
+
+
 @contextmanager
 def as_compiling() -> Iterator[None]:
     """Within the block torch's optimizers keep step counts and rates as tensors, as they do under `torch.compile`."""

@@ -19,6 +19,7 @@ from estimator_catalogue import SERVES, SMALL, functions, make, modules
 from torch import Tensor, nn
 
 from pyro_vi import FitError, Run, fit
+from pyro_vi.compiling.cost import SECONDS, Estimate
 from pyro_vi.data.loading import load
 from pyro_vi.errors import InputError
 from pyro_vi.estimators.table import TABLE
@@ -329,9 +330,9 @@ def test_an_optimizer_that_wants_a_closure_says_so():
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> None:
     """With "auto", compiling always pays."""
-    for name in ("TRACING", "COMPILING", "PER_NODE", "PER_CALL"):
-        monkeypatch.setattr(f"pyro_vi.compiling.choice.{name}", 0.0)
-    monkeypatch.setattr("pyro_vi.fitting.loop.Loop._overhead", lambda self: 1.0)
+    for name in SECONDS:
+        monkeypatch.setitem(SECONDS, name, 0.0)
+    monkeypatch.setattr("pyro_vi.fitting.loop.estimate_step", lambda *_: Estimate(1.0, 0.0, 0))
 
 
 # ---- bits, seeds and interruptions
@@ -383,8 +384,8 @@ def test_what_was_chosen_stays_so_over_an_interruption(
     pays, monkeypatch, interpreted, one_length, free, interrupt, tmp_path
 ):
     """Also where the machine that goes on would choose otherwise."""
-    monkeypatch.setattr("pyro_vi.fitting.loop.Loop._overhead", lambda self: float(pays))
-    monkeypatch.setattr("pyro_vi.compiling.choice.TRACING", 0.5)
+    monkeypatch.setattr("pyro_vi.fitting.loop.estimate_step", lambda *_: Estimate(float(pays), 0.0, 0))
+    monkeypatch.setitem(SECONDS, "graph", 0.5)
     whole = taken(*small(), "auto")
     assert whole.choice is not None and bool(whole.choice.lengths) == pays
     interrupt(5)
@@ -392,7 +393,7 @@ def test_what_was_chosen_stays_so_over_an_interruption(
         taken(*small(), "auto", out=tmp_path)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert sorted(state["compiled"]["lengths"]) == ([8] if pays else [])
-    monkeypatch.setattr("pyro_vi.fitting.loop.Loop._overhead", lambda self: float(not pays))
+    monkeypatch.setattr("pyro_vi.fitting.loop.estimate_step", lambda *_: Estimate(float(not pays), 0.0, 0))
     resumed = taken(*small(), "auto", out=tmp_path, resume=True)
     assert resumed.choice is not None and bool(resumed.choice.lengths) == pays
     assert same_bits(whole, resumed)

@@ -22,6 +22,7 @@ from torch import Tensor
 import pyro_vi
 from pyro_vi.auditing.timing import peak_bytes
 from pyro_vi.compiling import inductor, products
+from pyro_vi.compiling.cost import SECONDS
 from pyro_vi.data.loading import load
 from pyro_vi.errors import InputError
 from pyro_vi.estimators.table import get
@@ -69,6 +70,8 @@ PYRO = [
     "pyro.distributions.BetaBinomial.enumerate_support",
 ]
 """Names for which others stand in a trace."""
+MEASURING = "torch.utils._python_dispatch.TorchDispatchMode"
+"""Without it nothing tells what compiling would save."""
 OPTIONAL = [
     "torch._inductor.lowering.lowerings",
     "torch._inductor.ir",
@@ -144,10 +147,9 @@ def with_everything(what: str) -> Any:
 @pytest.fixture
 def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Takes a name away from pyro_vi, and leaves it to torch and Pyro, which a version without it would not need it for."""
-    for name in ("TRACING", "COMPILING", "PER_NODE", "PER_CALL"):  # so that compiling always pays
-        monkeypatch.setattr(f"pyro_vi.compiling.choice.{name}", 0.0)
-    for name in ("COMPILING", "PER_NODE"):
-        monkeypatch.setattr(f"pyro_vi.diagnostics.weights.{name}", 0.0)
+    for name in SECONDS:  # so that compiling always pays
+        monkeypatch.setitem(SECONDS, name, 0.0)
+    monkeypatch.setattr("pyro_vi.diagnostics.weights.to_compile", lambda operations: 0.0)
     caches = (tracing.stand_ins, torch_internals.schema, inductor._no_compiler)
 
     def hide(name: str) -> None:
@@ -195,6 +197,13 @@ def test_a_fit_goes_on_eagerly_and_says_what_is_missing(name, without):
     with pytest.raises(InputError) as caught:
         fitted(True)
     assert str(caught.value) == f"the step cannot be compiled: {line(name)}; or fit with compile='auto'"
+
+
+def test_a_fit_that_cannot_be_measured_goes_on_eagerly_and_can_be_compiled_all_the_same(without):
+    without(MEASURING)
+    assert fitted("auto").choice.note == f"eager steps: {line(MEASURING)}"
+    assert pyro_vi.evidence(*pair(), values(), method="iw", particles=50).note == f"eager draws: {line(MEASURING)}"
+    assert fitted(True).compiled
 
 
 @pytest.mark.parametrize("name", [*TRACING, *PYRO])
@@ -318,7 +327,7 @@ def process(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_package_is_imported_without_any_of_them():
     """Here they are taken from torch and Pyro too, but for what cannot be: what objects are given as they are made."""
-    names = [*STEPS[:2], *TRACING[:2], *COMPILING, *PYRO, *OPTIONAL]
+    names = [*STEPS[:2], *TRACING[:2], *COMPILING, *PYRO, *OPTIONAL, MEASURING]
     names = [name for name in names if name not in ("torch._C._profiler.ProfilerState.CPU",)]
     done = process(EVERYTHING.format(names=names))
     assert (done.stdout, done.returncode) == ("imported\n", 0), done.stderr
@@ -388,7 +397,7 @@ def looked_up() -> set[str]:
 
 
 def test_each_name_that_is_looked_up_is_taken_away_in_these_tests():
-    assert looked_up() == {*TRACING, *STEPS, *COMPILING, *PYRO, *OPTIONAL, *ESSENTIAL}
+    assert looked_up() == {*TRACING, *STEPS, *COMPILING, *PYRO, *OPTIONAL, *ESSENTIAL, MEASURING}
 
 
 def own_names() -> set[str]:

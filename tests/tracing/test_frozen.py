@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vi import FitError, Run, fit
+from pyro_vi.compiling.cost import SECONDS
 from pyro_vi.errors import InputError, NoGraph
 from pyro_vi.tracing.frozen import put_back, same_twice, watched
 from pyro_vi.tracing.reach import MOST, Walk
@@ -145,8 +146,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_a_graph_cannot_hold_is_refused_and_fitted_eagerly_to_the_same_bits(name, monkeypatch):
     monkeypatch.setattr("pyro_vi.compiling.steps.compile_graph", lambda *_: pytest.fail("a step was compiled"))
-    for constant in ("TRACING", "COMPILING", "PER_NODE"):
-        monkeypatch.setattr(f"pyro_vi.compiling.choice.{constant}", 0.0)
+    for constant in ("first", "graph", "node"):
+        monkeypatch.setitem(SECONDS, constant, 0.0)
     make, cause, remedy = REFUSED[name]
     with pytest.raises(InputError, match=r"^the step cannot be compiled: ") as caught:
         quick(make(), compile=True)
@@ -245,8 +246,8 @@ def late(x: Tensor) -> None:
 def test_a_parameter_that_is_created_late_is_refused_as_in_an_eager_fit(monkeypatch):
     # The longer batch, which is all right, is compiled first; here the graph itself will do.
     monkeypatch.setattr("pyro_vi.compiling.steps.compile_graph", lambda graph, _: lambda inputs: graph(*inputs))
-    for constant in ("TRACING", "COMPILING", "PER_NODE"):
-        monkeypatch.setattr(f"pyro_vi.compiling.choice.{constant}", 0.0)
+    for constant in ("first", "graph", "node"):
+        monkeypatch.setitem(SECONDS, constant, 0.0)
     says = "parameter 'late' is created only after the first call; create every parameter on every path"
     with pytest.raises(InputError, match=says):
         quick(late, compile=True, batch_size=12)
