@@ -36,20 +36,19 @@ from pyro_vi.compiling import (
     refuse_without_compiler,
 )
 from pyro_vi.data import Batch, Data
-from pyro_vi.elbo import evaluate
 from pyro_vi.errors import FitError, UsageError
 from pyro_vi.estimators.objective import Objective
-from pyro_vi.estimators.traits import kl_treatment
-from pyro_vi.fitting.failures import blame, failed, failing, overflow, where
+from pyro_vi.fitting.failures import blame, failed, where
 from pyro_vi.fitting.folder import RunFolder
 from pyro_vi.fitting.interrupt import deferred_interrupt
 from pyro_vi.fitting.progress import Progress
+from pyro_vi.fitting.records import Records
 from pyro_vi.fitting.settings import Position, Settings
-from pyro_vi.programs import Pair, evaluating, isolated, kept_buffers
+from pyro_vi.programs import Pair, isolated
 from pyro_vi.support import fitting_threads, generators, set_generators
 
-LOGGED, ROWS = 100, 1000
-"""Records that a fit makes, and the training and held-out rows that are looked at for each."""
+LOGGED = 100
+"""Records that a fit makes."""
 
 
 class Loop:
@@ -75,7 +74,7 @@ class Loop:
         compile: Compile = False,
     ) -> None:
         check_mode(compile)
-        self.pair, self.elbo, self.data, self.settings, self.compile = pair, elbo, data, settings, compile
+        self.pair, self.data, self.settings, self.compile = pair, data, settings, compile
         self.folder: RunFolder | None = None
         self.parameters = [parameter for _, parameter in pair.owned().values()]
         if not self.parameters:
@@ -86,17 +85,15 @@ class Loop:
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         example = data.example(min(settings.batch_size, data.spec.num_data))
-        layout, guide_layout = pair.layouts(example)
-        plate = layout.data_plate(len(example[0]))
-        self.summed = not set(layout.latents) <= set(guide_layout.sites)
+        plate = pair.layouts(example)[0].data_plate(len(example[0]))
         self.objective = Objective(pair, elbo, plate.size if plate is not None else None)
+        self.records = Records(self.objective, data, example)
         self.position = Position()
         self.used = (1.0, 1.0)  # weight of the KL and rate, as a fraction, of the last step
         self.norm: Tensor | None = None  # of the last gradient, if its step was compiled
         self.history: list[dict[str, Any]] = []
         self.snapshots: dict[int, dict[str, Tensor]] = {}
         self.every, self.tenth = (max(1, settings.steps // often) for often in (LOGGED, 10))
-        self.seen = data.example(min(ROWS, data.spec.num_data))  # the same rows for every record
         self.choice: Choice | None = None
         self.compiled: CompiledSteps | None = None
         self.say: Callable[[str], None] = lambda line: None
@@ -292,46 +289,15 @@ class Loop:
             self.compiled.whole.synchronize()
 
     def _record(self) -> None:
-        # Generators are set apart, so that how often a fit is looked at does not change it.
-        now = self.position
-        found = overflow(self.pair)  # the last step has no next one to find it
-        if found:
-            raise FitError(f"the fit ends after step {now.step}: {found}")
-        weight, rate = self.used
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = get_total_norm(gradients) if self.norm is None else self.norm
-        heldout = tuple(column[:ROWS] for column in self.data.heldout)
-        with failing(self.pair, f"after step {now.step}"), kept_buffers(self.pair):
-            seen = self._look(self.seen)
-            held = self._look(heldout) if len(heldout[0]) else None
-        record: dict[str, Any] = {
-            "step": now.step,
-            "epoch": now.epoch,
-            "loss": sum(now.losses) / len(now.losses),
-            **seen,
-            "beta": weight,
-            "lr": self.optimizer.param_groups[0]["initial_lr"] * rate,
-            "grad_norm": float(norm),
-            "seconds": now.seconds,
-        }
-        if held is not None:
-            record["heldout_elbo"] = held["elbo"]
-        now.losses.clear()
+        weight, rate = self.used
+        lr = self.optimizer.param_groups[0]["initial_lr"] * rate
+        record = self.records.make(self.position, weight=weight, lr=lr, norm=float(norm))
+        self.position.losses.clear()
         self.history.append(record)
         if self.folder:
             self.folder.log(record)
-
-    def _look(self, rows: Batch) -> dict[str, float]:
-        """The unannealed ELBO of some data and its two parts, which do not exist where a site is summed out."""
-        seed = self.position.step
-        if not self.summed:
-            found = evaluate(self.pair, rows, draws=1, kl=kl_treatment(self.elbo), seed=seed)
-            parts = {"elbo": found.elbo, "reconstruction": found.reconstruction, "kl": found.kl}
-            return {name: float(part.mean()) for name, part in parts.items()}
-        with evaluating(self.pair), isolated(seed, validation=False):
-            estimator: Any = self.elbo
-            loss = float(estimator.loss(self.pair.model, self.pair.guide, *rows))
-        return {"elbo": -loss / (self.objective.num_data or len(rows[0])), "reconstruction": math.nan, "kl": math.nan}
 
     def _keep(self) -> None:
         step = self.position.step

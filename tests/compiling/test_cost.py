@@ -17,7 +17,7 @@ from pyro_vi.compiling.cost import FUSED, PER_TENSOR, SECONDS, Estimate, estimat
 from pyro_vi.data.loading import load
 from pyro_vi.estimators.objective import Objective
 from pyro_vi.estimators.table import get
-from pyro_vi.fitting.folder import generators
+from pyro_vi.support.randomness import generators
 from pyro_vi.fitting.loop import Loop
 from pyro_vi.fitting.settings import Settings
 from pyro_vi.programs.build import build_pair

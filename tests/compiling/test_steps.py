@@ -443,7 +443,7 @@ def test_a_loss_that_is_not_finite_is_told_as_by_eager_steps(
     """Also where the datum is in a batch that the compiled step is proved on."""
     if together:
         request.getfixturevalue("many")
-    monkeypatch.setattr("pyro_vi.fitting.loop.ROWS", 2)
+    monkeypatch.setattr("pyro_vi.fitting.records.ROWS", 2)
     values = scalars(200)
     values[datum] = 99.0
     texts = []
