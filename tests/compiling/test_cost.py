@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from pyro_vi.compiling import cost
 from pyro_vi.compiling.cost import FUSED, PER_TENSOR, SECONDS, Estimate, estimate_step, measure, to_compile
 from pyro_vi.data.loading import load
+from pyro_vi.errors import NoGraph
 from pyro_vi.estimators.objective import Objective
 from pyro_vi.estimators.table import get
-from pyro_vi.support.randomness import generators
 from pyro_vi.fitting.loop import Loop
 from pyro_vi.fitting.settings import Settings
 from pyro_vi.programs.build import build_pair
 from pyro_vi.programs.isolation import isolated
-from pyro_vi.tracing.errors import NoGraph
+from pyro_vi.support.randomness import generators
 
 ROWS, BATCH = 20, 8
 Optimizer = torch.optim.Optimizer

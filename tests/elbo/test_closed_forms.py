@@ -13,7 +13,7 @@ from torch.distributions.kl import _dispatch_kl
 
 from pyro_vi.elbo.decomposition import terms
 from pyro_vi.guides.diag_normal import DiagNormal
-from pyro_vi.programs.lookup import bind
+from pyro_vi.programs.binding import bind
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 DRAWS = 200_000
