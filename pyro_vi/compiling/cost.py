@@ -110,7 +110,7 @@ def measure(run: Callable[[], object]) -> Estimate:
     # On one thread the processor's time for it is what a quiet machine would take, whatever else this one is doing.
     clock = time.thread_time if torch.get_num_threads() == 1 and not on_gpu else time.perf_counter
     wait = torch.cuda.synchronize if on_gpu else _nothing
-    start, eager, runs = time.perf_counter(), math.inf, list[_Operations]()
+    start, eager, runs = time.perf_counter(), math.inf, list[list[float]]()
     while len(runs) < RUNS and (not runs or time.perf_counter() - start < LONG):
         wait()
         begin = clock()
@@ -120,9 +120,11 @@ def measure(run: Callable[[], object]) -> Estimate:
         operations = _Operations(clock, wait)
         with each_operation(operations):
             run()
-        runs.append(operations)
-    least = min(runs, key=lambda operations: operations.compiled)
-    return Estimate(eager, SECONDS["call"] + least.compiled, least.count)
+        runs.append(operations.seconds)
+    alike = len({len(run) for run in runs}) == 1
+    # The least time of each operation is one in which nothing else was done.
+    least = [min(times) for times in zip(*runs, strict=True)] if alike else min(runs, key=sum)
+    return Estimate(eager, SECONDS["call"] + sum(least), len(least))
 
 
 def estimate_step(
@@ -185,6 +187,18 @@ class _Update:
             self.twin = None
 
 
+_MADE_OF_SUCH = {
+    getattr(torch.ops.aten, name)
+    for name in (
+        *("binary_cross_entropy_with_logits", "softplus_backward", "log_sigmoid_forward", "log_sigmoid_backward"),
+        *("_softmax", "_softmax_backward_data", "_log_softmax", "_log_softmax_backward_data", "native_layer_norm"),
+        *("native_layer_norm_backward", "native_batch_norm", "native_batch_norm_backward", "_to_copy", "copy_", "cat"),
+        *("stack", "fill_", "zero_", "new_zeros", "zeros_like", "ones_like", "empty", "arange", "_foreach_add_"),
+    )
+}
+"""Operations that are compiled as element-wise operations and sums, but have no tag that says so."""
+
+
 def _fitted(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
 
@@ -197,22 +211,21 @@ class _Operations:
     """The operations of a block.
 
     Attributes:
-        count: how many there are.
-        compiled: seconds that their arithmetic takes once it is compiled.
+        seconds: that the arithmetic of each takes once it is compiled.
     """
 
     def __init__(self, clock: Callable[[], float], wait: Callable[[], None]) -> None:
-        self.clock, self.wait, self.count, self.compiled = clock, wait, 0, 0.0
+        self.clock, self.wait, self.seconds = clock, wait, list[float]()
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result, seconds = self._timed(partial(func, *args, **kwargs))
-        fused = torch.Tag.pointwise in func.tags or torch.Tag.reduction in func.tags
+        tagged = torch.Tag.pointwise in func.tags or torch.Tag.reduction in func.tags
+        fused = tagged or func.overloadpacket in _MADE_OF_SUCH
         if func in _FACTORS:
             one, two = (args[i] for i in _FACTORS[func])
             if is_large(one, two):
                 _, seconds = self._timed(partial(by_onednn, one, two))
-        self.count += 1
-        self.compiled += seconds * (FUSED if fused else 1.0)
+        self.seconds.append(0.0 if func.is_view else seconds * FUSED if fused else seconds)
         return result
 
     def _timed(self, call: Callable[[], Any]) -> tuple[Any, float]:

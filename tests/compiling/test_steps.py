@@ -406,7 +406,7 @@ def test_what_was_chosen_stays_so_over_an_interruption(
 @pytest.fixture
 def many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several steps in a call always pay, and there are few records to stop at."""
-    monkeypatch.setattr("pyro_vi.compiling.choice.PER_CALL", 1e9)
+    monkeypatch.setitem(SECONDS, "several", 1e9)
     monkeypatch.setattr("pyro_vi.fitting.loop.LOGGED", 2)
 
 
