@@ -73,9 +73,7 @@ class Captured:
         """Draws for one evaluation, from the generators as they are: the same ones that the programs would make."""
         return [draw.make() for draw in self.draws]
 
-    def many(
-        self, parameters: Sequence[Tensor], draws: Sequence[Tensor], args: Batch, chunk: int | None = None
-    ) -> tuple[Tensor, ...]:
+    def many(self, parameters: Sequence[Tensor], draws: Sequence[Tensor], args: Batch) -> tuple[Tensor, ...]:
         """Evaluations for stacked draws, at once: each result has their number as first dimension."""
 
         def one(*draws: Tensor) -> tuple[Tensor, ...]:
@@ -84,8 +82,18 @@ class Captured:
         with warnings.catch_warnings():
             # An operation without a batching rule is run one by one, which torch would say on stderr each time.
             warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet implemented")
-            result: tuple[Tensor, ...] = vmap(one, chunk_size=chunk)(*draws)
+            result: tuple[Tensor, ...] = vmap(one)(*draws)
         return result
+
+
+def loss_and_gradients(
+    elbo: ELBO, pair: Pair, args: Batch, parameters: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """Loss of one evaluation, and its gradients: 0 for a parameter that it does not depend on."""
+    loss = differentiable_loss(elbo, pair, args)
+    depends = bool(parameters) and loss.requires_grad
+    found = torch.autograd.grad(loss, list(parameters), allow_unused=True) if depends else [None] * len(parameters)
+    return loss.detach(), [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
 
 def capture(elbo: ELBO, pair: Pair, args: Batch, parameters: Sequence[Tensor]) -> Captured:
@@ -113,20 +121,18 @@ def capture(elbo: ELBO, pair: Pair, args: Batch, parameters: Sequence[Tensor]) -
     count = len(keys)
     marks = _Marks()
 
-    def loss_and_gradients(*inputs: Tensor) -> tuple[Tensor, ...]:
+    def evaluation(*inputs: Tensor) -> tuple[Tensor, ...]:
         live = [value.detach().requires_grad_() for value in inputs[:count]]
         with swapped(pair, dict(zip(keys, live, strict=True))), marks:
-            loss = differentiable_loss(elbo, pair, inputs[count:])
-        found = torch.autograd.grad(loss, live, allow_unused=True) if loss.requires_grad else [None] * count
-        gradients = [torch.zeros_like(v) if g is None else g for v, g in zip(live, found, strict=True)]
-        return (loss.detach(), *gradients)
+            loss, gradients = loss_and_gradients(elbo, pair, inputs[count:], live)
+        return (loss, *gradients)
 
     inputs = [*(parameter.detach() for parameter in parameters), *args]
     with kept_generators():
         # What an estimator finds out about a pair at first is no part of the graph.
         differentiable_loss(elbo, pair, args)
         try:
-            graph = trace(loss_and_gradients, *inputs)
+            graph = trace(evaluation, *inputs)
             draws, lifted = _lift(graph, marks)
             # Operations in place cannot be batched; a second pass replaces them.
             flat = make_fx(functionalize(graph), decomposition_table=BATCHABLE)
@@ -137,7 +143,7 @@ def capture(elbo: ELBO, pair: Pair, args: Batch, parameters: Sequence[Tensor]) -
 
 
 class _Marks(Messenger):
-    """Which random operations belong to which site: how many there are in the graph when each site has drawn."""
+    """The number of random operations in the graph when each site has drawn, which tells the site of each operation."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What one evaluation costs: time, with its spread, and peak memory."""
+"""The cost of one evaluation: time, with its spread, and peak memory."""
 
 import math
 import time
@@ -18,7 +18,7 @@ from pyro_vi.support.torch_internals import allocations
 
 @dataclass(frozen=True)
 class Cost:
-    """What one call costs.
+    """The cost of one call.
 
     Attributes:
         seconds: median over rounds.

@@ -1,4 +1,4 @@
-"""Which sites of a pair depend on which, and where that forbids an analytic KL."""
+"""Sites at which an analytic KL is wrong, because of how model and guide depend on each other."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,8 +6,10 @@ from typing import Any
 import pyro
 from pyro.infer.inspect import get_dependencies
 
+from pyro_vi.programs import Program
 
-def refused_by_dependence(model: Any, guide: Any, args: tuple[Any, ...]) -> dict[str, str]:
+
+def refused_by_dependence(model: Program, guide: Program, args: tuple[Any, ...]) -> dict[str, str]:
     """Sites at which an analytic KL is wrong: z whose prior depends on a latent that the guide draws given z.
 
     There E_q of the closed form is taken over draws that already know z. Dependence is what the values show, by tracking
@@ -25,7 +27,7 @@ def refused_by_dependence(model: Any, guide: Any, args: tuple[Any, ...]) -> dict
     return refused
 
 
-def _parents(program: Any, args: tuple[Any, ...]) -> dict[str, set[str]]:
+def _parents(program: Program, args: tuple[Any, ...]) -> dict[str, set[str]]:
     found: Any = get_dependencies(program, args)["prior_dependencies"]
     return {name: set(above) - {name} for name, above in found.items()}
 

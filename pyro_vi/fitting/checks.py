@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pyro.infer import ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
+from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_vi.data import Batch
 from pyro_vi.elbo import Terms, draw_traces, from_run
 from pyro_vi.errors import InputError, first_line
+from pyro_vi.estimators.contract import Traits
 from pyro_vi.estimators.table import named
-from pyro_vi.estimators.traits import kl_treatment, needs_reparametrized
-from pyro_vi.programs import Pair, Prototype, Site, isolated, pair_of
+from pyro_vi.estimators.traits import traits_of
+from pyro_vi.programs import Pair, Program, Prototype, Site, isolated, pair_of
 
 Severity = Literal["error", "warning", "note"]
 
@@ -48,7 +49,7 @@ class _View:
     model_trace: Any
     guide_trace: Any
     terms: Terms
-    elbo: ELBO | None
+    traits: Traits
     num_data: int | None
 
     @property
@@ -57,7 +58,12 @@ class _View:
 
 
 def check(
-    model: Any, guide: Any, batch: Batch | Tensor, *, elbo: str | ELBO | None = None, num_data: int | None = None
+    model: Program,
+    guide: Program,
+    batch: Batch | Tensor,
+    *,
+    elbo: str | ELBO | None = None,
+    num_data: int | None = None,
 ) -> list[Finding]:
     """Run a pair on one batch and look for errors that would make a fit wrong without a message.
 
@@ -100,23 +106,23 @@ def check_pair(pair: Pair, args: Batch, *, elbo: ELBO | None, num_data: int | No
     bad = _not_finite(args)
     if bad:
         return [bad]
+    traits = Traits() if elbo is None else traits_of(elbo)
     try:
         layout, guide_layout = pair.layouts(args)
-        missing = list(_missing(layout, guide_layout, elbo))
+        missing = list(_missing(layout, guide_layout, traits))
         if missing:
             return missing
-        kl = "sampled" if elbo is None else kl_treatment(elbo)
         with isolated(seed=0, validation=False):
             try:
                 run = draw_traces(pair.model, pair.guide, args)
-                terms = from_run(run, len(args[0]), kl=kl)
+                terms = from_run(run, len(args[0]), kl=traits.kl)
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
                 shapes = ", ".join(str(tuple(a.shape)) for a in args)
                 text = first_line(error).rstrip(":")
                 raise InputError(f"log p and log q fail on a batch of shape {shapes}: {text}") from error
     except InputError as error:
         return [_failing(error)]
-    view = _View(pair, args, layout, guide_layout, run.model_trace, run.guide_trace, terms, elbo, num_data)
+    view = _View(pair, args, layout, guide_layout, run.model_trace, run.guide_trace, terms, traits, num_data)
     found = [finding for rule in RULES for finding in rule(view)]
     order = ("error", "warning", "note")
     return sorted(found, key=lambda finding: order.index(finding.severity))
@@ -149,10 +155,10 @@ def _failing(error: InputError) -> Finding:
     return Finding("program-fails", "error", None, str(error), "correct the program, or give it data that fit")
 
 
-def _missing(model: Prototype, guide: Prototype, elbo: ELBO | None) -> Iterator[Finding]:
+def _missing(model: Prototype, guide: Prototype, traits: Traits) -> Iterator[Finding]:
     have = ", ".join(model.latents) or "none"
     for name, site in model.latents.items():
-        summed = site.enumerated and isinstance(elbo, (TraceEnum_ELBO, TraceTMC_ELBO))
+        summed = site.enumerated and traits.sums_marked
         if name not in guide.sites and not summed:
             text = f"the guide has no site '{name}', so the latent would be drawn from the prior, without a KL"
             remedy = f"sample '{name}' in the guide" + (", or use the estimator 'enum'" if site.enumerated else "")
@@ -235,7 +241,7 @@ def _narrower(site: Any, other: Any) -> bool:
 
 
 def _reparametrized(view: _View) -> Iterator[Finding]:
-    if view.elbo is None or not needs_reparametrized(view.elbo):
+    if not view.traits.through_draws:
         return
     for name in view.shared:
         if not view.guide.sites[name].reparametrized:
@@ -255,7 +261,7 @@ def _fallback(view: _View) -> Iterator[Finding]:
 
 
 def _order(view: _View) -> Iterator[Finding]:
-    if not isinstance(view.elbo, TraceMeanField_ELBO):  # the project's own estimators check the dependence
+    if not view.traits.trusts_order:
         return
     guide_order = [name for name in view.guide.sites if name in view.shared]
     if guide_order != view.shared:
@@ -291,7 +297,7 @@ def _batch_as_all(view: _View) -> Iterator[Finding]:
 
 
 def _tensor_monte_carlo(view: _View) -> Iterator[Finding]:
-    if isinstance(view.elbo, TraceTMC_ELBO) and view.terms.rows != view.terms.num_data:
+    if view.traits.scale_inside and view.terms.rows != view.terms.num_data:
         rows, num_data = view.terms.rows, view.terms.num_data
         text = f"'tmc' puts the scale of {rows} of {num_data} data inside a logarithm, so the bound is biased"
         yield Finding("tmc-subsampled", "error", None, text, "use full batches, or 'enum' or 'score'")

@@ -10,7 +10,7 @@ from pyro_vi.data import Batch
 from pyro_vi.elbo import draw_traces, from_run
 from pyro_vi.errors import FitError, first_line
 from pyro_vi.estimators.objective import Objective
-from pyro_vi.estimators.traits import kl_treatment
+from pyro_vi.estimators.traits import traits_of
 from pyro_vi.fitting.settings import Position
 from pyro_vi.programs import Pair
 
@@ -43,7 +43,7 @@ def blame(objective: Objective, value: float, place: str, rows: Tensor, batch: B
     torch.set_rng_state(generator)
     with torch.no_grad():
         run = draw_traces(objective.pair.model, objective.pair.guide, batch)
-    terms = from_run(run, len(batch[0]), kl=kl_treatment(objective.elbo))
+    terms = from_run(run, len(batch[0]), kl=traits_of(objective.elbo).kl)
     for name, site in terms.sites.items():
         for what, part in (("log p", site.log_p), ("log q", site.log_q), ("KL", site.kl)):
             if part is not None and not bool(part.isfinite().all()):

@@ -7,7 +7,7 @@ from pyro_vi.data import Batch, Data
 from pyro_vi.elbo import evaluate
 from pyro_vi.errors import FitError
 from pyro_vi.estimators.objective import Objective
-from pyro_vi.estimators.traits import kl_treatment
+from pyro_vi.estimators.traits import traits_of
 from pyro_vi.fitting.failures import failing, overflow
 from pyro_vi.fitting.settings import Position
 from pyro_vi.programs import evaluating, isolated, kept_buffers
@@ -68,8 +68,8 @@ class Records:
         """The unannealed ELBO of some data and its two parts, from one draw for each datum."""
         pair, elbo = self.objective.pair, self.objective.elbo
         if not self.summed:
-            found = evaluate(pair, rows, draws=1, kl=kl_treatment(elbo), seed=seed)
-            parts = {"elbo": found.elbo, "reconstruction": found.reconstruction, "kl": found.kl}
+            found = evaluate(pair, rows, draws=1, kl=traits_of(elbo).kl, seed=seed)
+            parts = {"elbo": found.elbo_per_datum, "reconstruction": found.reconstruction, "kl": found.kl}
             return {name: float(part.mean()) for name, part in parts.items()}
         with evaluating(pair), isolated(seed, validation=False):
             estimator: Any = elbo

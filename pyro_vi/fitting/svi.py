@@ -16,12 +16,12 @@ from pyro_vi.compiling import Choice, Compile, Optimizer
 from pyro_vi.data import Data, load
 from pyro_vi.errors import UsageError
 from pyro_vi.estimators.table import named
-from pyro_vi.estimators.traits import kl_sources, refuse_without_loss
+from pyro_vi.estimators.traits import estimator_of
 from pyro_vi.fitting.checks import check_pair, refuse
 from pyro_vi.fitting.folder import RunFolder, checksum
 from pyro_vi.fitting.loop import Loop
 from pyro_vi.fitting.settings import EPOCHS, Options, Settings
-from pyro_vi.programs import Pair, build_pair, isolated, name_of
+from pyro_vi.programs import Pair, Source, build_pair, isolated, name_of
 from pyro_vi.support import versions
 
 
@@ -76,8 +76,8 @@ class Run:
 
 
 def fit(
-    model: Any,
-    guide: Any,
+    model: Source,
+    guide: Source,
     data: Any,
     *,
     elbo: str | ELBO = "mean_field",
@@ -163,7 +163,7 @@ def fit(
     return fit_pair(pair, loaded, name, estimator, names_of(model, guide, data, loaded), options, snapshots)
 
 
-def names_of(model: Any, guide: Any, given: Any, data: Data) -> dict[str, str]:
+def names_of(model: Source, guide: Source, given: object, data: Data) -> dict[str, str]:
     """Return the names of model, guide and data in a run's configuration: as they were ``given``, or their own."""
     source = str(given) if isinstance(given, (str, Path)) else data.spec.name
     return {"model": name_of(model), "guide": name_of(guide), "data": source}
@@ -189,7 +189,7 @@ def fit_pair(
         options: the options of `fit`.
         snapshots: fractions of the run at which parameters are kept.
     """
-    refuse_without_loss(estimator)
+    adapted = estimator_of(estimator)
     if not 0 < options.lr < math.inf:
         raise UsageError(f"lr {options.lr} is out of range; it must be positive")
     batch_size, num_data = options.batch_size, data.spec.num_data
@@ -214,7 +214,7 @@ def fit_pair(
     if options.check:
         refuse(check_pair(pair, example, elbo=estimator, num_data=num_data))
     with isolated(validation=False):
-        sources = kl_sources(estimator, pair, example)
+        sources = adapted.sources_of_pair(pair, example)
     pair, data = pair.to(options.device), data.to(device=options.device)
     loop = Loop(pair, estimator, data, settings, options.optimizer or _adam(options.lr), options.compile)
     # The folder is made last, so that a pair that cannot be fitted leaves none.

@@ -8,18 +8,20 @@
 from pyro_vi.programs.binding import swapped
 from pyro_vi.programs.build import build_pair, pair_and_args, pair_of
 from pyro_vi.programs.handlers import Give, Relax, Straighten, Values
-from pyro_vi.programs.isolation import evaluating, isolated, kept_buffers
+from pyro_vi.programs.isolation import Program, evaluating, isolated, kept_buffers
 from pyro_vi.programs.layout import Plate, Prototype, Site, data_plate, describe, prototype, title
-from pyro_vi.programs.lookup import name_of
+from pyro_vi.programs.lookup import Source, name_of
 from pyro_vi.programs.pair import Pair
 
 __all__ = [
     "Give",
     "Pair",
     "Plate",
+    "Program",
     "Prototype",
     "Relax",
     "Site",
+    "Source",
     "Straighten",
     "Values",
     "build_pair",

@@ -268,7 +268,7 @@ def _get(module: nn.Module, name: str) -> torch.Tensor:
 
 
 @contextmanager
-def _kept_states(program: Any) -> Iterator[None]:
+def _kept_states(program: Program) -> Iterator[None]:
     # State that a PyroModule stores besides its parameters must not outlive the run.
     contexts = [c for c in map(context_of, modules_of(program)) if c is not None]
     before = [context.param_state for context in contexts]

@@ -18,9 +18,10 @@ from pyro_vi.support import kept_generators, seed_generators
 from pyro_vi.support.pyro_internals import context_of
 
 Program = Callable[..., Any]
+"""A Pyro program: a function, a bound method or a module that is called with a batch."""
 
 
-def ready(program: Any) -> None:
+def ready(program: Program) -> None:
     """Prepare the PyroModules of ``program`` to run while Pyro's setting ``module_local_params`` is on.
 
     Pyro gives a PyroModule the state that this needs only if the setting was on when the module was made; by default it is
@@ -32,7 +33,7 @@ def ready(program: Any) -> None:
             context.param_state = {"params": {}, "constraints": {}}
 
 
-def modules_of(program: Any) -> Iterator[nn.Module]:
+def modules_of(program: Program) -> Iterator[nn.Module]:
     """Yield the modules of a program: its submodules, or those in a function's closure, globals and bound object."""
     if isinstance(program, nn.Module):
         yield from program.modules()
@@ -48,7 +49,7 @@ def modules_of(program: Any) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def kept_buffers(program: Any) -> Iterator[None]:
+def kept_buffers(program: Program) -> Iterator[None]:
     """Restore the buffers of ``program`` after the block: a run in training mode changes the statistics of a batch norm."""
     before = [(buffer, buffer.detach().clone()) for module in modules_of(program) for buffer in module.buffers(False)]
     try:

@@ -19,7 +19,7 @@ from torch.distributions import constraints
 
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError, first_line
-from pyro_vi.programs.isolation import isolated, kept_buffers, ready
+from pyro_vi.programs.isolation import Program, isolated, kept_buffers, ready
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def data_plate(size: int | None, x: torch.Tensor, name: str = "data", dim: int =
     return pyro.plate(name, size, subsample=torch.arange(length, device=x.device), dim=dim)
 
 
-def prototype(program: Any, args: Batch) -> Prototype:
+def prototype(program: Program, args: Batch) -> Prototype:
     """Run ``program`` once on ``args`` and once on its first rows, and read its sites, supports, shapes and plates.
 
     The second run distinguishes a plate of fixed size (``plate("data", 1500, subsample=...)``) from one that is as long as
@@ -160,7 +160,7 @@ def describe(fn: Any) -> str:
     return name
 
 
-def title(program: Any) -> str:
+def title(program: Program) -> str:
     """Return the name of a program in messages."""
     hidden = getattr(program, "_hidden", None)
     if hidden is not None:
@@ -168,7 +168,7 @@ def title(program: Any) -> str:
     return getattr(program, "__qualname__", None) or type(program).__name__
 
 
-def _trace(program: Any, args: Batch) -> Any:
+def _trace(program: Program, args: Batch) -> Any:
     ready(program)
     with torch.no_grad(), isolated(seed=0), kept_buffers(program):
         try:

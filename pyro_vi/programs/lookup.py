@@ -8,6 +8,7 @@ registered names.
 import importlib.util
 import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -18,6 +19,8 @@ from pyro_vi.programs.layout import title
 from pyro_vi.support import parse, unknown
 
 Kind = Literal["model", "guide"]
+Source = str | type | Callable[..., Any]
+"""A program as people give it: by name, or as a class, module or function: see `pyro_vi.programs.build.build_pair`."""
 
 
 def available(kind: Kind) -> dict[str, str]:
@@ -26,7 +29,7 @@ def available(kind: Kind) -> dict[str, str]:
     return {name: (inspect.getdoc(_load(target)) or "").split("\n")[0] for name, target in table.items()}
 
 
-def resolve(text: str, kind: Kind) -> tuple[Any, dict[str, Any]]:
+def resolve(text: str, kind: Kind) -> tuple[Source, dict[str, Any]]:
     """Return the program of a name, and the options given with it.
 
     Args:
@@ -59,7 +62,7 @@ def resolve(text: str, kind: Kind) -> tuple[Any, dict[str, Any]]:
     return getattr(module, name), options
 
 
-def name_of(program: Any) -> str:
+def name_of(program: Source) -> str:
     """Return the name of a program in a run's configuration: the name by which it was given, or its own."""
     return program if isinstance(program, str) else getattr(program, "__qualname__", None) or title(program)
 
@@ -70,12 +73,12 @@ def _table(kind: Kind) -> dict[str, str]:
     return table
 
 
-def _load(target: str) -> Any:
+def _load(target: str) -> Source:
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
-def _defined_in(value: Any, module: ModuleType) -> bool:
+def _defined_in(value: object, module: ModuleType) -> bool:
     return getattr(value, "__module__", None) == module.__name__
 
 

@@ -39,7 +39,7 @@ def _estimator(comparison: Comparison, name: str, result: Result) -> dict[str, A
     return {
         "class": result.cls,
         "elbo": result.elbo_mean,
-        "elbo_se": result.evaluation.se,
+        "elbo_se": result.evaluation.elbo_se,
         "reconstruction": float(result.evaluation.reconstruction.mean()),
         "kl": float(result.evaluation.kl.mean()),
         "evidence": None if found is None else {key: found.attrs[key] for key in ("method", "value", "se")},

@@ -38,7 +38,7 @@ def table(comparison: Comparison) -> Table:
     row("Pyro class", lambda name, result: result.cls)
     row("KL", lambda name, result: _sources(result))
     shown.add_section()
-    row("held-out ELBO", lambda name, result: f"{result.elbo_mean:.2f} ± {result.evaluation.se:.2f}")
+    row("held-out ELBO", lambda name, result: f"{result.elbo_mean:.2f} ± {result.evaluation.elbo_se:.2f}")
     row("  reconstruction", lambda name, result: f"{float(result.evaluation.reconstruction.mean()):.2f}")
     row("  KL", lambda name, result: f"{float(result.evaluation.kl.mean()):.2f}")
     row(f"evidence{_method(results)}", lambda name, result: _evidence(result))
@@ -155,7 +155,7 @@ def _unsure(evidence: xr.Dataset) -> bool:
 
 def _heldout(comparison: Comparison) -> list[str]:
     results = comparison.results
-    sentences = [_ranked({name: result.evaluation.elbo for name, result in results.items()}, "ELBO")]
+    sentences = [_ranked({name: result.evaluation.elbo_per_datum for name, result in results.items()}, "ELBO")]
     # A fit of another bound does not maximise the ELBO, so such fits are compared by their evidence.
     found = {n: torch.as_tensor(r.evidence.log_evidence.values) for n, r in results.items() if r.evidence is not None}
     if len({result.target for result in results.values()}) > 1 and len(found) > 1:

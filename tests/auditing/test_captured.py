@@ -220,9 +220,8 @@ def test_captured_value_and_gradients_are_the_eager_ones(name, elbo_name):
 
     assert not torch.equal(drawn(graph, 2)[0], drawn(graph, 3)[0])
     stacked = [torch.stack(column) for column in zip(*(drawn(graph, seed) for seed in (2, 3, 4)), strict=True)]
-    for chunk in (None, 2):
-        many = graph.many(moved, stacked, other, chunk)
-        torch.testing.assert_close(list(many), [torch.stack(column) for column in zip(*single, strict=True)], **EXACT)
+    many = graph.many(moved, stacked, other)
+    torch.testing.assert_close(list(many), [torch.stack(column) for column in zip(*single, strict=True)], **EXACT)
 
 
 @pytest.mark.parametrize("name", ["closure", "linear_gaussian_exact", "pyro_module", "tied"])

@@ -1,4 +1,4 @@
-"""What an estimator sees of a pair: draws, the same draws as constants, and what is found out once."""
+"""Draws of a pair, the same draws as constants, and the facts about a pair that are found out once."""
 
 import pyro
 import pyro.distributions as dist

@@ -26,7 +26,7 @@ from pyro_vi.compiling.cost import SECONDS
 from pyro_vi.data.loading import load
 from pyro_vi.errors import InputError
 from pyro_vi.estimators.table import get
-from pyro_vi.estimators.traits import kl_sources
+from pyro_vi.estimators.traits import estimator_of
 from pyro_vi.programs.build import pair_of
 from pyro_vi.programs.isolation import isolated
 from pyro_vi.support import pyro_internals, torch_internals
@@ -293,7 +293,7 @@ def test_a_mask_that_cannot_be_seen_has_a_sampled_kl(without):
 
     def source(elbo: str) -> Any:
         with isolated(0, validation=False):
-            return kl_sources(get(elbo), bound, (x,))["z"]
+            return estimator_of(get(elbo)).sources_of_pair(bound, (x,))["z"]
 
     assert {source("analytic").kind, source("mean_field").kind} == {"analytic"}
     without(name)
