@@ -5,6 +5,7 @@
 * `randomness`: state and seeds of the random generators that programs draw from.
 * `threads`: the number of threads for a fit.
 * `packages`: versions of the packages that results depend on.
+* `private`, `torch_internals`, `pyro_internals`: the parts of other packages that are not public.
 """
 
 from pyro_vi.support.packages import versions

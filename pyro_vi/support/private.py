@@ -1,4 +1,4 @@
-"""Parts of other packages that these do not promise to keep: each is looked up where it is used, and named where it is missing.
+"""Lookup of private parts of other packages, which may change without notice; an error names a part that is missing.
 
 `pyro_vi.support.torch_internals` and `pyro_vi.support.pyro_internals` are the only modules that use such parts.
 """
@@ -12,26 +12,30 @@ from typing import Any
 from pyro_vi.errors import NoGraph
 
 TESTED = {"torch": "2.13", "pyro-ppl": "1.9"}
-"""Versions whose private parts are known to be as pyro_vi uses them."""
+"""Versions that have all the private parts that pyro_vi uses."""
 
 
 class Missing(NoGraph):
-    """An installed package lacks a private part; one line that names both, and the version that has it.
+    """An installed package lacks a private part; the message names both, and the version that has the part, in one line.
 
-    Most such parts serve graphs, so that callers of `NoGraph` go on eagerly. Others catch it where a part is used.
+    Most such parts are needed for graphs only: code that catches `NoGraph` continues eagerly. Other code catches `Missing`
+    where it uses the part.
     """
 
 
 def missing(package: str, name: str) -> Missing:
-    """The error that says so; a constructor with other arguments than a text would break Pyro, which makes errors anew."""
+    """Make the error for a part that a package lacks.
+
+    This is not a constructor of `Missing`, because Pyro remakes exceptions and passes a text only.
+    """
     return Missing(f"this {package} ({version(package)}) has no {name}; install {package} {TESTED[package]}")
 
 
 def part(package: str, module: str, name: str = "") -> Any:
-    """A module, or what it holds under a name (``"Class.method"`` too).
+    """Return a module of a package, or an attribute of the module, such as ``"Class.method"``.
 
     Raises:
-        Missing: the package has none.
+        Missing: the package has no such part.
 
     Example:
         >>> part("torch", "torch.nn", "Linear").__name__
@@ -42,7 +46,7 @@ def part(package: str, module: str, name: str = "") -> Any:
     if found is None:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what modules say of their own code as they are imported
+                warnings.simplefilter("ignore")  # modules may warn of their own code while they are imported
                 found = import_module(module)
         except ImportError as error:
             raise missing(package, module) from error
@@ -52,13 +56,16 @@ def part(package: str, module: str, name: str = "") -> Any:
 
 
 def attribute(package: str, owner: Any, name: str, whole: str) -> Any:
-    """An attribute of an object.
+    """Return an attribute of an object.
 
     Args:
-        whole: its name in the error.
+        package: the package that the object is from.
+        owner: the object.
+        name: name of the attribute.
+        whole: full name of the attribute, for the error.
 
     Raises:
-        Missing: the object has none.
+        Missing: the object has no such attribute.
     """
     try:
         return getattr(owner, name)

@@ -1,7 +1,7 @@
-"""The private and undocumented parts of Pyro that pyro_vi uses, each as a function that says what it is used for.
+"""The private and undocumented parts of Pyro that pyro_vi uses, each as a function whose docstring says why it is needed.
 
-Each part is imported where it is used, so that a Pyro without it breaks nothing else. Functions raise
-`pyro_vi.support.private.Missing` where Pyro lacks their part, but for those that can do without.
+Each part is looked up on use, so that a version of Pyro without it breaks nothing else. A function raises
+`pyro_vi.support.private.Missing` if Pyro lacks its part, unless it has a substitute.
 """
 
 from collections.abc import Callable
@@ -17,22 +17,22 @@ _attribute = partial(attribute, "pyro-ppl")
 
 
 def context_of(module: nn.Module) -> Any:
-    """What a PyroModule keeps its state of a call in, or None: to let it run apart from the global parameter store."""
+    """Return the object in which a PyroModule keeps state during a call, or None; it is set up for local parameters."""
     return vars(module).get("_pyro_context")
 
 
 def name_of(module: nn.Module) -> str:
-    """The name that a PyroModule goes by in the parameter store; its class's where Pyro gives none."""
+    """Return the name of a PyroModule in the parameter store, or the name of its class if Pyro gives it none."""
     return str(getattr(module, "_pyro_name", type(module).__name__))
 
 
 def mask_of(masked: Any) -> Any:
-    """The mask of a MaskedDistribution: a closed form of its KL has to mind it."""
+    """Return the mask of a MaskedDistribution, which a closed form of its KL needs."""
     return _attribute(masked, "_mask", "pyro.distributions.MaskedDistribution._mask")
 
 
 def loss_and_surrogate(elbo: Any) -> Callable[..., tuple[Any, Tensor]]:
-    """TraceGraph_ELBO's loss and what its gradient is taken of: it has no `differentiable_loss`."""
+    """Return TraceGraph_ELBO's method for its loss and its surrogate loss, because it has no `differentiable_loss`."""
     found: Callable[..., tuple[Any, Tensor]]
     found = _attribute(elbo, "_loss_and_surrogate_loss", "pyro.infer.TraceGraph_ELBO._loss_and_surrogate_loss")
     return found
@@ -51,11 +51,11 @@ LOOKS = (
     ("support", "torch.distributions", "Binomial.enumerate_support"),
     ("support", "pyro.distributions", "BetaBinomial.enumerate_support"),
 )
-"""Where Pyro's estimators look at the values of tensors: for what, the module, and the name there."""
+"""Functions with which Pyro's estimators read the values of tensors: purpose, module, and name in the module."""
 
 
 def looks_at_values() -> list[tuple[str, Any, str, Callable[..., Any]]]:
-    """The functions of `LOOKS`, which a trace replaces: for what, the owner, the name there, and the function."""
+    """Return the functions of `LOOKS`, which a trace replaces: purpose, owner, name in the owner, and function."""
     found = []
     for purpose, module, name in LOOKS:
         owner, _, last = name.rpartition(".")

@@ -1,7 +1,7 @@
-"""The private and experimental parts of torch that pyro_vi uses, each as a function that says what it is used for.
+"""The private and experimental parts of torch that pyro_vi uses, each as a function whose docstring says why it is needed.
 
-Each part is imported where it is used, so that a torch without it breaks nothing else. All functions raise
-`pyro_vi.support.private.Missing` where torch lacks their part: fits, audits and the evidence then go on eagerly and say so.
+Each part is looked up on use, so that a version of torch without it breaks nothing else. A function raises
+`pyro_vi.support.private.Missing` if torch lacks its part: fits, audits and the evidence then continue eagerly and report it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,26 +23,26 @@ _attribute = partial(attribute, "torch")
 
 
 def tensors_of(module: nn.Module) -> tuple[dict[str, Tensor | None], dict[str, Tensor | None]]:
-    """The dictionaries in which a module holds its own parameters and buffers: to put other tensors in their places."""
+    """Return the dictionaries of a module's own parameters and buffers, in which other tensors can be put in their place."""
     parameters = _attribute(module, "_parameters", "torch.nn.Module._parameters")
     return parameters, _attribute(module, "_buffers", "torch.nn.Module._buffers")
 
 
 def hooks_of(module: nn.Module) -> tuple[Mapping[int, Any], Mapping[int, Any]]:
-    """The hooks that run before and after a module: they may hold state that a graph would freeze."""
+    """Return the hooks that run before and after a module; they may hold state that a graph would freeze."""
     before = _attribute(module, "_forward_pre_hooks", "torch.nn.Module._forward_pre_hooks")
     return before, _attribute(module, "_forward_hooks", "torch.nn.Module._forward_hooks")
 
 
 def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether hooks run before or after an optimizer's step: a graph would leave them out."""
+    """True if hooks run before or after an optimizer's step; a graph would omit them."""
     before = _attribute(optimizer, "_optimizer_step_pre_hooks", "torch.optim.Optimizer._optimizer_step_pre_hooks")
     after = _attribute(optimizer, "_optimizer_step_post_hooks", "torch.optim.Optimizer._optimizer_step_post_hooks")
     return bool(before or after)
 
 
 def times_changed(tensor: Tensor) -> int:
-    """How often a tensor was changed in place: a change that a graph would miss."""
+    """Return the number of in-place changes of a tensor; a graph would miss them."""
     count: int = _attribute(tensor, "_version", "torch.Tensor._version")
     return count
 
@@ -51,20 +51,20 @@ def times_changed(tensor: Tensor) -> int:
 
 
 def make_fx(function: Callable[..., Any], **options: Any) -> Callable[..., fx.GraphModule]:
-    """A function that gives the flat graph of another one, as that runs on some inputs."""
+    """Return a function that traces ``function`` on its inputs and returns the flat graph."""
     made: Callable[..., fx.GraphModule] = _part("torch.fx.experimental.proxy_tensor", "make_fx")(function, **options)
     return made
 
 
 def graph_in_the_making() -> fx.Graph | None:
-    """The graph that is being traced, if one is: to count and refuse operations in it."""
+    """Return the graph that is being traced, or None; operations in it are counted and some are rejected."""
     mode = _part("torch.fx.experimental.proxy_tensor", "get_proxy_mode")()
     graph: fx.Graph | None = None if mode is None else mode.tracer.graph
     return graph
 
 
 def varies(value: Tensor) -> bool:
-    """Whether a tensor is the result of an operation that is being traced, and no constant: Python must not read it."""
+    """True if a tensor is the result of a traced operation and not a constant, so that Python must not read its value."""
     mode = _part("torch.fx.experimental.proxy_tensor", "get_proxy_mode")()
     slot = _part("torch.fx.experimental.proxy_tensor", "get_proxy_slot")
     proxy = None if mode is None else slot(value, mode.tracer, None)
@@ -72,7 +72,7 @@ def varies(value: Tensor) -> bool:
 
 
 def untraced() -> AbstractContextManager[Any]:
-    """Within the block operations are not traced: to compare tensors as they are now."""
+    """Within the block, do not trace operations, so that current values of tensors can be compared."""
     context: AbstractContextManager[Any] = _part("torch.utils._python_dispatch", "_disable_current_modes")()
     return context
 
@@ -91,7 +91,7 @@ def each_operation(handle: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
 @contextmanager
 def as_compiling() -> Iterator[None]:
-    """Within the block torch's optimizers keep step counts and rates as tensors, as they do under `torch.compile`."""
+    """Within the block, torch's optimizers keep step counts and learning rates as tensors, as under `torch.compile`."""
     _part("torch.compiler", "_is_compiling_flag")
     with mock.patch.object(torch.compiler, "_is_compiling_flag", True):
         yield
@@ -99,7 +99,7 @@ def as_compiling() -> Iterator[None]:
 
 @cache
 def schema(operation: Any) -> Any:
-    """The arguments of an operation in a graph, and which of them it writes into or returns views of."""
+    """Return the schema of an operation in a graph: its arguments, and those that it writes to or returns views of."""
     return _attribute(operation, "_schema", "torch._ops.OpOverload._schema")
 
 
@@ -112,11 +112,11 @@ class Inductor(NamedTuple):
     Attributes:
         compile: the compiler of a graph and its inputs.
         config: its settings.
-        decompositions: gives its table of operations that are replaced by others.
-        common: removes what a graph computes twice.
-        tables: the module of ``common``, with its list of operations that draw.
-        tracing, context: make the compiler's state of one graph.
-        virtualized: what the compiler finds that state by.
+        decompositions: returns its table of operations that are replaced by others.
+        common: removes repeated computations from a graph.
+        tables: the module of ``common``, with its list of random operations.
+        tracing, context: make the compiler's state for one graph.
+        virtualized: gives access to the compiler's state.
     """
 
     compile: Callable[..., Any]
@@ -130,7 +130,7 @@ class Inductor(NamedTuple):
 
 
 def inductor() -> Inductor:
-    """All that compiles a flat graph, below `torch.compile`; the first call takes a second or two."""
+    """Return the compiler of flat graphs that `torch.compile` uses; the first call takes a second or two."""
     _part("torch._functorch.compile_utils", "rand_ops")
     return Inductor(
         compile=_part("torch._inductor.compile_fx", "compile_fx_inner"),
@@ -145,13 +145,13 @@ def inductor() -> Inductor:
 
 
 def cpp_compiler() -> Callable[[], str]:
-    """Inductor's look-up of a C++ compiler, which asks it for its version."""
+    """Return Inductor's lookup of a C++ compiler, which runs the compiler to read its version."""
     look: Callable[[], str] = _part("torch._inductor.cpp_builder", "get_cpp_compiler")
     return look
 
 
 def has_triton() -> bool:
-    """Whether Triton can compile for the GPU."""
+    """True if Triton can compile for the GPU."""
     return bool(_part("torch.utils._triton", "has_triton")())
 
 
@@ -159,7 +159,7 @@ def has_triton() -> bool:
 
 
 class Lowering(NamedTuple):
-    """What makes Inductor call oneDNN: its table of operations, its nodes, and the node of oneDNN's product."""
+    """Parts with which Inductor can call oneDNN: its table of operations, its nodes, and the node of oneDNN's product."""
 
     table: dict[Any, Any]
     nodes: Any
@@ -167,12 +167,12 @@ class Lowering(NamedTuple):
 
 
 def has_onednn_product() -> bool:
-    """Whether this torch has oneDNN's product of matrices."""
+    """True if this torch has oneDNN's matrix product."""
     return hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def lowering() -> Lowering | None:
-    """What makes Inductor call oneDNN for a product; None where it cannot be asked to, and multiplies in its own way."""
+    """Return the parts with which Inductor calls oneDNN for a product; None if torch lacks them and uses its own product."""
     try:
         return Lowering(
             _part("torch._inductor.lowering", "lowerings"),
@@ -184,7 +184,7 @@ def lowering() -> Lowering | None:
 
 
 def contiguous_rows() -> Callable[[Tensor, tuple[int, int]], Tensor] | None:
-    """Inductor's operation that lays a matrix out with given strides, for loops along its rows; None where it has none."""
+    """Return Inductor's operation that gives a matrix other strides, for loops along its rows; None if it has none."""
     try:
         operation: Callable[[Tensor, tuple[int, int]], Tensor] = _part(
             "torch._inductor.inductor_prims", "force_stride_order"
@@ -198,9 +198,9 @@ def contiguous_rows() -> Callable[[Tensor, tuple[int, int]], Tensor] | None:
 
 
 def allocations(call: Callable[[], Any]) -> list[int]:
-    """Bytes by which memory on the CPU grows or shrinks, one number for each allocation and each release of a call.
+    """Return the bytes of each allocation (positive) and each release (negative) of CPU memory during a call, in order.
 
-    These are the records of the allocator itself. The public profiler takes a second to set up, and writes to stderr.
+    The numbers are the allocator's own records. The public profiler takes a second to set up, and writes to stderr.
     """
     config = _part("torch._C._profiler", "ProfilerConfig")
     on_cpu = _part("torch._C._profiler", "ProfilerState.CPU")
