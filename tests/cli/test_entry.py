@@ -244,9 +244,9 @@ def test_an_unknown_error_is_one_line_too(monkeypatch, capsys, folder):
     def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError("first\nsecond")
 
-    monkeypatch.setattr("pyro_vi.data.loading.load", fails)
+    monkeypatch.setattr("pyro_vi.data.load", fails)
     assert cli.main(["check"]) == 1
-    assert capsys.readouterr() == ("", "error: RuntimeError: first second (--debug shows where)\n")
+    assert capsys.readouterr() == ("", "error: RuntimeError: first (--debug shows where)\n")
 
 
 # ---- what the commands give
@@ -382,7 +382,7 @@ def test_check_says_what_is_wrong_and_exits_1_on_an_error(folder, capsys):
 
 def test_list_has_every_table(capsys):
     from pyro_vi import estimators, guides, models
-    from pyro_vi.data import dataset as data
+    from pyro_vi.data import loading as data
 
     assert cli.main(["list", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
