@@ -2,18 +2,20 @@ VENV = .venv
 PYTEST_ARGS = -q -n 2
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
+PYTHON = python3
 BENCH_ARGS =
 BENCH_STAMP = $(VENV)/.installed-bench
 
-.PHONY: help demo test test-slow test-all check bench
+.PHONY: help demo test test-slow test-all check smoke bench
 
 help:
 	@echo "make demo   fit the VAE on digits under two estimators, and compare them"
 	@echo "make test   run the quick tests (PYTEST_ARGS=... for pytest's own arguments)"
 	@echo "make test-slow, test-all   run the tests that compile or run whole studies and commands; run all tests"
 	@echo "make check  lint, types and import directions"
+	@echo "make smoke  build the wheel and use it in a fresh virtual environment (PYTHON=... for another interpreter)"
 	@echo "make bench  time a step against stock Pyro, PyTorch and NumPyro (BENCH_ARGS=... for the script's own arguments)"
-	@echo "Each installs into .venv first; VENV=folder for another."
+	@echo "All but smoke install into .venv first; VENV=folder for another."
 
 demo: $(STAMP)
 	$(BIN)/pyro-vi compare
@@ -33,6 +35,9 @@ check: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+smoke:
+	bash .ci/smoke $(PYTHON)
 
 bench: $(BENCH_STAMP)
 	$(BIN)/python scripts/benchmark_step.py $(BENCH_ARGS)

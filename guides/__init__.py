@@ -1,6 +1,6 @@
 """Guide families, one per file, imported as `pyro_vi.guides`."""
 
-if __name__ != "pyro_vi.guides":  # else every class would exist twice
+if __name__ != "pyro_vi.guides":  # otherwise every class would exist twice
     raise ImportError("import pyro_vi.guides, not guides")
 
 TABLE: dict[str, str] = {

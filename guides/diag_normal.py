@@ -1,4 +1,4 @@
-"""The diagonal normal guide: amortized by an encoder for local sites, free parameters for global ones."""
+"""The diagonal normal guide, with an encoder for local sites and free parameters for global sites."""
 
 import math
 from collections.abc import Iterable
@@ -16,24 +16,24 @@ from pyro_vi.errors import InputError
 from pyro_vi.networks import Body, mlp_body
 from pyro_vi.programs import Plate, Site, data_plate, prototype
 
-_ABOVE = (type(constraints.positive), type(constraints.nonnegative))  # biject_to has the exponential for both
+_POSITIVE = (type(constraints.positive), type(constraints.nonnegative))  # biject_to uses the exponential for both
 
 
 class DiagNormal(nn.Module):
     """Diagonal normal guide: q(z | x) = Π_d N(z_d; μ_d(x), σ_d(x)²), with μ and log σ from an encoder (arXiv:1312.6114).
 
-    A global site has free μ and log σ. A site with a constrained support is the bijection to it of such a normal, as in
-    Kucukelbir et al. (2017, arXiv:1603.00788).
+    For a global site, μ and log σ are free parameters. For a site with a constrained support, the normal is mapped to the
+    support by a bijection (Kucukelbir et al. 2017, arXiv:1603.00788).
 
     Args:
         model: the generative program; its latent sites, supports and shapes are read from a prototype run.
-        batch: an example batch; the encoder reads the first tensor of it, one row a datum.
+        batch: an example batch; the encoder reads all its columns that have one row per datum.
         hidden: widths of the encoder's hidden layers.
         activation: as in `pyro_vi.networks.mlp_body`.
-        init_scale: where the standard deviations start, on the unconstrained scale.
+        init_scale: initial standard deviations, on the unconstrained scale.
 
     Raises:
-        InputError: a latent site is discrete, or the model has none.
+        InputError: the model has no latent site, or a latent site is discrete or does not have one row per datum of the batch.
 
     Example:
         >>> from pyro_vi.data import load
@@ -82,7 +82,7 @@ class DiagNormal(nn.Module):
         for name, site in self.sites.items():
             shape = self._shape(site)
             if self.data in site.plates:
-                # One head gives loc and log scale; it starts near the prior's width, so that no draw is far out.
+                # One head gives loc and log scale. The scale starts near ``init_scale``, so that no first draw is extreme.
                 head = nn.Linear(self.body.width, 2 * math.prod(shape))
                 with torch.no_grad():
                     head.bias[math.prod(shape) :] = math.log(init_scale)
@@ -95,7 +95,7 @@ class DiagNormal(nn.Module):
         self.to(site.dtype)
 
     def forward(self, *args: Tensor) -> dict[str, Tensor]:
-        """Draw every latent site for the batch; gives back the draws by site."""
+        """Draw every latent site for the batch; return the draws by site."""
         plates = {
             name: data_plate(plate.size, args[0], name, plate.dim)
             if name == self.data
@@ -105,20 +105,20 @@ class DiagNormal(nn.Module):
         parameters = self.parameters_of(*args)
         draws = {}
         for name, site in self.sites.items():
-            law = _law(*parameters[name], self._event_dim(site), site)
+            distribution = _distribution(*parameters[name], self._event_dim(site), site)
             with ExitStack() as stack:
                 for plate in site.plates:
                     stack.enter_context(plates[plate])
-                draws[name] = pyro.sample(name, law)
+                draws[name] = pyro.sample(name, distribution)
         return draws
 
     def parameters_of(self, *args: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """loc and scale of every site, on the unconstrained scale: a local site's have a row for each datum."""
+        """loc and scale of every site, on the unconstrained scale; those of a local site have one row per datum."""
         features = self.body(_features(args)) if self.body is not None else None
         result = {}
         for name, site in self.sites.items():
             if self.data in site.plates:
-                # Rows come first from the encoder; they belong where the data plate is.
+                # The encoder puts the rows first; they are moved to the dimension of the data plate.
                 dim = self.plates[self.data].dim + len(site.batch_shape)
                 values = self.heads[self.keys[name]](features).unflatten(-1, (2, *self._shape(site)))
                 loc, log_scale = (v.movedim(0, dim) for v in values.unbind(1))
@@ -143,27 +143,30 @@ class DiagNormal(nn.Module):
 
 
 def _features(args: Batch) -> Tensor:
-    """All columns of a batch that have one row a datum, side by side: shape ``(B, features)``."""
+    """Concatenate the columns of a batch that have one row per datum: shape ``(B, features)``."""
     length = len(args[0])
     rows = [a.reshape(length, -1) for a in args if isinstance(a, Tensor) and a.dim() and len(a) == length]
     return torch.cat(rows, -1) if len(rows) > 1 else rows[0]
 
 
-def _law(loc: Tensor, scale: Tensor, event_dim: int, site: Site) -> Any:
-    """The bijection to the site's support of a diagonal normal; the real and the positive line have names and closed forms."""
+def _distribution(loc: Tensor, scale: Tensor, event_dim: int, site: Site) -> Any:
+    """Diagonal normal, mapped to the site's support by its bijection.
+
+    For real and positive supports it is a Normal or LogNormal, which have KL divergences in closed form.
+    """
     support: Any = site.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    # By type: a copied guide has copies of its constraints, and a subclass may have a bijection of its own.
+    # Compared by type, because a copied guide has copies of its constraints, and a subclass may have its own bijection.
     if type(support) is type(constraints.real):
         return dist.Normal(loc, scale).to_event(event_dim)
-    if type(support) in _ABOVE and isinstance(support.lower_bound, int | float) and support.lower_bound == 0:
+    if type(support) in _POSITIVE and isinstance(support.lower_bound, int | float) and support.lower_bound == 0:
         return dist.LogNormal(loc, scale).to_event(event_dim)
     return dist.TransformedDistribution(dist.Normal(loc, scale).to_event(event_dim), [biject_to(site.support)])
 
 
 def _keys(names: Iterable[str]) -> dict[str, str]:
-    """A name within a module for each site: without dots, and none that containers of modules have for themselves."""
+    """Key of each site in a module container: its name without dots, and unlike any attribute of the containers."""
     keys: dict[str, str] = {}
     modules, parameters = nn.ModuleDict(), nn.ParameterDict()
     for name in names:

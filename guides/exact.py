@@ -1,4 +1,4 @@
-"""The exact posterior as a guide, for a model that has it in closed form."""
+"""The exact posterior as a guide, for models that have it in closed form."""
 
 from typing import Any
 
@@ -13,15 +13,15 @@ from pyro_vi.programs import data_plate, prototype, title
 class Exact(nn.Module):
     """Exact posterior: q(z | x) = p(z | x), taken from the model's ``posterior(x)``.
 
-    It has no parameters of its own and follows the model's, with gradients: the ELBO of every draw is then log p(x), and
-    so is its gradient.
+    It has no parameters of its own. It depends on the model's, with gradients: the ELBO of every draw then equals log p(x),
+    and the gradient of the ELBO equals that of log p(x).
 
     Args:
-        model: a module with ``posterior(x)``, which gives a distribution for each latent site.
+        model: a module whose ``posterior(x)`` returns a distribution for each latent site.
         batch: an example batch.
 
     Raises:
-        InputError: the model has no closed-form posterior, or not for all its latent sites.
+        InputError: the model has no ``posterior(x)``, or it lacks a latent site.
 
     Example:
         >>> from pyro_vi.data import DataSpec
@@ -44,7 +44,10 @@ class Exact(nn.Module):
         self.plate = layout.data_plate(len(batch[0]))
         missing = set(layout.latents) - set(model.posterior(*batch))  # type: ignore[operator]
         if missing:
-            raise InputError(f"the model's posterior(x) lacks its latent sites {', '.join(sorted(missing))}")
+            listed = ", ".join(sorted(missing))
+            raise InputError(
+                f"the model's posterior(x) lacks its latent sites {listed}; return a distribution for each"
+            )
 
     def forward(self, *args: Tensor) -> dict[str, Any]:
         """Draw every latent site from the posterior of the batch."""

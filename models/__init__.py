@@ -1,6 +1,6 @@
 """Generative programs, one per file, imported as `pyro_vi.models`."""
 
-if __name__ != "pyro_vi.models":  # else every class would exist twice
+if __name__ != "pyro_vi.models":  # otherwise every class would exist twice
     raise ImportError("import pyro_vi.models, not models")
 
 TABLE: dict[str, str] = {

@@ -1,4 +1,4 @@
-"""The linear-Gaussian model, in which the evidence and the posterior are known in closed form."""
+"""The linear-Gaussian model, whose evidence and posterior have a closed form."""
 
 import math
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ from pyro_vi.programs import data_plate
 class LinearGaussian(nn.Module):
     """Linear-Gaussian model: z ~ N(0, I), x | z ~ N(A z + b, Σ) with diagonal Σ; p(x) = N(b, A Aᵀ + Σ).
 
-    With one shared noise variance its maximum likelihood is probabilistic PCA (Tipping and Bishop 1999), with a free
-    diagonal it is factor analysis. The posterior is N(P⁻¹ Aᵀ Σ⁻¹ (x − b), P⁻¹) with precision P = I + Aᵀ Σ⁻¹ A.
+    Maximum likelihood gives probabilistic PCA for one shared noise variance (Tipping and Bishop 1999), and factor analysis
+    for a free diagonal. The posterior is N(P⁻¹ Aᵀ Σ⁻¹ (x − b), P⁻¹) with precision P = I + Aᵀ Σ⁻¹ A.
 
     Args:
-        data: the data set's description; its event shape is ``(D,)`` or ``()``.
+        data: description of the data set; its event shape is ``(D,)`` or ``()``.
         latent_dim: dimension of z.
-        noise: ``"shared"``: Σ = σ² I; ``"diagonal"``: one variance a feature.
-        weight: A, of shape ``(D, latent_dim)``; drawn from N(0, 1 / latent_dim) if not given.
-        bias: b, of shape ``(D,)``; 0 if not given.
-        scale: standard deviations of the noise: a number, or ``(D,)``.
-        learn: whether A, b and Σ are parameters; if not they are fixed.
+        noise: ``"shared"`` for Σ = σ² I, or ``"diagonal"`` for one variance per feature.
+        weight: A, of shape ``(D, latent_dim)``; by default drawn from N(0, 1 / latent_dim).
+        bias: b, of shape ``(D,)``; by default 0.
+        scale: standard deviation of the noise, a number, or one per feature, of shape ``(D,)``.
+        learn: if true, A, b and Σ are parameters; otherwise they are fixed.
 
     Raises:
-        InputError: the data are not real-valued vectors, or a given array does not fit.
+        InputError: the data are not real-valued vectors, or a given array has the wrong shape.
 
     Example:
         >>> from pyro_vi.data import DataSpec
@@ -58,7 +58,7 @@ class LinearGaussian(nn.Module):
         super().__init__()
         if len(data.event_shape) > 1:
             raise InputError(
-                f"linear_gaussian takes vectors, but a datum of '{data.name}' has shape {data.event_shape}"
+                f"linear_gaussian takes vectors, but a datum of '{data.name}' has shape {data.event_shape}; flatten the data"
             )
         if data.support == "boolean":
             raise InputError(
@@ -93,14 +93,14 @@ class LinearGaussian(nn.Module):
                 self.register_buffer(name, tensor)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Draw z and score the batch ``x`` of shape ``(B, D)``; gives back ``x``."""
+        """Draw z and score the batch ``x`` of shape ``(B, D)``; return ``x``."""
         with data_plate(self.data.num_data, x):
             z = pyro.sample("z", dist.Normal(x.new_zeros(self.latent_dim), 1.0).to_event(1))
             value: Tensor = pyro.sample("x", self.observation(z), obs=x)
         return value
 
     def observation(self, z: Tensor) -> Any:
-        """The distribution of x given z of shape ``(..., latent_dim)``."""
+        """Distribution of x given z, for z of shape ``(..., latent_dim)``."""
         mean = z @ self.weight.mT + self.bias
         scale = self.log_scale.exp()
         if not self.data.event_shape:
@@ -113,14 +113,14 @@ class LinearGaussian(nn.Module):
         return mean
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        """log p(x) = log N(x; b, A Aᵀ + Σ) of each row, in nats: shape ``(B,)``."""
+        """log p(x) = log N(x; b, A Aᵀ + Σ) of each row of ``x``, in nats: shape ``(B,)``."""
         variance = (2 * self.log_scale).exp().expand(self.bias.shape)
         marginal = dist.LowRankMultivariateNormal(self.bias, self.weight, variance)
         value: Tensor = marginal.log_prob(x.reshape(len(x), -1))
         return value
 
     def posterior(self, x: Tensor) -> dict[str, dist.Distribution]:
-        """p(z | x) of each row, by site: a multivariate normal of batch shape ``(B,)``."""
+        """p(z | x) of each row of ``x``, by site: a multivariate normal of batch shape ``(B,)``."""
         weighted = self.weight.mT * (-2 * self.log_scale).exp()  # Aᵀ Σ⁻¹
         precision = torch.eye(self.latent_dim, dtype=x.dtype, device=x.device) + weighted @ self.weight
         covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))

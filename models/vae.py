@@ -24,13 +24,13 @@ class VAE(nn.Module):
     """Variational autoencoder: z ~ N(0, I), x | z ~ Bernoulli(f(z)) or N(f(z), s²), f an MLP.
 
     Args:
-        data: the data set's description: shape, support, size.
+        data: description of the data set: shape, support, size.
         latent_dim: dimension of z.
         hidden: widths of the decoder's hidden layers.
         activation: ``"tanh"``, ``"relu"``, ``"elu"``, ``"gelu"`` or ``"softplus"``.
-        likelihood: ``"bernoulli"``, ``"gaussian"`` (one learned scale a feature), ``"gaussian_fixed"`` (the scale is given),
-            or ``"auto"``: by the data's support.
-        scale: standard deviation of x | z: the fixed one, or where the learned one starts.
+        likelihood: ``"bernoulli"``, ``"gaussian"`` (one learned scale per feature), ``"gaussian_fixed"`` (a fixed scale), or
+            ``"auto"``, which chooses by the support of the data.
+        scale: standard deviation of x | z; the initial value if it is learned.
 
     Raises:
         InputError: the likelihood has no density at the data's values, or an option is out of range.
@@ -68,7 +68,7 @@ class VAE(nn.Module):
         self.to(data.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Draw z and score the batch ``x`` of shape ``(B, *event_shape)``; gives back the draw of x or ``x`` itself."""
+        """Draw z and score the batch ``x`` of shape ``(B, *event_shape)``; return ``x``, or a draw of x."""
         with data_plate(self.data.num_data, x):
             prior = dist.Normal(x.new_zeros(self.latent_dim), 1.0).to_event(1)
             z = pyro.sample("z", prior)
@@ -76,7 +76,7 @@ class VAE(nn.Module):
         return value
 
     def observation(self, z: Tensor) -> Any:
-        """The distribution of x given z of shape ``(..., latent_dim)``."""
+        """Distribution of x given z, for z of shape ``(..., latent_dim)``."""
         natural = self.decoder(z).reshape(*z.shape[:-1], *self.data.event_shape)
         event_dim = len(self.data.event_shape)
         if self.likelihood == "bernoulli":

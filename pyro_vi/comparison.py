@@ -20,9 +20,9 @@ from pyro_vi.diagnostics import evidence_of_pair
 from pyro_vi.elbo import Evaluation, evaluate
 from pyro_vi.errors import InputError, UsageError
 from pyro_vi.estimators.table import named
-from pyro_vi.estimators.traits import refuse_without_loss, target
+from pyro_vi.estimators.traits import estimator_of
 from pyro_vi.fitting import Options, Run, fit_pair, names_of
-from pyro_vi.programs import build_pair
+from pyro_vi.programs import Source, build_pair
 from pyro_vi.support import slug
 
 AUDITED = (0.0, 0.5, 1.0)
@@ -31,7 +31,7 @@ AUDITED = (0.0, 0.5, 1.0)
 
 @dataclass(frozen=True)
 class Result:
-    """What one estimator's fit came to on held-out data.
+    """One estimator's fit, and its numbers on held-out data.
 
     Attributes:
         run: the fit.
@@ -53,7 +53,7 @@ class Result:
     @property
     def elbo_mean(self) -> float:
         """Mean held-out ELBO, in nats per datum."""
-        return float(self.evaluation.elbo.mean())
+        return self.evaluation.elbo_mean
 
     @property
     def gap(self) -> float | None:
@@ -80,8 +80,8 @@ class Comparison:
 
 
 def compare(
-    model: Any,
-    guide: Any,
+    model: Source,
+    guide: Source,
     data: Any,
     *,
     elbos: Iterable[str | ELBO] = ("trace", "mean_field"),
@@ -96,7 +96,7 @@ def compare(
     resume: bool = False,
     **options: Any,
 ) -> Comparison:
-    """Fit one pair under several ELBO estimators, and say what each of them costs and buys.
+    """Fit one pair under several ELBO estimators, and compare what they cost and how good the fits are.
 
     Args:
         model: a name, class, module or function: see `pyro_vi.fit`.
@@ -127,8 +127,7 @@ def compare(
     loaded = load(data, seed=seed)
     asked = Options.of({"steps": steps, "epochs": epochs, "seed": seed, "out": out, "resume": resume, **options})
     estimators = named(elbos)
-    for estimator in estimators.values():
-        refuse_without_loss(estimator)
+    targets = {name: estimator_of(estimator).traits.target for name, estimator in estimators.items()}
     if not len(loaded.heldout[0]):
         raise InputError(f"'{loaded.spec.name}' has no held-out data to compare on; load it with heldout=0.1")
     for what, value, least in (("draws", draws, 1), ("particles", particles, 2), ("audit_batch", audit_batch, 1)):
@@ -144,7 +143,7 @@ def compare(
             copy.deepcopy(pair),
             loaded,
             name,
-            copy.deepcopy(estimator),  # the estimators themselves audit several pairs, and learn of none before
+            copy.deepcopy(estimator),  # a fit teaches it about one pair, and the audits are of several
             names,
             dataclasses.replace(asked, out=None if folder is None else folder / slug(name)),
             snapshots=AUDITED if not runs else (),
@@ -155,11 +154,14 @@ def compare(
         step: audit_pair(first.at(step), batch, copy.deepcopy(estimators), draws=audit_draws, seed=seed)
         for step in (first.snapshots if audit_draws else ())
     }
-    results = {name: _result(run, estimators[name], draws, particles, seed) for name, run in runs.items()}
+    results = {
+        name: _result(run, type(estimators[name]).__name__, targets[name], draws, particles, seed)
+        for name, run in runs.items()
+    }
     return Comparison(names["model"], names["guide"], loaded, seed, results, audits, folder)
 
 
-def _result(run: Run, elbo: ELBO, draws: int, particles: int, seed: int) -> Result:
+def _result(run: Run, cls: str, target: str, draws: int, particles: int, seed: int) -> Result:
     data, pair = run.data, run.pair
     evaluation = evaluate(pair, data.heldout, draws=draws, seed=seed)
     note, found = "", None
@@ -167,4 +169,4 @@ def _result(run: Run, elbo: ELBO, draws: int, particles: int, seed: int) -> Resu
         found = evidence_of_pair(pair, data.heldout, particles=particles, seed=seed)
     except InputError as error:
         note = str(error)
-    return Result(run, type(elbo).__name__, target(elbo), run.kl_source, evaluation, found, note)
+    return Result(run, cls, target, run.kl_source, evaluation, found, note)

@@ -1,20 +1,30 @@
-"""The exceptions that a user sees, one line each, and the first line of anybody else's exception."""
+"""Exceptions, each with a message of one line, and functions that shorten other exceptions to one line.
+
+Users see `InputError`, `UsageError` and `FitError`. The engine catches `NoGraph` itself, and continues without a graph.
+"""
 
 
 class InputError(ValueError):
-    """Bad input: one line that says what is wrong and what to do."""
+    """Invalid input; the message says in one line what is wrong and what to do."""
 
 
 class UsageError(InputError):
-    """A name or an option that does not exist."""
+    """Wrong usage: an unknown name or option, or a setting that is not allowed."""
 
 
 class FitError(RuntimeError):
-    """A fit that cannot go on: one line that names the step, the batch and the site."""
+    """A fit that cannot continue; the message names the step, the batch and the site in one line."""
+
+
+class NoGraph(RuntimeError):
+    """A program that has no graph, or whose graph would give other numbers than the program; the message says why.
+
+    Callers continue eagerly and report the message. Where the user demanded a graph, they raise `InputError` with it.
+    """
 
 
 def first_line(error: object) -> str:
-    """The first line of an error or a warning that is not blank; the name of its class where there is none.
+    """Return the first line of an error or a warning that is not blank, or the name of its class if there is none.
 
     Example:
         >>> first_line(ValueError("\\n  a is not b\\n  see c")), first_line(KeyboardInterrupt())
@@ -24,7 +34,7 @@ def first_line(error: object) -> str:
 
 
 def kind_and_line(error: object) -> str:
-    """The class of an error and its first line; the class alone where it has no text.
+    """Return the class of an error and its first line, or the class alone if it has no text.
 
     Example:
         >>> kind_and_line(ValueError("a is not b")), kind_and_line(KeyboardInterrupt())

@@ -1,4 +1,4 @@
-"""The networks that models and guides share."""
+"""Networks that models and guides share."""
 
 from itertools import pairwise
 
@@ -17,7 +17,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class Body(nn.Sequential):
-    """Hidden layers, each followed by its activation; ``width`` is that of the last one."""
+    """Hidden layers, each followed by its activation; ``width`` is the width of the last layer."""
 
     def __init__(self, layers: list[nn.Module], width: int) -> None:
         super().__init__(*layers)
@@ -25,10 +25,15 @@ class Body(nn.Sequential):
 
 
 def mlp_body(inputs: int, hidden: tuple[int, ...] | int, activation: str = "tanh") -> Body:
-    """The hidden layers of a multilayer perceptron, for one or more heads to stand on.
+    """Build the hidden layers of a multilayer perceptron, without an output layer.
+
+    Args:
+        inputs: number of inputs.
+        hidden: widths of the hidden layers, or the width of a single one.
+        activation: a key of `ACTIVATIONS`.
 
     Raises:
-        InputError: an unknown activation, or a width that is no positive whole number.
+        InputError: an unknown activation, or a width that is not a positive whole number.
 
     Example:
         >>> mlp_body(2, (16, 8)).width
@@ -46,7 +51,7 @@ def mlp_body(inputs: int, hidden: tuple[int, ...] | int, activation: str = "tanh
 
 
 def mlp(inputs: int, hidden: tuple[int, ...] | int, outputs: int, activation: str = "tanh") -> nn.Sequential:
-    """A multilayer perceptron of widths ``inputs, *hidden, outputs``, with no activation after the last layer.
+    """Build a multilayer perceptron of widths ``inputs, *hidden, outputs``, with no activation after the last layer.
 
     Example:
         >>> mlp(2, (16,), 3)[0]

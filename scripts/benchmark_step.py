@@ -2,21 +2,25 @@
 
 The contenders (see `contenders.py`):
 
-* ``stock``: `pyro.infer.SVI` with its defaults; ``eager``, ``compiled`` and ``compiled_long``: the steps of a pyro_vi fit, the
-  last of one so long that it takes eight in a call;
-* ``torch`` and ``torch_compiled``: the loss by hand in PyTorch, the latter under `torch.compile`;
-* ``numpyro_update`` and ``numpyro_scan``: NumPyro in float32 on the CPU, one compiled step a call or a pass a call.
+* ``stock``: `pyro.infer.SVI` with its defaults.
+* ``eager``, ``compiled``: eager and compiled steps of a pyro_vi fit. ``compiled_long``: those of a fit that is so long
+  that it takes eight steps per call.
+* ``torch``: the loss by hand in PyTorch. ``torch_compiled``: the same under `torch.compile`.
+* ``numpyro_update``, ``numpyro_scan``: NumPyro in float32 on the CPU, with one compiled step or one pass over the data
+  per call.
 
-All take part in every objective, but NumPyro not in ``flow``. Every step has batch, loss, gradients, Adam, and gives its loss
-as a number; order and gather of the data only pyro_vi's, the others have their batches ready. Each contender has torch's
-default of threads, but a fit of pyro_vi takes one where that is faster, as always; ``--threads 1`` gives all one.
+All contenders run every objective, except that NumPyro does not run ``flow``. Every step takes a batch, computes loss and
+gradients, takes a step of Adam, and gives the loss as a number. Only pyro_vi also orders and gathers the data; the others
+get ready batches. Each contender uses torch's default number of threads, but a fit of pyro_vi uses one thread where that is
+faster, as always. ``--threads 1`` gives every contender one thread.
 
-One process; after a warm-up, rounds in which each contender takes a turn of about 50 ms and at least 24 steps, in shuffled
-order. Shown are medians over rounds ± half the interquartile range. The start of those that compile is from building the
-contender until two steps are done (``numpyro_scan``: a pass), without caches, after the compiler itself has been loaded.
+All contenders run in one process. After a warm-up, each takes one turn per round, in shuffled order. A turn lasts about 50
+ms and at least 24 steps. The tables show medians over rounds ± half the interquartile range. The start of a contender that
+compiles is the time from building it until two steps are done (``numpyro_scan``: one pass), without caches, after the
+compiler itself was loaded.
 
-The other parts: draws per second of `pyro_vi.audit` against a loop over draws, and data per second of `pyro_vi.evidence`
-(K = 5000) against a loop over traces of 100 draws of 100 data at once, both loops in stock Pyro.
+The other parts compare draws per second of `pyro_vi.audit` with a loop over draws, and data per second of
+`pyro_vi.evidence` (K = 5000) with a loop over traces of 100 draws of 100 data at once. Both loops are in stock Pyro.
 """
 
 import dataclasses
@@ -72,18 +76,18 @@ TURN = 0.05
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured.
+    """Options of the benchmark.
 
     Attributes:
-        sizes: of the VAE.
-        objectives: ``flow`` is ``trace`` with a flow for a guide.
+        sizes: sizes of the VAE.
+        objectives: ``flow`` is ``trace`` with a flow as the guide.
         contenders: the ways to take a step.
-        parts: step: the contenders; start: until the first compiled step; audit and evidence: against a loop, for tiny and
-            digits.
-        rounds: turns of each contender; at most 5 of an audit or an evidence.
-        draws: of an audit.
-        particles: of an evidence.
-        threads: of torch and XLA; by default theirs.
+        parts: step: time of a step; start: time until the first compiled step; audit and evidence: comparison with a loop, for
+            tiny and digits.
+        rounds: turns of each contender; at most 5 for an audit or an evidence.
+        draws: draws of an audit.
+        particles: draws of an evidence for each datum.
+        threads: threads of torch and XLA; by default their own numbers.
         out: folder for the numbers and the picture.
     """
 
@@ -159,7 +163,7 @@ def measure_all_steps(options: Options, console: Console) -> list[dict[str, Any]
         absent.setdefault(contenders.missing(name, objective), []).append(f"{name} ({objective})")
     absent.pop("", None)
     for why, names in absent.items():
-        console.print(f"Left out: {', '.join(names)}: {why}", markup=False, soft_wrap=True)
+        console.print(f"Not measured: {', '.join(names)}: {why}", markup=False, soft_wrap=True)
     if any(name in ("torch_compiled", "compiled") for name in options.contenders):
         torch.compile(lambda x: x + 1)(torch.ones(2))  # loads the compiler
     rows = []
@@ -238,7 +242,7 @@ def step_table(rows: list[dict[str, Any]], objective: str) -> Table:
     """Times, their ratios, and what a start takes, of one objective, a column for each size."""
     found = {(row["contender"], row["size"]): row for row in rows if row["objective"] == objective}
     names, sizes = dict.fromkeys(name for name, _ in found), dict.fromkeys(size for _, size in found)
-    table = Table("contender", title=f"{objective}: µs a step, median ± IQR/2", title_justify="left")
+    table = Table("contender", title=f"{objective}: µs per step, median ± IQR/2", title_justify="left")
     for size in sizes:
         table.add_column(f"{size} ({'-'.join(map(str, contenders.SIZES[size]))})", justify="right")
 
@@ -254,7 +258,7 @@ def step_table(rows: list[dict[str, Any]], objective: str) -> Table:
     table.add_section()
     for name in COMPILED:
         if name in names:
-            table.add_row(f"start of {name}", *(f"{found[name, size]['start_seconds']:.1f} s" for size in sizes))
+            table.add_row(f"time to start {name}", *(f"{found[name, size]['start_seconds']:.1f} s" for size in sizes))
     return table
 
 
@@ -325,16 +329,16 @@ def main(options: Options) -> None:
         written["start"] = measure_starts()
         for row in written["start"]:
             console.print(
-                f"first compiled step at tiny, {row['which']}: {row['fit_seconds']:.1f} s after the call of fit, "
-                f"{row['process_seconds']:.1f} s after the start of the process"
+                f"The first compiled step at tiny ({row['which']}) was done {row['fit_seconds']:.1f} s after the call of fit "
+                f"and {row['process_seconds']:.1f} s after the start of the process."
             )
     small = [size for size in options.sizes if size != "mnist"]  # where the loops take no hours
     if "audit" in options.parts and small:
         written["audit"] = [r for size in small for r in measure_audit(size, options.draws, options.rounds)]
-        console.print(rate_table(written["audit"], f"Draws per second, of {options.draws} draws"))
+        console.print(rate_table(written["audit"], f"Audit of {options.draws} draws: draws per second"))
     if "evidence" in options.parts and small:
         written["evidence"] = [r for size in small for r in measure_evidence(size, options.particles, options.rounds)]
-        console.print(rate_table(written["evidence"], f"Evidence: data per second, K = {options.particles}"))
+        console.print(rate_table(written["evidence"], f"Evidence with K = {options.particles}: data per second"))
     (options.out / "step.json").write_text(json.dumps(written, indent=1), encoding="utf-8")
     print(*sorted(options.out.glob("step.*")), sep="\n")
 

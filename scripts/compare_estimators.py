@@ -1,7 +1,7 @@
-"""One pair, two ELBO estimators: `python scripts/compare_estimators.py [folder for the pictures]`.
+"""Compare two ELBO estimators on one pair: `python scripts/compare_estimators.py [folder for the pictures]`.
 
-`Trace_ELBO` estimates the KL from the draw, log q(z | x) − log p(z); `TraceMeanField_ELBO` takes it in closed form. Both
-estimate the same ELBO without bias. What differs is how much their gradients vary, and with that how fast they learn.
+`Trace_ELBO` estimates the KL from the draw, log q(z | x) − log p(z). `TraceMeanField_ELBO` takes it in closed form. Both
+estimate the same ELBO without bias. Their gradients differ in variance, and so the fits differ in speed.
 """
 
 import sys
@@ -15,7 +15,7 @@ from pyro_vi.reporting.summary import conclude, table
 
 
 def main(out: Path) -> None:
-    """Fit under both, audit both at the same parameters, and print what the numbers say."""
+    """Fit under both, audit both at the same parameters, and print the table and the conclusions."""
     comparison = pyro_vi.compare(
         "vae(latent_dim=4)",  # or your own: "my_model.py:Model", a class, a function
         "diag_normal",
@@ -31,7 +31,7 @@ def main(out: Path) -> None:
     for step, audit in comparison.audits.items():
         ratio = audit.part_grad_var.sel(elbo="trace") / audit.part_grad_var.sel(elbo="mean_field")
         guide, model = (float(ratio.sel(part=part)) for part in ("guide", "model"))
-        print(f"step {step:4d}: gradient variance, trace over mean_field: guide {guide:.2f}, model {model:.2f}")
+        print(f"step {step:4d}: gradient variance of trace / that of mean_field: guide {guide:.2f}, model {model:.2f}")
     out.mkdir(parents=True, exist_ok=True)
     print(*save(comparison, out), sep="\n")
 

@@ -1,7 +1,7 @@
-"""The ways of `benchmark_step.py`: the same VAE, and how each contender takes steps, audits it and estimates its evidence.
+"""The contenders of `benchmark_step.py`, on the same VAE, and loops in stock Pyro that audit it and estimate its evidence.
 
-A way of taking steps is made from a `Problem` and gives back a function: called with a number of steps, it takes them and
-returns the last loss, in nats per datum. `WAYS` names them all, `missing` says why one cannot be had.
+A contender is a function of a `Problem`. It returns a function that takes a given number of steps and returns the last
+loss, in nats per datum. `WAYS` has all contenders by name. `missing` says why one cannot run.
 """
 
 import itertools

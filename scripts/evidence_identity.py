@@ -1,8 +1,8 @@
-"""log p(x) = ELBO + KL(q(z | x) ‖ p(z | x)), in numbers: `python scripts/evidence_identity.py`.
+"""Check log p(x) = ELBO + KL(q(z | x) ‖ p(z | x)) in numbers: `python scripts/evidence_identity.py`.
 
-In the linear-Gaussian model all three are known in closed form, so the identity can be checked to the last digit, for any
-guide: the exact posterior, a shifted one, one that is too narrow. The ELBO is a lower bound because the KL is never below 0,
-and it is tight where the guide is the posterior.
+In the linear-Gaussian model all three terms have a closed form. So the identity can be checked to the last digit for any
+guide: the exact posterior, a shifted one, two diagonal ones. The ELBO is a lower bound because the KL is never below 0. The
+bound is tight where the guide is the posterior.
 """
 
 import torch
@@ -28,7 +28,7 @@ def expected_elbo(model: LinearGaussian, x: Tensor, q: MultivariateNormal) -> Te
 
 
 def main() -> None:
-    """Print the three terms for four guides, then the exact guide's ELBO draw by draw."""
+    """Print the three terms for four guides, and then single draws of the exact guide's ELBO."""
     torch.manual_seed(0)
     x = torch.randn(5, 6, dtype=torch.float64)
     spec = pyro_vi.DataSpec("toy", 5, (6,), "real", torch.float64, "drawn here")
@@ -43,7 +43,7 @@ def main() -> None:
         "diagonal, marginal variances": MultivariateNormal(posterior.loc, torch.diag_embed(variance)),
         "mean off by 0.5": MultivariateNormal(posterior.loc + 0.5, posterior.covariance_matrix),
     }
-    shown = Table(title="nats, mean of 5 data", title_justify="left")
+    shown = Table(title="Mean of 5 data, in nats", title_justify="left")
     for column in ("guide", "ELBO", "KL(q || posterior)", "sum", "log p(x)", "largest error"):
         shown.add_column(column, justify="left" if column == "guide" else "right")
     for name, q in guides.items():
@@ -52,7 +52,7 @@ def main() -> None:
         cells = (f"{float(value.mean()):.6f}" for value in (elbo, kl, elbo + kl, evidence))
         shown.add_row(name, *cells, f"{float(error):.0e}")
     Console(highlight=False, width=110).print(shown)
-    print("\nWith the exact guide every single draw is the evidence, whatever z it drew (first datum):")
+    print("\nWith the exact guide, each single draw gives the evidence, whatever z is drawn (first datum):")
     for seed in range(3):
         draw = pyro_vi.terms(model, Exact(model, (x,)), x, kl="sampled", seed=seed)
         print(f"  draw {seed}: log p(x, z) - log q(z | x) = {float(draw.elbo[0]):.12f}")

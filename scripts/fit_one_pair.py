@@ -1,7 +1,7 @@
-"""Fit one pair by SVI and look at what came out: `python scripts/fit_one_pair.py`.
+"""Fit one pair by SVI and evaluate the fit: `python scripts/fit_one_pair.py`.
 
-The model and the guide are ordinary Pyro programs. Those below are written out, so that you can change them; by name,
-"vae" and "diag_normal" are the same pair.
+The model and the guide are ordinary Pyro programs. They are written out here so that you can change them. The names "vae"
+and "diag_normal" give the same pair.
 """
 
 import pyro
@@ -13,7 +13,7 @@ import pyro_vi
 
 
 class Model(nn.Module):
-    """z ~ N(0, I), x | z ~ Bernoulli(f(z)): what could have made an image."""
+    """z ~ N(0, I), x | z ~ Bernoulli(f(z)): a latent z generates an image x."""
 
     def __init__(self, data: pyro_vi.DataSpec, latent_dim: int = 8) -> None:
         super().__init__()
@@ -21,14 +21,14 @@ class Model(nn.Module):
         self.decoder = nn.Sequential(nn.Linear(latent_dim, 64), nn.Tanh(), nn.Linear(64, data.event_shape[0]))
 
     def forward(self, x: torch.Tensor) -> None:
-        # A minibatch stands for all the data: the plate scales it from its own length to the full size.
+        # The plate scales the minibatch from its own length to the full size of the data.
         with pyro.plate("data", self.num_data, subsample=torch.arange(len(x))):
             z = pyro.sample("z", dist.Normal(torch.zeros(self.latent_dim), 1.0).to_event(1))
             pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
 
 
 class Guide(nn.Module):
-    """q(z | x) = N(μ(x), σ(x)²): for each image, where its latent is likely to be."""
+    """q(z | x) = N(μ(x), σ(x)²): the likely values of the latent of each image."""
 
     def __init__(self, model: Model, batch: tuple[torch.Tensor, ...]) -> None:
         super().__init__()
@@ -42,14 +42,14 @@ class Guide(nn.Module):
 
 
 def main() -> None:
-    """Fit, then say how good the fit is on data that it has not seen."""
+    """Fit, and then evaluate the fit on held-out data."""
     run = pyro_vi.fit(Model, Guide, "digits", elbo="mean_field", epochs=50, lr=3e-3, schedule="cosine")
     for record in run.history[::20]:
         print(f"step {record['step']:4d}  ELBO {record['elbo']:7.2f}  held out {record['heldout_elbo']:7.2f}")
     (x,) = run.data.heldout
     found = pyro_vi.evidence(run.model, run.guide, x, particles=1000)
     elbo = run.history[-1]["heldout_elbo"]
-    print(f"held-out ELBO {elbo:.2f} (one draw a datum), evidence {found.attrs['value']:.2f} nats per datum")
+    print(f"held-out ELBO {elbo:.2f} (one draw per datum), evidence {found.attrs['value']:.2f} nats per datum")
 
 
 if __name__ == "__main__":

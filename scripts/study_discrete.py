@@ -1,21 +1,22 @@
 """Gradients for a latent that cannot be reparameterised: `python scripts/study_discrete.py`.
 
-A discrete z has no derivative, so that the ELBO's gradient in the guide must come another way. The claim, with an estimator for
-each way:
+A discrete draw z has no derivative. So the gradient of the ELBO in the guide needs another estimator. The study compares
+three:
 
-    enum      sum over all states instead of drawing one: exact, no variance, where the states are few
+    enum      sums over all states instead of drawing one: exact, without variance, possible where the states are few
     score     E[(L − baseline) ∂ log q(z)]: unbiased (Mnih and Rezende 2016, arXiv:1602.06725), and noisy
-    relaxed   differentiate a softmax in place of the draw (straight-through Gumbel-softmax: Jang et al. 2017,
+    relaxed   differentiates a softmax in place of the draw (straight-through Gumbel-softmax: Jang et al. 2017,
               arXiv:1611.01144): the higher the temperature, the less variance and the more bias
 
-And where the latent is continuous, so that both ways are open, score pays for every dimension: its signal is the noise of
-the whole ELBO, while the path through the draw knows which dimension did what.
+For a continuous latent, the score function and the derivative through the draw both work. The claim: the variance of score
+per dimension grows with the number of dimensions, because its signal has the noise of the whole ELBO. The derivative
+through the draw separates the dimensions.
 
-The discrete pair is a mixture of three Gaussians in the plane with a linear guide, whose exact gradient is a sum over the
-states. The continuous one is z ~ N(0, I), x | z ~ N(z, I) with a normal guide. All estimators use 4 draws a datum.
+The discrete pair is a mixture of three Gaussians in the plane with a linear guide. Its exact gradient is a sum over the
+states. The continuous pair is z ~ N(0, I), x | z ~ N(z, I) with a normal guide. All estimators use 4 draws per datum.
 
-The picture: left, bias and standard deviation of the whole gradient vector against the temperature, with what score has;
-right, variance per latent dimension against their number, of score and of the path derivatives.
+The picture. Left: bias and standard deviation of the whole gradient vector against the temperature, with those of score.
+Right: variance per latent dimension, of score and of the derivatives through the draw, against the number of dimensions.
 """
 
 import math
@@ -200,7 +201,7 @@ def main(
     draws: int = 1000,
     sizes: tuple[int, ...] = DIMENSIONS,
 ) -> None:
-    """Measure bias and variance of gradients for a discrete latent, and score against pathwise for a normal one.
+    """Measure bias and variance of gradients for a discrete latent, and compare score with pathwise gradients for a normal one.
 
     Args:
         out: folder for the picture.
@@ -224,9 +225,9 @@ def main(
     against = float(best.rmse / discrete.rmse.sel(elbo="score"))
     ratio = continuous.part_grad_var.sel(elbo="score") / continuous.part_grad_var.sel(elbo="trace")
     print(
-        f"Of the temperatures {best.elbo.item().split()[-1]} errs least, {against:.2f} times as much as "
+        f"relaxed has the least error at temperature {best.elbo.item().split()[-1]}: {against:.2f} times that of "
         f"score, with a bias of {float(best.bias) / discrete.exact:.0%} of the gradient.\n"
-        f"In {sizes[0]} to {sizes[-1]} continuous dimensions score has {float(ratio[0]):.1f} to "
+        f"For {sizes[0]} to {sizes[-1]} continuous dimensions, score has {float(ratio[0]):.1f} to "
         f"{float(ratio[-1]):.1f} times the variance of trace."
     )
     out.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,17 @@
-"""Independent, antithetic and quasi-Monte Carlo draws under a VAE's gradient: `python scripts/study_draws.py`.
+"""Independent, antithetic and quasi-Monte Carlo draws for a VAE's gradient: `python scripts/study_draws.py`.
 
-A gradient that averages over S draws of the guide has variance V / S where they are independent. The claim: at the same S
+An average of gradients over S independent draws of the guide has variance V / S. The claim concerns two other kinds of
+draws at the same S. Both are unbiased.
 
-    antithetic  pairs ε, −ε: what is odd in the noise goes and what is even doubles, so that it helps the mean head of a guide
-                and the model, and can hurt the scale head
-    sobol       scrambled Sobol points: what is a sum of functions of few coordinates goes faster than 1 / S (Buchholz, Wenzel
-                and Mandt 2018, arXiv:1807.01604); it helps least where an integrand depends on all at once, as a bound of many
-                samples does
+    antithetic  pairs ε, −ε. The part of the gradient that is odd in the noise cancels, and the variance of the even
+                part doubles. This helps the model and the mean head of a guide. It can hurt the scale head.
+    sobol       scrambled Sobol points. The variance of a sum of functions of few coordinates falls faster than 1 / S
+                (Buchholz, Wenzel and Mandt 2018, arXiv:1807.01604). This helps least where an integrand depends on all
+                coordinates at once, as a many-sample bound does.
 
-and all are unbiased. The pair is a VAE with a diagonal normal guide on digits after a few hundred steps; all see the same
-parameters and batch. A replication is the mean over S draws from a seed of its own, of the gradient and of the bound's value;
-the variance is over replications.
+The pair is a VAE with a diagonal normal guide on digits after a few hundred steps. All kinds of draws use the same
+parameters and batch. A replication is the mean of the gradient and of the bound's value over S draws, with a seed of its
+own. The variance is over replications.
 
 The picture: how many times less variance than with independent draws, by estimator and part (bars: ±2 standard errors).
 """
@@ -49,7 +50,7 @@ def parts(pair: Pair, x: tuple[Tensor, ...]) -> Tensor:
 
 def measure(steps: int = 400, rows: int = 16, count: int = 16, replications: int = 200) -> xr.Dataset:
     """Variance of the mean of ``count`` draws, summed over the elements of a part, with its error, by estimator and kind."""
-    run = pyro_vi.fit("vae", "diag_normal", "digits", steps=steps, lr=3e-3, progress=False)
+    run = pyro_vi.fit("vae", "diag_normal", "digits", steps=steps, lr=3e-3, schedule="constant", progress=False)
     x = run.data.example(rows)
     parameters = [parameter for _, parameter in run.pair.owned(x).values()]
     belongs, found = parts(run.pair, x).double(), []
@@ -104,10 +105,10 @@ def main(
 
     Args:
         out: folder for the picture.
-        steps: of the fit before.
+        steps: steps of the fit that comes first.
         rows: data in the batch.
         count: draws S that an estimate averages over; a power of 2.
-        replications: of each estimate, with a seed of its own.
+        replications: replications of each estimate, each with a seed of its own.
     """
     numbers = measure(steps, rows, count, replications)
     title = (
@@ -135,7 +136,7 @@ def main(
         for one in [numbers.sel(elbo=name, part=part, kind=kind)]
         if float(one.gain + 2 * one.gain_se) < 1
     ]
-    print(f"More variance than with independent draws: {', '.join(worse) or 'nowhere'}.")
+    print(f"The variance is larger than with independent draws for: {', '.join(worse) or 'none'}.")
     out.mkdir(parents=True, exist_ok=True)
     draw(numbers).savefig(out / "draws.png", dpi=150)
     print(out / "draws.png")

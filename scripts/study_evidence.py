@@ -1,17 +1,17 @@
 """Why an estimate of the evidence needs a guide: `python scripts/study_evidence.py`.
 
-log p(x) = log E_q[p(x, z) / q(z)] for any q, so that even draws from the prior would do: log (1/K) Σ_k p(x | z_k). The claim:
-how many draws it takes is about e^KL(p(z|x) ‖ q) (Chatterjee and Diaconis 2018, arXiv:1511.01437). Below that number the
-estimate is far too low, for it misses the few z that explain x. From the prior that number grows exponentially with the
-latent dimension; from a fitted guide it stays small; from the exact posterior every single draw gives log p(x). Beyond it the
-bias falls as 1 / K (Burda et al. 2016, arXiv:1509.00519), but only where the weights p(x, z) / q(z) have a finite variance. A
-diagonal guide fitted by its ELBO is narrower than a correlated posterior, so that in some direction their variance may be
-infinite: then the last tenths of a nat come slowly.
+log p(x) = log E_q[p(x, z) / q(z)] holds for any proposal q, even for the prior: log (1/K) Σ_k p(x | z_k). The claim: the
+estimate needs about e^KL(p(z|x) ‖ q) draws (Chatterjee and Diaconis 2018, arXiv:1511.01437). With fewer draws it is far too
+low, because it misses the few z that explain x. For the prior, this number grows exponentially with the latent dimension.
+For a fitted guide it stays small. For the exact posterior, every single draw gives log p(x). With more draws, the bias
+falls as 1 / K (Burda et al. 2016, arXiv:1509.00519), but only if the weights p(x, z) / q(z) have a finite variance. A
+diagonal guide fitted by its ELBO is narrower than a correlated posterior, so the variance of its weights may be infinite.
+The last tenths of a nat then need very many draws.
 
-The model is linear-Gaussian, where log p(x) and that KL are closed forms. The guide is fitted by SVI.
+The model is linear-Gaussian, so log p(x) and the KL have closed forms. The guide is fitted by SVI.
 
-The picture: the error of the estimate against K, mean over repetitions and data with the band of the middle 80 %, from the
-three proposals, in two and in eight latent dimensions. Dotted lines stand at K = e^KL.
+The picture: the error of the estimate against K (mean over repetitions and data, with the band of the middle 80 %), for the
+three proposals, in two and in eight latent dimensions. Dotted lines mark K = e^KL.
 """
 
 from pathlib import Path
@@ -140,9 +140,9 @@ def main(
     Args:
         out: folder for the picture.
         most: the largest number of draws is 10 to this power.
-        repetitions: of each estimate, with new draws.
-        rows: data.
-        steps: of the guide's fit.
+        repetitions: repetitions of each estimate, each with new draws.
+        rows: number of data.
+        steps: steps of the guide's fit.
     """
     numbers = measure(most, repetitions, rows, steps)
     table = Table(title="Error of log p(x), nats per datum: mean (sd over repetitions)", title_justify="left")
@@ -165,10 +165,11 @@ def main(
     last = abs(numbers.error.isel(k=-1).mean(("repetition", "datum")).sel(latent_dim=DIMENSIONS[-1]))
     needed = np.exp(numbers.kl.sel(latent_dim=DIMENSIONS[-1]))
     print(
-        f"In {DIMENSIONS[-1]} dimensions {int(numbers.k[-1])} draws from the prior leave the estimate "
-        f"{float(last.sel(proposal='prior')):.2g} nats off, and from the fitted guide "
-        f"{float(last.sel(proposal='fitted guide')):.1g}.\ne^KL is {float(needed.sel(proposal='prior')):.0g} for the one and "
-        f"{float(needed.sel(proposal='fitted guide')):.2g} for the other."
+        f"In {DIMENSIONS[-1]} dimensions with {int(numbers.k[-1])} draws, the error is "
+        f"{float(last.sel(proposal='prior')):.2g} nats from the prior, and "
+        f"{float(last.sel(proposal='fitted guide')):.1g} from the fitted guide.\n"
+        f"e^KL is {float(needed.sel(proposal='prior')):.0g} for the prior, and "
+        f"{float(needed.sel(proposal='fitted guide')):.2g} for the fitted guide."
     )
     out.mkdir(parents=True, exist_ok=True)
     draw(numbers).savefig(out / "evidence.png", dpi=150)

@@ -1,17 +1,17 @@
 """The guide lifts the floor, the model lifts the ceiling: `python scripts/study_floor_and_ceiling.py`.
 
-ELBO = log p(x) − KL(q ‖ posterior) is the floor, log p(x) the ceiling. At a fixed model the best guide closes the gap (E step).
-At a fixed guide a better model raises the ELBO and, where the gap was closed, log p(x) by at least as much (M step): Dempster,
-Laird and Rubin (1977); Neal and Hinton (1998). The claim: SVI that alternates guide steps and model steps is EM, and climbs to
-the maximum of the likelihood; SVI that takes both at once (Kingma and Welling 2014, arXiv:1312.6114) comes to the same point.
-As the ELBO of a linear VAE has no local maxima that the likelihood lacks (Lucas et al. 2019, arXiv:1911.02469), that point is
-probabilistic PCA, a closed form (Tipping and Bishop 1999). scikit-learn's `PCA.score` is 1e-4 nats below it: its variances are
-divided by n − 1 and not by n.
+ELBO = log p(x) − KL(q ‖ posterior) is the floor, and log p(x) is the ceiling. At a fixed model, the best guide closes the
+gap (E step). At a fixed guide, a better model raises the ELBO. If the gap was closed before, it also raises log p(x), by at
+least as much (M step): Dempster, Laird and Rubin (1977); Neal and Hinton (1998). The claim: SVI that alternates guide steps
+and model steps is EM, and reaches the maximum of the likelihood. SVI that takes both at once (Kingma and Welling 2014,
+arXiv:1312.6114) reaches the same point. The ELBO of a linear VAE has no local maxima that the likelihood lacks (Lucas et
+al. 2019, arXiv:1911.02469), so this point is probabilistic PCA, a closed form (Tipping and Bishop 1999). scikit-learn's
+`PCA.score` is 1e-4 nats below it, because it divides the variances by n − 1 and not by n.
 
-The data are scikit-learn's wines (178 × 13, standardised), the model is z ∈ R², x | z ~ N(A z + b, σ² I).
+The data are scikit-learn's wines (178 × 13, standardised). The model is z ∈ R², x | z ~ N(A z + b, σ² I).
 
-The picture: left, evidence and ELBO over the first steps of alternating SVI, its E steps shaded; within an M step the evidence
-may fall again, for what rises there is the ELBO. Right, how far all methods are below the maximum likelihood.
+The picture. Left: evidence and ELBO over the first steps of alternating SVI, with the E steps shaded. An M step raises the
+ELBO; the evidence may fall again within it. Right: how far each method is below the maximum likelihood.
 """
 
 import math
@@ -207,12 +207,12 @@ def draw(courses: dict[str, Course], most: float, steps: int) -> Figure:
 
 
 def main(out: Path = Path("runs/study_floor_and_ceiling"), rounds: int = 12, steps: int = 50) -> None:
-    """Alternate guide and model steps beside joint SVI and EM, and see where they end.
+    """Compare alternating SVI, joint SVI and EM: where do they end?
 
     Args:
         out: folder for the picture.
-        rounds: of one E and one M step.
-        steps: of SVI in each E and each M step.
+        rounds: rounds of one E step and one M step.
+        steps: steps of SVI in each E step and each M step.
     """
     courses, most, score = measure(rounds, steps)
     table = Table(
@@ -228,7 +228,7 @@ def main(out: Path = Path("runs/study_floor_and_ceiling"), rounds: int = 12, ste
     guide_ends, model_ends = ends(found)
     gap, rise = (found.evidence - found.elbo)[guide_ends], found.evidence[model_ends] - found.evidence[guide_ends]
     print(
-        f"The E steps close the gap to {gap.max():.4f} nats or less, and {int((rise > 0).sum())} of {rounds} M steps raise the "
+        f"After each E step the gap is {gap.max():.4f} nats or less. {int((rise > 0).sum())} of {rounds} M steps raise the "
         f"evidence (the largest fall is {max(0.0, -rise.min()):.1e}).\nThe ELBO was above the evidence at "
         f"{sum(int((f.elbo > f.evidence + 1e-9).sum()) for f in courses.values())} of all steps. "
         f"scikit-learn's PCA.score is {score:.4f}."

@@ -1,18 +1,19 @@
 """Which ELBO estimator has the smallest gradient variance depends on the guide's width: `python scripts/study_guide_width.py`.
 
-The pair is z ~ N(0, 1), x | z ~ N(z, 1) with the guide q(z) = N(m, s²) and z = m + s ε. Differentiating a draw of the ELBO
-in m and in l = log s, and taking the variance over ε, gives three closed forms:
+The pair is z ~ N(0, 1), x | z ~ N(z, 1) with the guide q(z) = N(m, s²) and z = m + s ε. The derivatives of one draw of the
+ELBO in m and in l = log s have these variances over ε, in closed form:
 
     trace        4 s²             and   (x − 2m)² s² + 8 s⁴            (total derivative, sampled KL)
     mean_field   s²               and   (x − m)² s² + 2 s⁴             (total derivative, analytic KL)
     stl          (1/s − 2s)²      and   (x − 2m)² s² + 2 (1 − 2s²)²    (path derivative)
 
-The claim: no estimator is best everywhere. Dropping the score (Roeder et al. 2017, arXiv:1703.09194) removes all noise where
-the guide is the posterior, s² = 1/2, and adds a great deal where it is too narrow; and the analytic KL, which is often said to
-have the smaller variance, has the larger one in log s where the guide is narrow and its mean right.
+The claim: no estimator is best everywhere. Dropping the score (Roeder et al. 2017, arXiv:1703.09194) removes all noise
+where the guide is the posterior, s² = 1/2. It adds much noise where the guide is too narrow. The analytic KL is often said
+to have the smaller variance. It has the larger one in log s where the guide is narrow and has the right mean.
 
-The picture: these variances against s as lines, what `pyro_vi.audit` measures as points. Dotted lines stand where two
-estimators change places; the strip along the bottom has the colour of the one with the smallest variance.
+The picture: the closed forms against s as lines, and the variances that `pyro_vi.audit` measures as points. Dotted lines
+mark the widths at which two estimators change places. The strip along the bottom has the colour of the estimator with the
+smallest variance.
 """
 
 import math
@@ -133,14 +134,14 @@ def draw(numbers: xr.Dataset) -> Figure:
 
 
 def main(out: Path = Path("runs/study_guide_width"), draws: int = 4000) -> None:
-    """Measure the gradient variance over a sweep of the guide's width, and compare it with the closed forms.
+    """Measure the gradient variance at several widths of the guide, and compare it with the closed forms.
 
     Args:
         out: folder for the picture.
         draws: evaluations of each estimator.
     """
     numbers = measure(draws)
-    table = Table(title=f"Where the order flips (x = {X}, posterior N({X / 2}, 1/2))", title_justify="left")
+    table = Table(title=f"Widths at which the order changes (x = {X}, posterior N({X / 2}, 1/2))", title_justify="left")
     for column in ("gradient in", "at m", "width s", "smaller variance below", "above"):
         table.add_column(column)
     for parameter, m in (("m", "any"), *(("log s", m) for m in MEANS)):
@@ -151,9 +152,9 @@ def main(out: Path = Path("runs/study_guide_width"), draws: int = 4000) -> None:
     narrow = numbers.sel(m=MEANS[0]).isel(s=0).variance
     stl, field = (narrow.sel(elbo=a) / narrow.sel(elbo="trace") for a in ("stl", "mean_field"))
     print(
-        f"Of {numbers.variance.size} measured variances the farthest from its closed form is {distance:.1f} standard errors "
-        f"away ({draws} draws).\nAt s = {WIDTHS[0]:.2f} stl has {float(stl.sel(parameter='m')):.0f} times the variance of "
-        f"trace in m, and the analytic KL {float(field.sel(parameter='log s')):.1f} times that of trace in log s."
+        f"The largest of {numbers.variance.size} differences between measured and exact variances is {distance:.1f} standard "
+        f"errors ({draws} draws).\nAt s = {WIDTHS[0]:.2f}, stl has {float(stl.sel(parameter='m')):.0f} times the variance of "
+        f"trace in m, and mean_field has {float(field.sel(parameter='log s')):.1f} times that of trace in log s."
     )
     out.mkdir(parents=True, exist_ok=True)
     draw(numbers).savefig(out / "guide_width.png", dpi=150)

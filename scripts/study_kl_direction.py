@@ -1,16 +1,16 @@
-"""One Gaussian for two modes: it depends on the direction of the KL which one it is: `python scripts/study_kl_direction.py`.
+"""Fit one Gaussian to two modes in both directions of the KL: `python scripts/study_kl_direction.py`.
 
-The target is p(z) = ½ N(−d/2, 1) + ½ N(d/2, 1). The claim (Bishop 2006, section 10.1.2; Minka 2005): the Gaussian q with the
-smallest KL(q ‖ p), which is what the ELBO minimises, avoids places where p is small, so that from some distance on it sits on
-one mode and underestimates the variance; the one with the smallest KL(p ‖ q) must cover all of p, and has its mean and its
-variance, 0 and 1 + d²/4: moment matching, a closed form. At large d the first KL comes to log 2, the price of leaving out half
-of p.
+The target is p(z) = ½ N(−d/2, 1) + ½ N(d/2, 1). The claim (Bishop 2006, section 10.1.2; Minka 2005) compares two Gaussians
+q. SVI minimises the reverse KL(q ‖ p). The minimum avoids regions where p is small. From some distance d on, it covers one
+mode only and underestimates the variance. The minimum of the forward KL(p ‖ q) must cover all of p. It has the mean and the
+variance of p, 0 and 1 + d²/4: moment matching, a closed form. At large d the reverse KL of its fit tends to log 2, because
+q leaves out half of p.
 
-The reverse fit is by Pyro's SVI with the path-derivative estimator as its loss, all distances at once and each from two
-starts, of which the better counts. Both KLs are then computed by quadrature, and minimised by quadrature for comparison.
+Pyro's SVI makes the reverse fit, with the path-derivative estimator as its loss. It fits all distances at once, each from
+two starts, and keeps the better one. Both KLs are then computed by quadrature, and minimised by quadrature for comparison.
 
-The picture: the two fits at one distance; their standard deviations and their KLs against the distance, with points from SVI
-and lines from quadrature and closed form.
+The picture: the two fits at one distance, and their standard deviations and KLs against the distance. Points are from SVI,
+lines from quadrature and closed form.
 """
 
 import math
@@ -158,14 +158,14 @@ def draw(numbers: Numbers, shown: float = 6.0) -> Figure:
 
 
 def main(out: Path = Path("runs/study_kl_direction"), steps: int = 1500) -> None:
-    """Fit one Gaussian to two modes in both directions of the KL, over their distance.
+    """Fit one Gaussian to two modes in both directions of the KL, at several distances of the modes.
 
     Args:
         out: folder for the picture.
-        steps: of SVI.
+        steps: steps of SVI.
     """
     numbers = measure(steps)
-    table = Table(title="One Gaussian for ½ N(−d/2, 1) + ½ N(d/2, 1); KLs in nats", title_justify="left")
+    table = Table(title="One Gaussian fitted to p = ½ N(−d/2, 1) + ½ N(d/2, 1); KLs in nats", title_justify="left")
     columns = (
         "d",
         "sd of p",
@@ -188,9 +188,9 @@ def main(out: Path = Path("runs/study_kl_direction"), steps: int = 1500) -> None
     split = float(numbers.at[numbers.reverse_line[0] > 0.3][0])
     ratio = float(numbers.svi[1, -1] / numbers.forward[1, -1])
     print(
-        f"The reverse fit leaves the middle for one mode at d = {split:.2f}; at d = {DISTANCES[-1]:g} its sd is "
-        f"{ratio:.2f} of the target's and its KL {float(numbers.svi[2, -1]):.4f} (log 2 = {math.log(2):.4f}).\nSVI comes to "
-        f"within {float((numbers.svi[2] - numbers.reverse[2]).abs().max()):.1e} nats of the least KL(q ‖ p) everywhere."
+        f"The reverse fit moves from the middle to one mode at d = {split:.2f}. At d = {DISTANCES[-1]:g} its sd is "
+        f"{ratio:.2f} of the target's, and its KL is {float(numbers.svi[2, -1]):.4f} (log 2 = {math.log(2):.4f}).\n"
+        f"At every d, SVI is within {float((numbers.svi[2] - numbers.reverse[2]).abs().max()):.1e} nats of the least KL(q ‖ p)."
     )
     out.mkdir(parents=True, exist_ok=True)
     draw(numbers).savefig(out / "kl_direction.png", dpi=150)

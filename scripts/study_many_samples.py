@@ -1,16 +1,17 @@
-"""More samples drown the gradient of IWAE's guide in noise, and lift DReG's out of it: `python scripts/study_many_samples.py`.
+"""Signal-to-noise ratio of the guide's gradient under IWAE and DReG, against K: `python scripts/study_many_samples.py`.
 
-The importance-weighted bound E log (1/K) Σ_k p(x, z_k) / q(z_k) rises to log p(x) with K (Burda et al. 2016, arXiv:1509.00519).
-The claim: the signal-to-noise ratio of its gradient in the guide's parameters falls as K^(−1/2) (Rainforth et al. 2018,
-arXiv:1802.04537), while that of the doubly reparameterised gradient, of the same bound, rises as K^(1/2) (Tucker et al. 2018,
-arXiv:1810.04152).
+The importance-weighted bound E log (1/K) Σ_k p(x, z_k) / q(z_k) rises to log p(x) with K (Burda et al. 2016,
+arXiv:1509.00519). The claim: the signal-to-noise ratio of its gradient in the guide's parameters falls as K^(−1/2)
+(Rainforth et al. 2018, arXiv:1802.04537). The doubly reparameterised gradient (DReG) is a gradient of the same bound. Its
+ratio rises as K^(1/2) (Tucker et al. 2018, arXiv:1810.04152).
 
-The pair is z ~ N(0, 1), x | z ~ N(z, 1) at x = 1.3 with the guide N(0.6, 0.75²); the ratio is |mean| / standard deviation of
-one datum's gradient in the guide's mean. IWAE's own mean is soon too small to be seen among its noise. As both gradients
-have the same mean, IWAE's ratio is taken with the mean of DReG's: the filled points. The hollow ones are with its own.
+The pair is z ~ N(0, 1), x | z ~ N(z, 1) at x = 1.3 with the guide N(0.6, 0.75²). The ratio is |mean| / standard deviation
+of one datum's gradient in the guide's mean. As K grows, IWAE's mean soon becomes too small to be measured among its noise.
+Both gradients have the same mean, so IWAE's ratio uses the mean of DReG (filled points). The hollow points use IWAE's own
+mean.
 
-The picture: the two ratios against K on the left, the bound and the exact evidence on the right. The dashed line there is
-log p(x) − V / 2K, with V the variance of the normalised weights p(z | x) / q(z) in closed form.
+The picture. Left: the two ratios against K. Right: the bound and the exact evidence. The dashed line is log p(x) − V / 2K,
+where V is the variance of the normalised weights p(z | x) / q(z), in closed form.
 """
 
 import math
@@ -149,7 +150,8 @@ def main(out: Path = Path("runs/study_many_samples"), rows: int = 2000, draws: i
         draws: evaluations of each estimator on all of them.
     """
     numbers = measure(rows, draws)
-    table = Table(title=f"{numbers.gradients} gradients each; exact evidence {EVIDENCE:.4f} nats", title_justify="left")
+    title = f"{numbers.gradients} gradients per estimator and K; exact evidence {EVIDENCE:.4f} nats"
+    table = Table(title=title, title_justify="left")
     for column in ("K", "iwae: mean ± se", "sd", "ratio", "dreg: mean ± se", "sd", "ratio", "bound"):
         table.add_column(column, justify="right")
     for k in KS:
@@ -163,7 +165,7 @@ def main(out: Path = Path("runs/study_many_samples"), rows: int = 2000, draws: i
     said = {name: "{:.3f} ± {:.3f}".format(*slope(numbers, name)) for name in NAMES}
     last = EVIDENCE - float(numbers.bound.sel(elbo="iwae", k=KS[-1]))
     print(
-        f"The ratio goes as K^({said['iwae']}) under iwae and as K^({said['dreg']}) under dreg, of the same bound.\n"
+        f"The ratio changes as K^({said['iwae']}) under iwae, and as K^({said['dreg']}) under dreg, for the same bound.\n"
         f"The bound is {EVIDENCE - float(numbers.bound.sel(elbo='iwae', k=1)):.4f} nats below the evidence at K = 1 "
         f"and {last:.5f} at K = {KS[-1]}."
     )

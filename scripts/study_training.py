@@ -1,13 +1,13 @@
 """Gradient variance of every estimator along a VAE's training on digits: `python scripts/study_training.py`.
 
-Claim: which ELBO estimator has the least gradient noise is no property of the estimator; it changes in the course of a fit.
-Early, the guide is far from the posterior and the closed-form KL (``mean_field``) removes most of the noise; the nearer the
-guide comes to the posterior, the more the path derivative (``stl``, Roeder et al. 2017, arXiv:1703.09194) gains. For the
-decoder the KL makes no difference at all.
+The claim: no ELBO estimator has the least gradient noise throughout a fit. Early, the guide is far from the posterior, and
+the closed-form KL (``mean_field``) removes most of the noise. The nearer the guide is to the posterior, the less noise the
+path derivative has (``stl``, Roeder et al. 2017, arXiv:1703.09194). In the decoder, the KL makes no difference.
 
-One fit (under ``mean_field``) is stopped at several steps; there every estimator is audited at the same parameters, batch and
-draws. The picture shows the gradient variance of guide and model parameters against the step, and the work-normalised variance
-of the guide (variance × seconds), which is the number to choose by.
+The study keeps the parameters of one fit (under ``mean_field``) at several steps. There it audits every estimator at the
+same parameters, on the same batch and draws. The picture shows the gradient variance of guide and model parameters against
+the step. It also shows the work-normalised variance of the guide (variance × seconds), the number by which to choose an
+estimator.
 """
 
 from pathlib import Path

@@ -52,7 +52,7 @@ def files(folder: Path) -> set[str]:
 
 def real(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
-    command = [sys.executable, "-m", "pyro_vi.cli.entry", *args]
+    command = [sys.executable, "-m", "pyro_vi", *args]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=FAILED)
 

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
+import beartype._check.code.codemain as beartype_code
 import numpy as np
 import pyro
 import pytest
@@ -13,6 +14,10 @@ import torch
 import zuko  # noqa: F401  (its import turns torch's validation off: here, and not in the midst of the tests)
 
 torch.distributions.Distribution.set_default_validate_args(__debug__)
+
+# beartype picks at random which item of a list it looks at. It has a generator of its own here, as programs that draw from
+# Python's have no graph, and the functions of pyro_vi are checked only in tests.
+beartype_code.getrandbits = random.Random(0).getrandbits
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _cache = pytest.StashKey[tuple[str, str | None]]()

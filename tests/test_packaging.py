@@ -1,4 +1,4 @@
-"""What is installed: the packages, their links, the wheel and the pinned versions."""
+"""The installed package: its modules, links, wheel, pinned versions and citation."""
 
 import ast
 import configparser
@@ -8,10 +8,12 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter
+from datetime import date
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,10 +36,18 @@ def direct_requirements() -> list[Requirement]:
     return [Requirement(line) for text in texts for line in lines(text)]
 
 
-def pins() -> dict[str, str]:
+def supported_pythons() -> list[str]:
+    allowed = SpecifierSet(read_setup()["options"]["python_requires"])
+    return [f"3.{minor}" for minor in range(100) if f"3.{minor}" in allowed]
+
+
+def pins(python_version: str) -> dict[str, str]:
     constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-    requirements = [Requirement(line) for line in lines(constraints) if not line.startswith("#")]
-    return {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in requirements}
+    found = [Requirement(line) for line in lines(constraints) if not line.startswith("#")]
+    applying = [pin for pin in found if pin.marker is None or pin.marker.evaluate({"python_version": python_version})]
+    versions = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in applying}
+    assert len(versions) == len(applying), f"a package is pinned twice for Python {python_version}"
+    return versions
 
 
 def module_files() -> set[str]:
@@ -98,7 +108,7 @@ def test_top_level_import_names_the_right_one(name):
 def test_wheel_holds_every_module_once(wheel):
     with zipfile.ZipFile(wheel) as archive:
         held = Counter(name for name in archive.namelist() if ".dist-info/" not in name)
-    assert held == Counter(module_files())
+    assert held == Counter(module_files() | {"pyro_vi/py.typed"})
 
 
 def test_installed_wheel_imports_from_elsewhere(wheel, tmp_path):
@@ -113,15 +123,18 @@ def test_installed_wheel_imports_from_elsewhere(wheel, tmp_path):
     assert lines(imported.stdout) == [str(target / "pyro_vi" / name / "__init__.py") for name in LINKED]
 
 
-def test_direct_dependencies_are_pinned():
+@pytest.mark.parametrize("python_version", supported_pythons())
+def test_direct_dependencies_are_pinned(python_version):
     # numpyro's own too: the speed that the benchmark tells of is theirs.
     brought = {"jax", "jaxlib", "ml-dtypes", "multipledispatch", "opt-einsum", "tqdm"}
-    assert {canonicalize_name(requirement.name) for requirement in direct_requirements()} | brought == set(pins())
+    required = {canonicalize_name(requirement.name) for requirement in direct_requirements()}
+    assert required | brought == set(pins(python_version))
 
 
+@pytest.mark.parametrize("python_version", supported_pythons())
 @pytest.mark.parametrize("requirement", direct_requirements(), ids=str)
-def test_range_admits_its_pin(requirement):
-    assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)])
+def test_range_admits_its_pin(requirement, python_version):
+    assert requirement.specifier.contains(pins(python_version)[canonicalize_name(requirement.name)])
 
 
 def imported(path: Path) -> set[str]:
@@ -133,9 +146,47 @@ def imported(path: Path) -> set[str]:
 
 
 def test_what_the_packages_import_is_what_they_require() -> None:
-    """h5netcdf and h5py are imported by xarray, by name; pyarrow is the extra's."""
-    names = {"sklearn": "scikit-learn", "pyro": "pyro-ppl", "arviz_base": "arviz-base"}
+    """xarray imports h5netcdf and h5py by name, people import arviz and its parts; pyarrow is the extra's."""
+    names = {"sklearn": "scikit-learn", "pyro": "pyro-ppl"}
+    by_others = {"h5netcdf", "h5py", "arviz", "arviz-plots", "arviz-stats"}
     files = [path for top in ("pyro_vi", *LINKED) for path in (ROOT / top).rglob("*.py")]
     found = set().union(*map(imported, files)) - set(sys.stdlib_module_names) - {"pyro_vi"}
     required = {Requirement(line).name for line in lines(read_setup()["options"]["install_requires"])}
-    assert {names.get(name, name) for name in found} | {"h5netcdf", "h5py"} == required | {"pyarrow"} & found
+    assert {canonicalize_name(names.get(name, name)) for name in found} | by_others == required | {"pyarrow"} & found
+
+
+def test_importing_pyro_vi_imports_no_part_of_arviz():
+    """arviz would make the import half as long again: only what writes or reads a DataTree imports it."""
+    code = "import sys, pyro_vi.cli.entry, pyro_vi.guides, pyro_vi.models; print(*sys.modules, sep='\\n')"
+    done = python("-c", code, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    names = set(done.stdout.split())
+    assert "pyro_vi.guides" in names
+    assert not {name for name in names if name.startswith("arviz")}
+
+
+def test_citation_is_of_this_version():
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    top = dict(line.split(": ", 1) for line in text.splitlines() if line[:1].isalpha() and ": " in line)
+    metadata = read_setup()["metadata"]
+    assert top["version"] == metadata["version"]
+    assert top["license"] == metadata["license_expression"]
+    assert date.fromisoformat(top["date-released"])
+
+
+def test_make_help_names_every_target():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (phony,) = [line for line in makefile.splitlines() if line.startswith(".PHONY:")]
+    said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    named = [line.split()[1] for line in said.splitlines() if line.startswith("make ")]
+    assert sorted([*named, "help"]) == sorted(phony.removeprefix(".PHONY:").split())
+
+
+@pytest.mark.parametrize("interpreter", ["no-such-python", "false"])
+def test_smoke_fails_and_cleans_up_without_an_interpreter(interpreter, tmp_path):
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = ["make", "smoke", f"PYTHON={interpreter}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert f"smoke: '{interpreter}' makes no virtual environment" in done.stderr
+    assert list(tmp_path.iterdir()) == []

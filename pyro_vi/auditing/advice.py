@@ -1,4 +1,4 @@
-"""Which estimator to use, from an audit: the one whose gradient is least uncertain for the time that it takes.
+"""A recommendation from an audit: the estimator whose gradient is least uncertain for the time that it takes.
 
 Work-normalised variance, variance × seconds, is what is left of the variance after a second of averaging. Estimators are
 ranked by that of the guide's gradient, among those of one bound that show no bias; where the intervals do not separate them

@@ -3,11 +3,10 @@
 Draw d of every estimator starts from the same generator state, so that differences between estimators are not differences
 between draws. Draws come in chunks and are accumulated: memory does not grow with their number.
 
-`Record` is what is kept of one estimator; `audit` fills the records and `dataset_of` lays them out.
+`Record` holds the measurements of one estimator; `audit` fills the records and `dataset_of` lays them out.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 import xarray as xr
@@ -19,11 +18,10 @@ from pyro_vi.auditing.moments import GROUPS, Difference, Moments
 from pyro_vi.auditing.result import Record, dataset_of
 from pyro_vi.auditing.timing import costs
 from pyro_vi.data import Batch
-from pyro_vi.elbo import draw_traces, from_run
 from pyro_vi.errors import InputError
 from pyro_vi.estimators.table import named
-from pyro_vi.estimators.traits import kl_sources, known_biased, target
-from pyro_vi.programs import Pair, isolated, kept_buffers, pair_and_args
+from pyro_vi.estimators.traits import estimator_of, traits_of
+from pyro_vi.programs import Pair, Program, isolated, kept_buffers, pair_and_args
 from pyro_vi.support import fitting_threads, versions
 
 SITE_DRAWS = 200
@@ -31,8 +29,8 @@ SITE_DRAWS = 200
 
 
 def audit(
-    model: Any,
-    guide: Any,
+    model: Program,
+    guide: Program,
     batch: Batch | Tensor,
     *,
     elbos: Iterable[str | ELBO] | str | ELBO = ("trace", "mean_field"),
@@ -104,6 +102,8 @@ def audit_pair(
     if draws < 20:
         raise InputError(f"an audit needs at least 20 draws for its standard errors, not {draws}")
     owned = pair.owned(args)
+    plate = pair.layouts(args)[0].data_plate(len(args[0]))
+    num_data = len(args[0]) if plate is None or plate.size is None else plate.size
     parameters = [parameter for _, parameter in owned.values()]
     sizes = [parameter.numel() for parameter in parameters]
     groups = min(GROUPS, draws // 10)
@@ -111,15 +111,15 @@ def audit_pair(
     with isolated(seed, validation=False), kept_buffers(pair), fitting_threads(pair, args):
         threads = torch.get_num_threads()
         seeds = torch.randint(2**62, (draws,)).tolist()
-        num_data = _num_data(pair, args)
         evaluators = {name: Evaluator(elbo, pair, args, parameters, vectorize) for name, elbo in estimators.items()}
         measured = costs({name: evaluator.once for name, evaluator in evaluators.items()}, seconds=0.1)
         references = _references(estimators)
         for name, elbo in estimators.items():
-            sources = {site: str(source) for site, source in kl_sources(elbo, pair, args).items()}
+            estimator = estimator_of(elbo)
+            sources = {site: str(source) for site, source in estimator.sources_of_pair(pair, args).items()}
             records[name] = Record(
                 evaluators[name],
-                target(elbo),
+                estimator.traits.target,
                 Moments(sum(sizes), groups, draws),
                 Moments(1, 2, draws),
                 sources,
@@ -162,15 +162,10 @@ def audit_pair(
 def _references(estimators: Mapping[str, ELBO]) -> dict[str, str]:
     """By bound, the estimator that the others are held against: the first that is not biased by its making."""
     references: dict[str, str] = {}
-    for name in sorted(estimators, key=lambda name: known_biased(estimators[name])):
-        references.setdefault(target(estimators[name]), name)
+    traits = {name: traits_of(elbo) for name, elbo in estimators.items()}
+    for name in sorted(traits, key=lambda name: traits[name].biased):
+        references.setdefault(traits[name].target, name)
     return references
-
-
-def _num_data(pair: Pair, args: Batch) -> int:
-    with torch.no_grad():
-        run = draw_traces(pair.model, pair.guide, args)
-    return from_run(run, len(args[0])).num_data
 
 
 def _site_variances(evaluator: Evaluator, seeds: list[int], chunk: int, num_data: int) -> dict[str, Tensor]:

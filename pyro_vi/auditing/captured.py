@@ -8,6 +8,7 @@ output, a rejection sampler) stay in the graph.
 * `Captured` is the graph with what it takes to draw for it; `NoGraph` says why there is none.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,13 +19,14 @@ from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, fx
 from torch.func import functionalize, vmap
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 
 from pyro_vi.data import Batch
+from pyro_vi.errors import NoGraph
 from pyro_vi.estimators.traits import differentiable_loss
 from pyro_vi.programs import Pair, swapped
 from pyro_vi.support import kept_generators
-from pyro_vi.tracing import NoGraph, is_random, reason, trace
+from pyro_vi.support.torch_internals import graph_in_the_making, make_fx, schema
+from pyro_vi.tracing import is_random, reason, trace
 
 BATCHABLE: dict[Any, Callable[..., Any]] = {torch.ops.aten.fill.Scalar: torch.full_like}
 """Operations that vmap cannot batch, and what does the same."""
@@ -71,22 +73,27 @@ class Captured:
         """Draws for one evaluation, from the generators as they are: the same ones that the programs would make."""
         return [draw.make() for draw in self.draws]
 
-    def many(
-        self, parameters: Sequence[Tensor], draws: Sequence[Tensor], args: Batch, chunk: int | None = None
-    ) -> tuple[Tensor, ...]:
+    def many(self, parameters: Sequence[Tensor], draws: Sequence[Tensor], args: Batch) -> tuple[Tensor, ...]:
         """Evaluations for stacked draws, at once: each result has their number as first dimension."""
 
         def one(*draws: Tensor) -> tuple[Tensor, ...]:
             return self(parameters, draws, args)
 
-        # An operation without a batching rule is run one by one, which torch would say on stderr each time.
-        warn: Any = getattr(torch._C._functorch, "_set_vmap_fallback_warning_enabled")  # noqa: B009
-        warn(False)
-        try:
-            result: tuple[Tensor, ...] = vmap(one, chunk_size=chunk)(*draws)
-        finally:
-            warn(True)
+        with warnings.catch_warnings():
+            # An operation without a batching rule is run one by one, which torch would say on stderr each time.
+            warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet implemented")
+            result: tuple[Tensor, ...] = vmap(one)(*draws)
         return result
+
+
+def loss_and_gradients(
+    elbo: ELBO, pair: Pair, args: Batch, parameters: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """Loss of one evaluation, and its gradients: 0 for a parameter that it does not depend on."""
+    loss = differentiable_loss(elbo, pair, args)
+    depends = bool(parameters) and loss.requires_grad
+    found = torch.autograd.grad(loss, list(parameters), allow_unused=True) if depends else [None] * len(parameters)
+    return loss.detach(), [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
 
 def capture(elbo: ELBO, pair: Pair, args: Batch, parameters: Sequence[Tensor]) -> Captured:
@@ -114,20 +121,18 @@ def capture(elbo: ELBO, pair: Pair, args: Batch, parameters: Sequence[Tensor]) -
     count = len(keys)
     marks = _Marks()
 
-    def loss_and_gradients(*inputs: Tensor) -> tuple[Tensor, ...]:
+    def evaluation(*inputs: Tensor) -> tuple[Tensor, ...]:
         live = [value.detach().requires_grad_() for value in inputs[:count]]
         with swapped(pair, dict(zip(keys, live, strict=True))), marks:
-            loss = differentiable_loss(elbo, pair, inputs[count:])
-        found = torch.autograd.grad(loss, live, allow_unused=True) if loss.requires_grad else [None] * count
-        gradients = [torch.zeros_like(v) if g is None else g for v, g in zip(live, found, strict=True)]
-        return (loss.detach(), *gradients)
+            loss, gradients = loss_and_gradients(elbo, pair, inputs[count:], live)
+        return (loss, *gradients)
 
     inputs = [*(parameter.detach() for parameter in parameters), *args]
     with kept_generators():
         # What an estimator finds out about a pair at first is no part of the graph.
         differentiable_loss(elbo, pair, args)
         try:
-            graph = trace(loss_and_gradients, *inputs)
+            graph = trace(evaluation, *inputs)
             draws, lifted = _lift(graph, marks)
             # Operations in place cannot be batched; a second pass replaces them.
             flat = make_fx(functionalize(graph), decomposition_table=BATCHABLE)
@@ -138,17 +143,16 @@ def capture(elbo: ELBO, pair: Pair, args: Batch, parameters: Sequence[Tensor]) -
 
 
 class _Marks(Messenger):
-    """Which random operations belong to which site: how many there are in the graph when each site has drawn."""
+    """The number of random operations in the graph when each site has drawn, which tells the site of each operation."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: list[tuple[str, int]] = []
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        mode = get_proxy_mode()
-        if mode is not None and not msg["is_observed"]:
-            nodes = mode.tracer.graph.nodes
-            self.counts.append((msg["name"], sum(is_random(node) for node in nodes)))
+        graph = graph_in_the_making()
+        if graph is not None and not msg["is_observed"]:
+            self.counts.append((msg["name"], sum(is_random(node) for node in graph.nodes)))
 
     def site(self, index: int) -> str | None:
         return next((name for name, count in self.counts if index < count), None)
@@ -197,12 +201,12 @@ def _maker(node: fx.Node) -> Callable[..., Tensor]:
 def _law(node: fx.Node) -> tuple[str, float, float] | None:
     """The distribution of a draw's elements, read off the operation and its arguments."""
     operation: Any = node.target
-    arguments = operation._schema.arguments
+    arguments = schema(operation).arguments
     names = [argument.name for argument in arguments]
     given = {argument.name: argument.default_value for argument in arguments}
     given |= dict(zip(names, node.args, strict=False)) | node.kwargs
     # rand, rand_like, uniform_, uniform, normal_, normal_functional, ...
-    name = operation._schema.name.removeprefix("aten::").rstrip("_").removesuffix("_like").removesuffix("_functional")
+    name = schema(operation).name.removeprefix("aten::").rstrip("_").removesuffix("_like").removesuffix("_functional")
     if not node.meta["val"].is_floating_point():
         return None
     match name:

@@ -1,6 +1,6 @@
 """Losses and gradients of one estimator for draws that are named by their seeds: many at once, or one by one.
 
-`Evaluator` captures the estimator on a pair where that pays, sees that captured and single evaluations agree, and gives the
+`Evaluator` captures the estimator on a pair where that pays, checks that captured and single evaluations agree, and gives the
 same numbers either way; `stacked` makes the draws of a captured graph for several seeds.
 """
 
@@ -10,12 +10,10 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_vi.auditing.captured import Captured, capture
+from pyro_vi.auditing.captured import Captured, capture, loss_and_gradients
 from pyro_vi.data import Batch
-from pyro_vi.errors import InputError, first_line
-from pyro_vi.estimators.traits import differentiable_loss
+from pyro_vi.errors import InputError, NoGraph, first_line
 from pyro_vi.programs import Pair
-from pyro_vi.tracing import NoGraph
 
 WORTH = 2**23
 """Parameters × rows × particles up to which many draws at once are faster than one by one."""
@@ -29,7 +27,7 @@ class Evaluator:
     ) -> None:
         self.elbo, self.pair, self.args, self.parameters = elbo, pair, args, parameters
         self.size = sum(parameter.numel() for parameter in parameters)
-        work = self.size * len(args[0]) * getattr(elbo, "num_particles", 1)
+        work = self.size * len(args[0]) * elbo.num_particles
         wanted = work <= WORTH if vectorize is None else vectorize
         self.captured: Captured | None = None
         if wanted:
@@ -64,7 +62,7 @@ class Evaluator:
         return [parameter.detach() for parameter in self.parameters]
 
     def __call__(self, seeds: list[int]) -> tuple[Tensor, Tensor]:
-        """Losses of shape ``(n,)`` and gradients ``(n, size)``, in double precision."""
+        """Losses of shape ``(draws,)`` and gradients ``(draws, size)``, in double precision."""
         if self.captured is None:
             return self._loop(seeds)
         return self.at(stacked(self.captured, seeds, self.args))
@@ -76,13 +74,7 @@ class Evaluator:
 
     def once(self) -> tuple[Tensor, list[Tensor]]:
         """One loss and its gradients, as a fit would take them."""
-        loss = differentiable_loss(self.elbo, self.pair, self.args)
-        if not self.parameters or not loss.requires_grad:
-            return torch.as_tensor(loss).detach(), [torch.zeros_like(p) for p in self.parameters]
-        found = torch.autograd.grad(loss, list(self.parameters), allow_unused=True)
-        return loss.detach(), [
-            torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, found, strict=True)
-        ]
+        return loss_and_gradients(self.elbo, self.pair, self.args, self.parameters)
 
     def _loop(self, seeds: list[int]) -> tuple[Tensor, Tensor]:
         losses, gradients = [], []

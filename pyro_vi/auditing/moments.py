@@ -20,17 +20,17 @@ class Moments:
     Args:
         size: length of a vector.
         groups: number of groups.
-        count: number of vectors that will come.
+        draws: number of vectors that will come, one for each draw.
 
     Example:
-        >>> moments = Moments(1, groups=2, count=4)
+        >>> moments = Moments(1, groups=2, draws=4)
         >>> moments.add(torch.tensor([[1.0], [2.0], [3.0], [4.0]], dtype=torch.float64))
         >>> float(moments.mean), round(float(moments.variance), 4)
         (2.5, 1.6667)
     """
 
-    def __init__(self, size: int, groups: int, count: int) -> None:
-        self.bounds = np.linspace(0, count, groups + 1).astype(int)[1:]
+    def __init__(self, size: int, groups: int, draws: int) -> None:
+        self.bounds = np.linspace(0, draws, groups + 1).astype(int)[1:]
         self.mean, self.m2 = torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
         self.count = 0
         self.group_variances: list[Tensor] = []
@@ -39,11 +39,11 @@ class Moments:
     def add(self, values: Tensor) -> None:
         """Take in vectors, of shape ``(n, size)``; they may fall into several groups."""
         while len(values):
-            room = int(self.bounds[len(self.group_variances)]) - self.count - self._open[2]
-            part, values = values[:room].double(), values[room:]
+            left = int(self.bounds[len(self.group_variances)]) - self.count - self._open[2]
+            part, values = values[:left].double(), values[left:]
             mean = part.mean(0)
             self._open = _merge(self._open, (mean, (part - mean).square().sum(0), len(part)))
-            if len(part) == room:
+            if len(part) == left:
                 mean, m2, count = self._open
                 self.mean, self.m2, self.count = _merge((self.mean, self.m2, self.count), self._open)
                 self.group_variances.append(m2 / (count - 1))
@@ -69,12 +69,12 @@ class Difference:
 
     Args:
         sizes: lengths of the blocks.
-        count: number of pairs that will come.
+        draws: number of pairs that will come, one for each draw.
         resolution: differences below this part of a block's root mean square are rounding, and count as none.
     """
 
-    def __init__(self, sizes: list[int], count: int, resolution: float) -> None:
-        self.sizes, self.half, self.resolution = sizes, count // 2, resolution
+    def __init__(self, sizes: list[int], draws: int, resolution: float) -> None:
+        self.sizes, self.half, self.resolution = sizes, draws // 2, resolution
         self._sum = torch.zeros(sum(sizes), dtype=torch.float64)
         self._seen = 0
         self._totals = torch.zeros(
@@ -85,15 +85,15 @@ class Difference:
         """Take in pairs, each of shape ``(n, size)``."""
         two = two.double()
         difference = one.double() - two
-        room = max(0, self.half - self._seen)
-        self._sum += difference[:room].sum(0)
+        left = max(0, self.half - self._seen)
+        self._sum += difference[:left].sum(0)
         self._seen += len(difference)
-        rest = difference[room:]
+        rest = difference[left:]
         if not len(rest):
             return
         directions = [d / d.norm().clamp(min=1e-300) for d in self._sum.split(self.sizes)]
         numbers = torch.stack([part @ d for part, d in zip(rest.split(self.sizes, 1), directions, strict=True)], 1)
-        scale = torch.stack([part.square().sum() for part in two[room:].split(self.sizes, 1)])
+        scale = torch.stack([part.square().sum() for part in two[left:].split(self.sizes, 1)])
         self._totals += torch.stack([torch.full_like(scale, len(rest)), numbers.sum(0), numbers.square().sum(0), scale])
 
     @property

@@ -22,8 +22,8 @@ STEP = 2.0**-SobolEngine.MAXBIT
 """The coordinates of torch's Sobol points are multiples of this."""
 
 
-def noise(captured: Captured, count: int, *, kind: str = "independent", seed: int = 0) -> list[Tensor]:
-    """Draws for ``count`` evaluations of a captured graph.
+def noise(captured: Captured, draws: int, *, kind: str = "independent", seed: int = 0) -> list[Tensor]:
+    """Draws for ``draws`` evaluations of a captured graph.
 
     * ``"independent"``: one after the other from the generator; the first are what one evaluation makes from that seed.
     * ``"antithetic"``: at 2i independent draws and at 2i + 1 their mirror images, ε and 2 mean − ε of a normal, u and
@@ -33,23 +33,23 @@ def noise(captured: Captured, count: int, *, kind: str = "independent", seed: in
       of all draws jointly, in program order, through the inverse distribution functions. Each scrambled point is uniform (on
       the middles of 2³⁰ cells), so that the mean over seeds is right; the variance of smooth integrands of low effective
       dimension falls faster than 1 / S (L'Ecuyer and Lemieux 2002; in variational inference: Buchholz, Wenzel and Mandt 2018,
-      arXiv:1807.01604). Take a power of 2 as ``count``: other numbers of points are not balanced, though still unbiased. torch
+      arXiv:1807.01604). Take a power of 2 as ``draws``: other numbers of points are not balanced, though still unbiased. torch
       has 21,201 dimensions: elements after the first 21,201 get independent draws.
 
     Draws that stayed in the graph (``captured.lifted`` is false) are none of these: the graph makes them as it runs.
 
     Args:
         captured: the graph.
-        count: number of draws S.
+        draws: number of evaluations S.
         kind: one of `KINDS`.
         seed: equal seeds give equal bits. Draws are made on the CPU and then moved to where the graph takes them, so that they
             are the same numbers on every device. The global generators are not touched.
 
     Returns:
-        One tensor of shape ``(count, *shape)`` for each of ``captured.draws``, in their order and of their dtype.
+        One tensor of shape ``(draws, *shape)`` for each of ``captured.draws``, in their order and of their dtype.
 
     Raises:
-        UsageError: no such kind, ``count`` below 1, or an odd number of antithetic draws.
+        UsageError: no such kind, ``draws`` below 1, or an odd number of antithetic draws.
         InputError: a draw is neither normal nor uniform, so that it can only be independent.
 
     Example:
@@ -72,30 +72,30 @@ def noise(captured: Captured, count: int, *, kind: str = "independent", seed: in
     """
     if kind not in KINDS:
         raise unknown("kind of draws", kind, KINDS)
-    if count < 1:
-        raise UsageError(f"the number of draws must be at least 1, not {count}")
-    if kind == "antithetic" and count % 2:
-        raise UsageError(f"antithetic draws come in pairs: ask for {count + 1} or another even number, not {count}")
-    draws = captured.draws
-    if not draws:
+    if draws < 1:
+        raise UsageError(f"the number of draws must be at least 1, not {draws}")
+    if kind == "antithetic" and draws % 2:
+        raise UsageError(f"antithetic draws come in pairs: ask for {draws + 1} or another even number, not {draws}")
+    lifted = captured.draws
+    if not lifted:
         return []
     if kind == "independent":
-        made = _independent(draws, count, seed)
+        made = _independent(lifted, draws, seed)
     elif kind == "antithetic":
-        laws = [_law(draw, kind) for draw in draws]
-        halves = _independent(draws, count // 2, seed)
+        laws = [_law(draw, kind) for draw in lifted]
+        halves = _independent(lifted, draws // 2, seed)
         # Interleaved, so that every even chunk of draws is antithetic itself.
         made = [torch.stack([h, _mirror(h, *law)], 1).flatten(0, 1) for h, law in zip(halves, laws, strict=True)]
     else:
-        laws = [_law(draw, kind) for draw in draws]
+        laws = [_law(draw, kind) for draw in lifted]
         # On torch's device without storage a draw has a shape and a dtype, and takes nothing from a generator.
-        like = [draw.make(torch.device("meta")) for draw in draws]
-        points = _points(count, sum(one.numel() for one in like), seed).split([one.numel() for one in like], 1)
+        like = [draw.make(torch.device("meta")) for draw in lifted]
+        points = _points(draws, sum(one.numel() for one in like), seed).split([one.numel() for one in like], 1)
         made = [
-            _through(u.reshape(count, *one.shape), one.dtype, *law)
+            _through(u.reshape(draws, *one.shape), one.dtype, *law)
             for u, one, law in zip(points, like, laws, strict=True)
         ]
-    return [values.to(draw.device) for values, draw in zip(made, draws, strict=True)]
+    return [values.to(draw.device) for values, draw in zip(made, lifted, strict=True)]
 
 
 def _law(draw: Draw, kind: str) -> tuple[str, float, float]:
@@ -108,10 +108,10 @@ def _law(draw: Draw, kind: str) -> tuple[str, float, float]:
     return draw.law
 
 
-def _independent(draws: Sequence[Draw], count: int, seed: int) -> list[Tensor]:
+def _independent(lifted: Sequence[Draw], draws: int, seed: int) -> list[Tensor]:
     with kept_generators():
         seed_draw(seed, CPU)
-        rows = [[draw.make(CPU) for draw in draws] for _ in range(count)]
+        rows = [[draw.make(CPU) for draw in lifted] for _ in range(draws)]
     return [torch.stack(column) for column in zip(*rows, strict=True)]
 
 
@@ -121,20 +121,20 @@ def _mirror(values: Tensor, law: str, first: float, second: float) -> Tensor:
     return _inside(first + second - values.double(), values.dtype, first, second)
 
 
-def _points(count: int, size: int, seed: int) -> Tensor:
-    """Points of shape ``(count, size)`` in the open unit cube, in double precision: Sobol's as far as torch has them."""
+def _points(draws: int, size: int, seed: int) -> Tensor:
+    """Points of shape ``(draws, size)`` in the open unit cube, in double precision: Sobol's as far as torch has them."""
     # The engine seeds a generator of its own: what fills up must not come from the same stream.
     generator = torch.Generator().manual_seed(seed)
     scrambling = int(torch.randint(2**62, (), generator=generator))
     covered = min(size, SobolEngine.MAXDIM)
     engine = SobolEngine(covered, scramble=True, seed=scrambling)
-    points = engine.draw(count, dtype=torch.float64)
+    points = engine.draw(draws, dtype=torch.float64)
     # torch holds the first point in the default dtype, in which it may round up to 1.
     points[0] = engine.shift.double() * STEP
     points += STEP / 2  # the middle of its cell: never 0 or 1, and on average exactly ½
     if covered == size:
         return points
-    rest = torch.rand(count, size - covered, generator=generator, dtype=torch.float64)
+    rest = torch.rand(draws, size - covered, generator=generator, dtype=torch.float64)
     return torch.cat([points, rest.clamp_(min=2.0**-54)], 1)
 
 

@@ -19,7 +19,7 @@ PARTS = ("model", "guide")
 
 @dataclass
 class Record:
-    """What is kept of one estimator."""
+    """The measurements of one estimator in an audit."""
 
     evaluator: Evaluator
     target: str
@@ -35,7 +35,7 @@ def dataset_of(records: dict[str, Record], sizes: list[int], names: list[str], o
     """The records of an audit as a dataset over ``elbo, parameter, part, site``.
 
     Args:
-        records: what is kept of each estimator, by its name.
+        records: the measurements of each estimator, by its name.
         sizes: number of elements of each parameter.
         names: names of the parameters.
         owners: ``"model"`` or ``"guide"`` for each parameter.

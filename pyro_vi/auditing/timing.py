@@ -1,4 +1,4 @@
-"""What one evaluation costs: time, with its spread, and peak memory."""
+"""The cost of one evaluation: time, with its spread, and peak memory."""
 
 import math
 import time
@@ -10,25 +10,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch._C import _profiler
 from torch.utils.benchmark import Timer
+
+from pyro_vi.support.private import Missing
+from pyro_vi.support.torch_internals import allocations
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one call costs.
+    """The cost of one call.
 
     Attributes:
         seconds: median over rounds.
         spread: interquartile range over rounds.
         error: standard error of the median.
-        peak_bytes: the most bytes of new tensors that lived at once.
+        peak_bytes: the most bytes of new tensors that lived at once; NaN where this torch does not record them.
     """
 
     seconds: float
     spread: float
     error: float
-    peak_bytes: int
+    peak_bytes: int | float
 
 
 def costs(calls: Mapping[str, Callable[[], Any]], *, seconds: float = 0.2, rounds: int = 15) -> dict[str, Cost]:
@@ -67,19 +69,17 @@ def costs(calls: Mapping[str, Callable[[], Any]], *, seconds: float = 0.2, round
     return result
 
 
-def peak_bytes(call: Callable[[], Any]) -> int:
-    """The most bytes that live at once of the tensors that ``call`` makes, on the CPU and on the GPU."""
+def peak_bytes(call: Callable[[], Any]) -> int | float:
+    """The most bytes that live at once of the tensors that ``call`` makes, on the CPU and on the GPU.
+
+    NaN where this torch does not record what lives on the CPU.
+    """
     on_gpu = torch.cuda.is_initialized()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-    # The records of the allocator itself: those of the newer profiler cost a second to set up, and it writes to stderr.
-    options = (False, True, False, False, False, _profiler._ExperimentalConfig())
-    torch.autograd._enable_profiler_legacy(_profiler.ProfilerConfig(_profiler.ProfilerState.CPU, *options))
     try:
-        call()
-    finally:
-        threads = torch.autograd._disable_profiler_legacy()
-    records = [record for thread in threads for record in thread if record.kind() == "memory_alloc"]
-    peak = max(accumulate((record.cpu_memory_usage() for record in records), initial=0))
-    return int(peak) + (torch.cuda.max_memory_allocated() - before if on_gpu else 0)
+        peak = max(accumulate(allocations(call), initial=0))
+    except Missing:
+        return math.nan
+    return peak + (torch.cuda.max_memory_allocated() - before if on_gpu else 0)

@@ -1,1 +1,1 @@
-"""The command line: `commands` says what can be asked, `entry` parses, calls and prints."""
+"""The command line: `commands` defines the commands and their options, `entry` parses, runs and prints."""

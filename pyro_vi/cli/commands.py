@@ -1,4 +1,4 @@
-"""What can be asked on the command line: one frozen dataclass a command, every option with its default and a help line."""
+"""The commands of the command line: one frozen dataclass per command, with a default and a help line for every option."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -13,48 +13,48 @@ Guide = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="GUIDE")]
 
 @dataclass(frozen=True)
 class PairCommand:
-    """What every command about a pair takes."""
+    """Options of every command about a pair."""
 
     model: Model = "vae"
-    """Model: a name, path/file.py:Name or package.module:Name, options in parentheses: 'vae(latent_dim=2)'."""
+    """Model: a name, path/file.py:Name or package.module:Name, with options in parentheses: 'vae(latent_dim=2)'."""
     guide: Guide = "diag_normal"
-    """Guide: named in the same ways."""
+    """Guide, in the same form."""
     data: str = "digits"
-    """Data set's name, or a .npy, .npz, .csv or .parquet file."""
+    """Name of a data set, or a .npy, .npz, .csv or .parquet file."""
     seed: int = Options.seed
-    """Seed of everything."""
+    """Seed of all random numbers."""
     json: bool = False
-    """Print one JSON document and nothing else on stdout."""
+    """Print one JSON document, and nothing else, on stdout."""
     debug: bool = False
-    """Show the traceback of a problem."""
+    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)
 class FittingCommand(PairCommand):
-    """What every command that fits takes."""
+    """Options of every command that fits."""
 
     epochs: int | None = Options.epochs
     """Passes over the data; 100 by default."""
     steps: int | None = Options.steps
     """Optimisation steps, instead of epochs."""
     batch_size: int = Options.batch_size
-    """Data in a step."""
+    """Data per step."""
     lr: float = Options.lr
     """Learning rate of Adam."""
     schedule: str = Options.schedule
-    """How the learning rate falls to 0: constant, linear or cosine."""
+    """Learning rate over the steps: constant, or a linear or cosine decay to 0."""
     clip_norm: float | None = Options.clip_norm
     """Limit on the joint norm of all gradients (nats per datum)."""
     beta: float = Options.beta
-    """Weight of the KL; the unannealed ELBO is reported beside."""
+    """Weight of the KL; the unannealed ELBO is reported too."""
     warmup: int = Options.warmup
-    """Steps over which the weight of the KL rises from 0."""
+    """Steps over which the weight of the KL rises from 0 to beta."""
     compile: Literal["auto", "yes", "no"] = "auto"
-    """Compile the steps: where that saves more time than it takes, always (or say why not), or never."""
+    """Compile the steps: if that saves more time than it takes, always (an error if impossible), or never."""
     out: str | None = None
-    """Folder to write to; by default a new one below runs/."""
+    """Folder to write to; by default a new one in runs/."""
     resume: bool = Options.resume
-    """Go on with the interrupted run in --out."""
+    """Continue the interrupted run in --out."""
 
     def options(self) -> dict[str, Any]:
         names = ("epochs", "steps", "batch_size", "lr", "schedule", "clip_norm", "beta", "warmup", "seed", "resume")
@@ -64,14 +64,14 @@ class FittingCommand(PairCommand):
 
 @dataclass(frozen=True)
 class Compare(FittingCommand):
-    """Fit one pair under several ELBO estimators and compare them: the main job."""
+    """Fit one pair under several ELBO estimators and compare them (the main command)."""
 
     elbos: tuple[str, ...] = ("trace", "mean_field")
-    """Estimators; the audits follow the fit of the first."""
+    """ELBO estimators; all are audited at parameters from the fit of the first."""
     audit_draws: int = 1000
-    """Draws of each audit; 0 for no audits."""
+    """Draws per audit; 0 for no audits."""
     particles: int = 1000
-    """Draws for each held-out datum's evidence, where it is not exact."""
+    """Importance draws for the evidence of each held-out datum, unless the evidence is exact."""
 
 
 @dataclass(frozen=True)
@@ -79,50 +79,50 @@ class Fit(FittingCommand):
     """Fit one pair by SVI."""
 
     elbo: str = "mean_field"
-    """Estimator."""
+    """ELBO estimator."""
 
 
 @dataclass(frozen=True)
 class Audit(PairCommand):
-    """Measure value and gradient of estimators at fixed parameters, from common random draws."""
+    """Measure value and gradient of ELBO estimators at fixed parameters, with common random draws."""
 
     elbos: tuple[str, ...] = ("trace", "mean_field")
-    """Estimators."""
+    """ELBO estimators."""
     draws: int = 1000
     """Evaluations of each estimator."""
     batch_size: int = 128
     """Data in the batch."""
     run: str | None = None
-    """Folder of a fit of this pair, to audit at its parameters; by default at the initial ones."""
+    """Folder of a fit of this pair, whose parameters are used; by default the initial parameters."""
 
 
 @dataclass(frozen=True)
 class Check(PairCommand):
-    """Look for silent errors of a pair before a fit."""
+    """Check a pair for silent errors before a fit."""
 
     elbo: str | None = None
-    """Estimator that is to be used."""
+    """ELBO estimator that the fit will use."""
     batch_size: int = 128
     """Data in the batch."""
 
 
 @dataclass(frozen=True)
 class Evidence(PairCommand):
-    """Evidence log p(x) of the held-out data under a fitted pair."""
+    """Estimate the evidence log p(x) of the held-out data under a fitted pair."""
 
     run: str | None = None
-    """Folder of a fit of this pair; by default the initial parameters."""
+    """Folder of a fit of this pair, whose parameters are used; by default the initial parameters."""
     method: Literal["iw", "exact"] | None = None
-    """By importance sampling or exactly; by default exactly where the model has a closed form."""
+    """Importance sampling or the closed form; by default the closed form if the model has one."""
     particles: int = 5000
-    """Draws for each datum."""
+    """Importance draws per datum."""
 
 
 @dataclass(frozen=True)
 class List:
-    """List the models, guides, data sets and estimators that there are."""
+    """List the available models, guides, data sets and estimators."""
 
     json: bool = False
-    """Print one JSON document and nothing else on stdout."""
+    """Print one JSON document, and nothing else, on stdout."""
     debug: bool = False
-    """Show the traceback of a problem."""
+    """Show the traceback of an error."""

@@ -1,7 +1,9 @@
-"""The command line: parses, calls, prints. `COMMANDS` says which function runs which of `pyro_vi.cli.commands`.
+"""The entry point of the command line: it parses, runs and prints.
 
-Results go to stdout, progress and problems to stderr. Exit codes: 0 done, 1 a problem with the data, the pair or the run,
-2 bad usage, 130 interrupted.
+`main` runs one command; `COMMANDS` maps each class of `pyro_vi.cli.commands` to the function that runs it.
+
+Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 an error in the data, the pair or the run,
+2 wrong usage, 130 interrupted.
 """
 
 import dataclasses
@@ -12,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -135,7 +138,7 @@ def _evidence(command: Evidence) -> int:
 
     pair, data = _pair(command, command.run)
     if not len(data.heldout[0]):
-        raise InputError(f"'{command.data}' has no held-out data")
+        raise InputError(f"'{command.data}' has no held-out data; choose data with a held-out part")
     options: Any = {"method": command.method, "particles": command.particles, "seed": command.seed}
     found = evidence_of_pair(pair, data.heldout, **options)
     if command.json:
@@ -144,9 +147,7 @@ def _evidence(command: Evidence) -> int:
     how = "exact" if found.attrs["method"] == "exact" else f"importance sampling, K = {command.particles}"
     print(f"log p(x) = {found.attrs['value']:.3f} ± {found.attrs['se']:.3f} nats per held-out datum ({how})")
     if found.attrs["method"] == "iw":
-        print(
-            f"effective draws of each datum: median {float(found.ess.median()):.0f}, least {float(found.ess.min()):.1f}"
-        )
+        print(f"effective draws per datum: median {float(found.ess.median()):.0f}, least {float(found.ess.min()):.1f}")
     return 0
 
 
@@ -187,7 +188,7 @@ def _pair(command: PairCommand, run: str | None) -> tuple[Any, Any]:
     from pyro_vi.fitting import config_of, load_parameters
     from pyro_vi.programs import build_pair
 
-    # A run is looked at on the data that it held out: another seed would split them otherwise.
+    # A run is evaluated on the data that it held out: another seed would split them differently.
     seed = command.seed if run is None else config_of(Path(run))["seed"]
     data = load(command.data, seed=seed)
     pair = build_pair(command.model, command.guide, data, seed=seed)
@@ -200,7 +201,7 @@ def _folder(command: FittingCommand) -> Path:
     if command.out is not None:
         return Path(command.out)
     if command.resume:
-        raise UsageError("to resume a run, say which: --out FOLDER --resume")
+        raise UsageError("--resume needs the folder of a run; give it with --out FOLDER")
     parts = (command.model, command.guide, command.data, f"seed{command.seed}")
     stem = "-".join(slug(part) for part in parts)
     numbered = (Path("runs") / (stem if i == 1 else f"{stem}-{i}") for i in range(1, 10_000))
@@ -231,24 +232,28 @@ def _one_line_warnings() -> Iterator[None]:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run one command; gives back the exit code."""
+    """Run one command and return its exit code."""
+    args = sys.argv[1:] if args is None else args
+    if args[:1] == ["--version"]:  # tyro has no option that does without a subcommand
+        print(f"pyro-vi {version('pyro-vi')}")
+        return 0
     commands: list[Any] = [Annotated[c, tyro.conf.subcommand(name=c.__name__.lower())] for c in COMMANDS]
     every: Any = functools.reduce(operator.or_, commands)  # the annotated classes as one union
     command: Any = tyro.cli(
         every,
         prog="pyro-vi",
-        description="A workbench for variational inference in Pyro.",
+        description="A workbench for variational inference in Pyro. --version prints its version.",
         args=args,
     )
     try:
         if isinstance(command, FittingCommand):
-            # Named here, so that an interruption can say which folder to go on with.
+            # The folder is chosen here, so that the message after an interruption can name it.
             command = dataclasses.replace(command, out=str(_folder(command)))
         with _one_line_warnings():
             return COMMANDS[type(command)](command)
     except KeyboardInterrupt:
         out = getattr(command, "out", None)
-        hint = f"; go on with --out {out} --resume" if out else ""
+        hint = f"; continue with --out {out} --resume" if out else ""
         print(f"interrupted{hint}", file=sys.stderr)
         return 130
     except Exception as error:
@@ -258,7 +263,3 @@ def main(args: list[str] | None = None) -> int:
         said = first_line(error) if known else f"{kind_and_line(error)} (--debug shows where)"
         print(f"error: {said}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,12 +1,11 @@
 """Whole optimisation steps as machine code; see README.md beside this file.
 
 * `step` is one step as a pure function; `inductor` compiles a graph, with the faster forms of `decompositions` and
-  `products`; `steps` holds compiled steps and proves them; `choice` decides whether compiling pays.
+  `products`; `steps` holds compiled steps and proves them; `cost` estimates what compiling takes and saves, and
+  `choice` decides.
 """
 
 from pyro_vi.compiling.choice import (
-    COMPILING,
-    PER_NODE,
     Choice,
     Compile,
     check_mode,
@@ -14,25 +13,30 @@ from pyro_vi.compiling.choice import (
     lengths_to_come,
     refuse_without_compiler,
 )
+from pyro_vi.compiling.cost import Estimate, eager_because, estimate_step, measure, to_compile
 from pyro_vi.compiling.inductor import Compiled, compile_graph, why_not
 from pyro_vi.compiling.step import MANY, Optimizer, WholeStep
-from pyro_vi.compiling.steps import CompiledSteps, agree
+from pyro_vi.compiling.steps import CompiledSteps, Raised, agree
 
 __all__ = [
-    "COMPILING",
     "MANY",
-    "PER_NODE",
     "Choice",
     "Compile",
     "Compiled",
     "CompiledSteps",
+    "Estimate",
     "Optimizer",
+    "Raised",
     "WholeStep",
     "agree",
     "check_mode",
     "choose",
     "compile_graph",
+    "eager_because",
+    "estimate_step",
     "lengths_to_come",
+    "measure",
     "refuse_without_compiler",
+    "to_compile",
     "why_not",
 ]

@@ -1,7 +1,7 @@
 """Whether the steps of a fit are compiled.
 
-* `choose` compiles what it is told to, or what pays: with ``"auto"``, where the time that the remaining steps save exceeds the
-  time that compiling takes. What it chose, and why, is one line.
+* `choose` compiles what it is told to, or what pays: with ``"auto"``, each length of batch of which the steps to come save more
+  time than compiling it takes (`pyro_vi.cost`). What it chose, and why, is one line.
 """
 
 import time
@@ -13,20 +13,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pyro_vi.compiling.cost import SECONDS, Estimate, eager_because, shown, to_compile
 from pyro_vi.compiling.inductor import why_not
 from pyro_vi.compiling.step import MANY
 from pyro_vi.compiling.steps import CompiledSteps
-from pyro_vi.errors import InputError, UsageError
-from pyro_vi.tracing import NoGraph
+from pyro_vi.errors import InputError, NoGraph, UsageError
 
 Compile = bool | Literal["auto"]
 LENGTHS = 4
 """Lengths of batches that are compiled at most: each takes a graph of its own."""
-TRACING, COMPILING, PER_NODE = 2.0, 2.0, 0.01
-"""Seconds to trace a step and to prove it right, to compile any, and for each operation of the graph: measured on two cores
-of a server, without the compiler's cache on disk. With it, compiling takes a tenth of that."""
-PER_CALL = 1.2e-5
-"""Seconds in each call that are not the compiled code's: several steps in a call pay after a million of them or more."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,7 @@ def choose(
     steps: Callable[[], CompiledSteps],
     coming: Mapping[int, int],
     sources: Callable[[int, int], Sequence[Sequence[Tensor]]],
-    overhead: Callable[[], float],
+    estimate: Callable[[int], Estimate],
     before: Mapping[str, Sequence[int]] | None = None,
 ) -> tuple[Choice, CompiledSteps | None]:
     """Compile the steps of a fit, or not.
@@ -95,7 +90,7 @@ def choose(
         steps: makes what the compiled steps are put into.
         coming: how many steps of each length of batch are to come.
         sources: two sources of a length, each of as many batches as asked for, to prove compiled steps on.
-        overhead: measures the seconds of a step that compiling saves.
+        estimate: measures a step on a batch of some length.
         before: the record of what was chosen before the fit was interrupted.
 
     Raises:
@@ -115,25 +110,23 @@ def choose(
             "eager steps, as before the interruption" if as_before else "eager steps: none is left to compile"
         ), None
     ask = mode == "auto" and before is None
-    each = overhead() if ask else 0.0
-    most, refused, compiled = max(wanted.values()), "", None
-    if ask and most * each < TRACING + COMPILING:
-        return chosen(
-            f"eager steps: compiling would save about {_seconds(most * each)} and take {TRACING + COMPILING:.0f} s or more"
-        ), None
+    saved, refused, compiled = 0.0, "", None
     try:
         compiled = steps()
         for length, count in wanted.items():
+            saves = 0.0
+            if ask:
+                found = estimate(length)
+                saves, cost = count * found.saving, to_compile(found.operations, len(compiled.whole.tensors))
+                if saves < cost:
+                    if compiled.steps:
+                        continue
+                    return chosen(eager_because("steps", saves, cost)), None
             graph = compiled.trace(sources(length, 1))
-            cost = COMPILING + PER_NODE * len(graph.graph.nodes)
-            if ask and count * each < cost:
-                if compiled.steps:
-                    continue
-                return chosen(
-                    f"eager steps: compiling would save about {_seconds(count * each)} and take about {_seconds(cost)}"
-                ), None
             compiled.add(length, graph, sources(length, 1))
-            pays = compiled.short(length) and count * PER_CALL > PER_NODE * len(graph.graph.nodes) * MANY
+            saved += saves
+            several = SECONDS["node"] * len(graph.graph.nodes) * MANY
+            pays = compiled.short(length) and count * SECONDS["several"] > several
             if pays if before is None else length in before["together"]:
                 with suppress(NoGraph):  # then one by one
                     compiled.add_several(length, graph, sources(length, MANY)[0])
@@ -146,11 +139,7 @@ def choose(
     single = tuple(length for length, many in compiled.steps if many == 1)
     together = tuple(length for length, many in compiled.steps if many > 1)
     took = time.perf_counter() - start
-    note = f"compiled steps: ready in {_seconds(took)}"
+    note = f"compiled steps: ready in {shown(took)}"
     if ask:
-        note += f", to save about {_seconds(sum(wanted[n] for n in single) * each)}"
+        note += f", to save about {shown(saved)}"
     return Choice(single, note + refused, took, together), compiled
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.1f} s" if value < 9.95 else f"{value:.0f} s"

@@ -20,12 +20,12 @@ from unittest import mock
 import torch
 from torch import Tensor, fx
 from torch.func import functionalize
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vi.compiling.decompositions import table
 from pyro_vi.compiling.products import multiplying
-from pyro_vi.errors import kind_and_line
-from pyro_vi.tracing import NoGraph
+from pyro_vi.errors import NoGraph, kind_and_line
+from pyro_vi.support import torch_internals
+from pyro_vi.support.torch_internals import make_fx
 
 Compiled = Callable[[list[Tensor]], Sequence[Tensor]]
 """Called with all arguments in a list, which it empties."""
@@ -59,9 +59,13 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
         try:
             try:
                 compiled = _compile(graph, [*inputs, *constants], settings)
+            except NoGraph:
+                raise
             except Exception:  # an old compiler may not know all instructions
                 plain = {**settings, "cpp.vec_isa_ok": None, "memory_planning": False}
                 compiled = _compile(graph, [*inputs, *constants], plain)
+        except NoGraph:
+            raise
         except Exception as error:
             raise NoGraph(f"{kind_and_line(error)}") from error
     return (lambda arguments: compiled([*arguments, *constants])) if constants else compiled
@@ -85,24 +89,17 @@ def _lifted(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
 
 
 def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], settings: dict[str, Any]) -> Compiled:
-    # Imported here, as it takes a second.
-    from torch._functorch import compile_utils
-    from torch._guards import TracingContext, tracing
-    from torch._inductor import config
-    from torch._inductor.compile_fx import compile_fx_inner
-    from torch._inductor.decomposition import select_decomp_table
-    from torch._inductor.virtualized import V
-
-    with config.patch(settings), torch.no_grad():
-        decompositions = table(select_decomp_table())
+    parts = torch_internals.inductor()
+    with parts.config.patch(settings), torch.no_grad():
+        decompositions = table(parts.decompositions())
         flat = make_fx(functionalize(graph), decomposition_table=decompositions, tracing_mode="fake")(*inputs)
-        with mock.patch.object(compile_utils, "rand_ops", _random(flat)):
-            flat.graph = compile_utils.fx_graph_cse(flat.graph)
+        with mock.patch.object(parts.tables, "rand_ops", _random(flat)):
+            flat.graph = parts.common(flat.graph)
         flat.recompile()
         fakes = [node.meta["val"] for node in flat.graph.nodes if node.op == "placeholder"]
         mode = fakes[0].fake_mode
-        with tracing(TracingContext(mode)), V.set_fake_mode(mode), multiplying():
-            compiled: Any = compile_fx_inner(flat, fakes, is_inference=True, cpp_wrapper=config.cpp_wrapper)
+        with parts.tracing(parts.context(mode)), parts.virtualized.set_fake_mode(mode), multiplying():
+            compiled: Any = parts.compile(flat, fakes, is_inference=True, cpp_wrapper=parts.config.cpp_wrapper)
     # What stands around the call is for profilers and CUDA graph trees.
     inner: Compiled = getattr(compiled, "current_callable", None) or compiled
     return inner
@@ -130,22 +127,23 @@ def _quiet() -> Iterator[None]:
 
 
 def why_not(device: torch.device) -> str:
-    """What this machine lacks to compile, with the remedy; empty where nothing is missing."""
-    if device.type == "cuda":
-        from torch.utils._triton import has_triton
-
-        return "" if has_triton() else "there is no Triton for this GPU; pip install triton"
-    if device.type != "cpu":
+    """What this machine or this torch lacks to compile, with the remedy; empty where nothing is missing."""
+    if device.type not in ("cpu", "cuda"):
         return f"there is no compiler for device '{device.type}'; use device='cpu' or 'cuda'"
-    return _no_compiler()
+    try:
+        torch_internals.inductor()
+        if device.type == "cpu":
+            return _no_compiler()
+        return "" if torch_internals.has_triton() else "there is no Triton for this GPU; pip install triton"
+    except NoGraph as error:
+        return str(error)
 
 
 @cache
 def _no_compiler() -> str:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
+    look = torch_internals.cpp_compiler()
     try:
-        get_cpp_compiler()  # asks it for its version
+        look()  # asks it for its version
     except Exception:
         return "there is no C++ compiler that works; install g++ (or set CXX to a C++ compiler)"
     return ""

@@ -18,6 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vi.support import torch_internals
+from pyro_vi.support.torch_internals import Lowering
+
 SMALL = 2**15
 """Multiplications up to which a loop is faster than any call: as fast at 2¹⁶, by 1 to 4 of some 7 µs at 2¹⁴."""
 LARGE = 2**22
@@ -28,7 +31,12 @@ def product(one: Tensor, two: Tensor, *, otherwise: Callable[[Tensor, Tensor], A
     """A small product as a loop, and all else by ``otherwise``, or as it is."""
     small = one.shape[0] * one.shape[1] * two.shape[1] <= SMALL
     if small and one.device.type == "cpu" and one.dtype == two.dtype and one.dtype in (torch.float32, torch.float64):
-        return _loop(one, two)
+        # The innermost loop runs along rows of the second factor: where these have gaps, it would take up to ten times as long.
+        laid_out = None if two.is_contiguous() else torch_internals.contiguous_rows()
+        if laid_out is not None:
+            two = laid_out(two, (two.shape[1], 1))
+        if laid_out is not None or two.is_contiguous():
+            return (one.unsqueeze(-1) * two.unsqueeze(0)).sum(1)
     return NotImplemented if otherwise is None else otherwise(one, two)
 
 
@@ -36,7 +44,19 @@ def product(one: Tensor, two: Tensor, *, otherwise: Callable[[Tensor, Tensor], A
 def has_onednn() -> bool:
     """Whether this torch can be asked for oneDNN's product."""
     known = platform.machine().lower() in ("x86_64", "amd64")
-    return known and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return known and torch.backends.mkldnn.is_available() and torch_internals.has_onednn_product()
+
+
+def is_large(one: Tensor, two: Tensor) -> bool:
+    """Whether compiled code calls oneDNN for a product of these."""
+    single = one.dtype == two.dtype == torch.float32 and one.device.type == "cpu"
+    return single and one.shape[0] * one.shape[1] * two.shape[1] >= LARGE and has_onednn()
+
+
+def by_onednn(one: Tensor, two: Tensor) -> Tensor:
+    """The product as compiled code computes a large one, for those who want to know how long it takes."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(one, two.t(), None, "none", [-1], "")
+    return result
 
 
 @contextmanager
@@ -45,26 +65,24 @@ def multiplying() -> Iterator[None]:
 
     oneDNN's own operation in the graph would not do: Inductor fuses it with what comes next, for which it copies transposes.
     """
-    if not has_onednn():
+    lowering = torch_internals.lowering() if has_onednn() else None
+    if lowering is None:
         yield
         return
-    from torch._inductor.lowering import lowerings
-
-    operation = torch.ops.aten.mm.default
-    before = lowerings[operation]
-    lowerings[operation] = ours = partial(_lowered, otherwise=before)
+    operation, table = torch.ops.aten.mm.default, lowering.table
+    before = table[operation]
+    table[operation] = ours = partial(_lowered, lowering=lowering, otherwise=before)
     try:
         yield
     finally:
         # Only this entry: Inductor fills its table as it goes, and what it adds in the block has to stay.
-        if lowerings.get(operation) is ours:
-            lowerings[operation] = before
+        if table.get(operation) is ours:
+            table[operation] = before
 
 
-def _lowered(one: Any, two: Any, *, otherwise: Callable[..., Any], **options: Any) -> Any:
+def _lowered(one: Any, two: Any, *, lowering: Lowering, otherwise: Callable[..., Any], **options: Any) -> Any:
     """Inductor's node of a product, of factors with any strides."""
-    from torch._inductor import ir, mkldnn_ir
-
+    ir = lowering.nodes
     sizes = [*one.get_size(), two.get_size()[1]]
     known = all(isinstance(size, int) or size.is_number for size in sizes)
     single = one.get_dtype() == two.get_dtype() == torch.float32 and one.get_device().type == "cpu"
@@ -76,13 +94,4 @@ def _lowered(one: Any, two: Any, *, otherwise: Callable[..., Any], **options: An
     ]
     layout = ir.FixedLayout(torch.device("cpu"), torch.float32, [sizes[0], sizes[2]])
     # No bias, nothing fused, and no numbers for it.
-    return ir.TensorBox.create(mkldnn_ir.LinearUnary(layout, inputs, [None, "none", [-1], ""]))
-
-
-def _loop(one: Tensor, two: Tensor) -> Tensor:
-    if not two.is_contiguous():
-        # The innermost loop runs along its rows: where these have gaps, it would take up to ten times as long.
-        from torch._inductor import inductor_prims
-
-        two = inductor_prims.force_stride_order(two, (two.shape[1], 1))
-    return (one.unsqueeze(-1) * two.unsqueeze(0)).sum(1)
+    return ir.TensorBox.create(lowering.product(layout, inputs, [None, "none", [-1], ""]))

@@ -7,21 +7,20 @@
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import _disable_current_modes
 
 from pyro_vi.data import Batch
+from pyro_vi.errors import NoGraph
 from pyro_vi.estimators.objective import Objective
 from pyro_vi.programs import swapped
 from pyro_vi.support import kept_generators
-from pyro_vi.tracing import NoGraph, reason, trace
+from pyro_vi.support.torch_internals import as_compiling, has_step_hooks, make_fx, tensors_of, times_changed, untraced
+from pyro_vi.tracing import reason, trace
+from pyro_vi.tracing.reach import Walk
 
 Optimizer = torch.optim.Optimizer
 MANY = 8
@@ -45,7 +44,7 @@ class WholeStep:
         control: weight and rate of each of the next steps, of shape ``(MANY, 2)``.
 
     Raises:
-        NoGraph: the optimizer keeps what is no tensor, or has hooks.
+        NoGraph: the optimizer's state is no tensor, or it has hooks.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class WholeStep:
         self._places = [
             (values, name, value)
             for module in pair.modules()
-            for values in (module._parameters, module._buffers)
+            for values in tensors_of(module)
             for name, value in values.items()
             if value is not None and id(value) in held
         ]
@@ -90,7 +89,7 @@ class WholeStep:
                 if now is not None and now.shape == buffer.shape:
                     with torch.no_grad():
                         buffer.copy_(now)
-                values[name] = buffer  # type: ignore[assignment]
+                values[name] = buffer
 
     def set(self, controls: Sequence[tuple[float, float]]) -> None:
         """Weight of the KL and rate, as a fraction of the first, of each of the next steps."""
@@ -129,11 +128,9 @@ class WholeStep:
             for foreach in (False, True):
                 try:
                     return trace(self._function(fetch, foreach), *inputs, state=len(self.tensors))
-                except NoGraph:
-                    raise
                 except Exception as error:
                     # Some optimizers take a tensor for a number in one of their two ways only.
-                    if foreach:
+                    if foreach or isinstance(error, NoGraph):
                         raise NoGraph(reason(error)) from error
         raise AssertionError
 
@@ -176,7 +173,8 @@ class WholeStep:
                 before.copy_(torch.where(good, after, before))
             going.copy_(good)
             for before, start, after in zip(old_buffers, moving, new_buffers, strict=True):
-                if after is not start or after._version or _moved(before, after):  # else the programs have only read it
+                # Otherwise the programs have only read it.
+                if after is not start or times_changed(after) or _moved(before, after):
                     if after.shape != before.shape:
                         raise NoGraph("a buffer has another shape after each step; keep its shape")
                     before.copy_(torch.where(went, after, before))
@@ -218,12 +216,22 @@ class WholeStep:
             twin.state[by_id[id(parameter)]] = {**state, **filled}
         known = {key: set(state) for key, state in twin.state.items()}
         held = _numbers(twin)
-        with _as_compiling():
-            twin.step()
+        with untraced():
+            own = Walk(twin)
+        try:
+            with as_compiling():
+                twin.step()
+        finally:
+            with untraced():
+                changed = own.changed()
+                own.put_back()
         if any(set(state) - known.get(key, set()) for key, state in twin.state.items()):
             raise NoGraph("the optimizer has no state yet of a parameter that this step moves")
-        if held != _numbers(twin):
-            raise NoGraph("the optimizer keeps numbers of Python that change, and would stay as they are now")
+        changed = changed or ("" if held == _numbers(twin) else "a number in its groups")
+        if changed:
+            raise NoGraph(
+                f"the optimizer changes {changed}, which would stay as it is in a graph; keep a tensor in its state"
+            )
         fresh = [twin.state[by_id[id(p)]][key] for p, state in self.states for key in self._keys(state)]
         return copies, fresh
 
@@ -259,7 +267,7 @@ def _norm(gradients: Sequence[Tensor]) -> Tensor:
 
 def _states(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[tuple[Tensor, dict[str, Any]]]:
     """State of each parameter that has one, in the order of the parameters."""
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+    if has_step_hooks(optimizer):
         raise NoGraph("the optimizer has hooks, which a graph would leave out")
     states = [(p, optimizer.state[p]) for p in parameters if p in optimizer.state]
     for _, state in states:
@@ -277,20 +285,11 @@ def _wide(state: Tensor, parameter: Tensor) -> Tensor:
 
 def _moved(before: Tensor, after: Tensor) -> bool:
     # A batch norm changes its statistics without a word to the version counter.
-    with _disable_current_modes():
+    with untraced():
         return not torch.equal(before, after)
 
 
 def _numbers(optimizer: Any) -> list[Any]:
-    """What an optimizer holds besides tensors: in its attributes, and in its groups."""
+    """What an optimizer's groups hold besides tensors."""
     groups = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
-    own = {k: v for k, v in vars(optimizer).items() if k not in ("state", "param_groups") and not k.startswith("_")}
-    return [repr({k: v for k, v in held.items() if not isinstance(v, Tensor)}) for held in (own, *groups)]
-
-
-@contextmanager
-def _as_compiling() -> Iterator[None]:
-    # torch's optimizers then keep step counts and rates as tensors, where they would take numbers out of them.
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(torch.compiler, "_is_compiling_flag", True))
-        yield
+    return [repr({k: v for k, v in group.items() if not isinstance(v, Tensor)}) for group in groups]

@@ -1,10 +1,11 @@
 """Compiled steps of a fit, and the proof that they are the eager ones.
 
-* `CompiledSteps` holds one compiled step for each length of a batch. A step is let in only when all of this holds: two
+* `CompiledSteps` holds one compiled step for each length of a batch. A step is used only when all of this holds: two
   captures under different states of Python give the same graph; no Python state changes as the programs run; the graph has the
   eager value and the eager gradient of every parameter on two batches; and the compiled step leaves every parameter, optimizer
   state and buffer as the eager step leaves it.
 * Whatever fails raises `NoGraph` with one line that says what, and leaves the fit as it was.
+* `Raised` is for a proved step that raises later, on a value: the programs may catch that, and a graph cannot.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +18,9 @@ from torch import Tensor, fx
 from pyro_vi.compiling.inductor import Compiled, compile_graph, replayed, why_not
 from pyro_vi.compiling.step import MANY, WholeStep, several
 from pyro_vi.data import Batch
+from pyro_vi.errors import NoGraph, first_line
 from pyro_vi.support import generators, set_generators
-from pyro_vi.tracing import NoGraph, reason, same_twice
+from pyro_vi.tracing import reason, same_twice
 
 DIGITS = {torch.float64: 1e-9, torch.float32: 1e-4}
 """To what fraction of a tensor's largest element compiled and eager steps must agree, by dtype; 0.02 for shorter ones."""
@@ -29,7 +31,17 @@ rounding as large as a step. Its optimizer state is looked at."""
 SHORT = 2**22
 """Parameters × rows below which a step takes less than some ten times what a call does."""
 
+RAISING = {
+    *("_linalg_check_errors", "_linalg_eigh", "_linalg_svd", "linalg_eig", "linalg_lstsq", "cholesky"),
+    *("_assert_async", "_assert_scalar"),
+}
+"""Operations that raise on some values. Before a step with one of them, the state of the fit is copied."""
+
 Fetch = Callable[..., Batch]
+
+
+class Raised(RuntimeError):
+    """A compiled step raised on a value; one line that says how. The fit stands where it stood before that step."""
 
 
 class CompiledSteps:
@@ -44,6 +56,7 @@ class CompiledSteps:
     def __init__(self, whole: WholeStep, fetch: Fetch, eager: Callable[[Batch], Tensor]) -> None:
         self.whole, self.fetch, self.eager = whole, fetch, eager
         self.steps: dict[tuple[int, int], Compiled] = {}
+        self.raising: set[int] = set()
 
     def __call__(
         self, length: int, many: int, source: Sequence[Tensor], controls: Sequence[tuple[float, float]]
@@ -51,9 +64,20 @@ class CompiledSteps:
         """Take steps on batches of a length; gives their losses and the norm of the last gradient.
 
         A loss that is not finite has changed nothing, nor have the steps after it.
+
+        Raises:
+            Raised: an operation of `RAISING` did, in one of the steps.
         """
         self.whole.set(controls)
-        losses, norm = self._take(length, many, source)
+        # Compiled code draws from torch only.
+        restore = _kept(self.whole, torch.get_rng_state, torch.set_rng_state) if length in self.raising else None
+        try:
+            losses, norm = self._take(length, many, source)
+        except Exception as error:
+            if restore is None:
+                raise
+            restore()
+            raise Raised(first_line(error).rstrip(".")) from error
         return [float(losses)] if many == 1 else losses.tolist(), norm
 
     def _take(self, length: int, many: int, source: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -84,11 +108,13 @@ class CompiledSteps:
         return graph
 
     def add(self, length: int, graph: fx.GraphModule, sources: Sequence[Sequence[Tensor]]) -> None:
-        """Compile a traced step, and let it in if it does what the eager one does.
+        """Compile a traced step, and keep it if it does what the eager one does.
 
         Raises:
             NoGraph: it cannot be compiled, or does something else.
         """
+        if any(not RAISING.isdisjoint(str(node.target).split(".")) for node in graph.graph.nodes):
+            self.raising.add(length)
         self.steps[length, 1] = self._compile(_without_gradients(graph), sources[0])
         try:
             for source in sources:
@@ -105,7 +131,9 @@ class CompiledSteps:
         """
         whole = self.whole
         inputs = [*_copies(whole.tensors), whole.control, *source]
-        self.steps[length, MANY] = self._compile(several(graph, len(whole.tensors), inputs), source)
+        with _proving():
+            graph = several(graph, len(whole.tensors), inputs)
+        self.steps[length, MANY] = self._compile(graph, source)
         try:
             self._check_several(length, source)
         except NoGraph:
@@ -114,7 +142,7 @@ class CompiledSteps:
 
     def _check_several(self, length: int, source: Sequence[Tensor]) -> None:
         whole = self.whole
-        with _put_back(whole):
+        with _put_back(whole), _proving():
             losses, _ = self._take(length, MANY, source)
             after = _copies(whole.tensors)
         with _put_back(whole):
@@ -147,7 +175,7 @@ class CompiledSteps:
         """The graph, not yet compiled, has the program's loss and gradients."""
         self.whole.adopt()
         start = generators()
-        with torch.no_grad():
+        with torch.no_grad(), _proving():
             loss, _, *gradients = graph(*_copies(self.whole.tensors), self.whole.control, *source)
         set_generators(start)
         expected = self._eager(source)
@@ -172,7 +200,7 @@ class CompiledSteps:
     def _check_step(self, length: int, source: Sequence[Tensor]) -> None:
         """The compiled step leaves everything as the eager one does."""
         whole = self.whole
-        with _put_back(whole):
+        with _put_back(whole), _proving():
             loss, _ = self._take(length, 1, source)
             after = _copies(whole.tensors)
         with _put_back(whole):
@@ -213,13 +241,31 @@ class CompiledSteps:
 
 
 @contextmanager
+def _proving() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise NoGraph(f"the graph raises, which the programs may catch: {first_line(error)}") from error
+
+
+@contextmanager
 def _put_back(whole: WholeStep) -> Iterator[None]:
     """Whatever steps are taken in the block, afterwards the fit stands where it stood, its generators too."""
-    start, values, control = generators(), _copies(whole.tensors), whole.control.clone()
-    gradients = [p.grad for p in whole.parameters]
+    restore = _kept(whole)
     try:
         yield
     finally:
+        restore()
+
+
+def _kept(
+    whole: WholeStep, get: Callable[[], Any] = generators, put: Callable[[Any], None] = set_generators
+) -> Callable[[], None]:
+    """Gives what puts the fit back to where it stands now, and the generators to what ``get`` gives."""
+    start, values, control = get(), _copies(whole.tensors), whole.control.clone()
+    gradients = [p.grad for p in whole.parameters]
+
+    def restore() -> None:
         whole.adopt()
         with torch.no_grad():
             for tensor, value in zip(whole.tensors, values, strict=True):
@@ -228,7 +274,9 @@ def _put_back(whole: WholeStep) -> Iterator[None]:
         whole.synchronize()
         for parameter, gradient in zip(whole.parameters, gradients, strict=True):
             parameter.grad = gradient
-        set_generators(start)
+        put(start)
+
+    return restore
 
 
 def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -1,8 +1,8 @@
-"""From names, files and arrays to batches.
+"""Data sets: from a name, a file or arrays to minibatches.
 
-* `loading` turns what people give into a `Data`; `registered` and `files` read what there is; `columns` checks it,
-  and `mapped` leaves large files where they are; `dataset` deals out batches; `seeds` makes the random numbers of all
-  of it.
+* `loading` turns a name, a file or arrays into a `Data`. `registered` and `files` read the sources, `columns` checks the
+  values, and `mapped` reads the rows of large files on demand.
+* `dataset` defines `Data`, which splits the training rows into batches. `seeds` makes the random generators for all of this.
 """
 
 from pyro_vi.data.dataset import Batch, Data, DataSpec

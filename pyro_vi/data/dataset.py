@@ -1,11 +1,11 @@
 """Data sets and batches.
 
-* `DataSpec` says what one datum is (shape, support, dtype): models are built from it, and new values checked by it.
-* `Data` holds the training columns as stored (tensors, or `pyro_vi.data.mapped.Mapped` ones, whose rows stay in their file)
-  and the fixed held-out `Batch`, and deals training batches out by epoch.
+* `DataSpec` describes one datum (shape, support, dtype). Models are built from it, and new values are checked against it.
+* `Data` holds the training columns as stored (tensors, or `pyro_vi.data.mapped.Mapped` columns, whose rows stay in their
+  file) and the fixed held-out `Batch`. It splits the training rows of each epoch into batches.
 
-A `Batch` is what a program is called with: `program(*batch)`. Everything random depends on (seed, epoch, purpose)
-alone, through generators of its own: the same seed gives the same bits, and the global random state is not touched.
+A program is called with a `Batch`: `program(*batch)`. All random numbers come from generators that depend on
+(seed, epoch, purpose) alone: the same seed gives the same bits, and the global random state is not touched.
 """
 
 import dataclasses
@@ -38,10 +38,16 @@ _ALLOWED = {
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What one datum of the first column is.
+    """Description of one datum of the first column.
 
-    `event_shape` is without the rows; `image_shape` is (rows, columns) where a flat datum is a picture; `source` is one
-    line with the origin and the terms; `num_data` counts the training data.
+    Attributes:
+        name: name of the data set in messages and reports.
+        num_data: number of training data.
+        event_shape: shape of one datum, without the dimension of the rows.
+        support: "boolean", "unit_interval", "nonnegative_integer" or "real".
+        dtype: floating dtype of the values.
+        source: origin and licence, in one line.
+        image_shape: (height, width) if a flat datum is an image.
 
     >>> DataSpec("array", 100, (3,), "real", torch.float32, "an array").check(torch.zeros(5, 3))
     """
@@ -55,9 +61,9 @@ class DataSpec:
     image_shape: tuple[int, int] | None = None
 
     def check(self, values: Tensor) -> None:
-        """Refuse values, (rows, *event_shape), that cannot be data of this kind.
+        """Check that values, (rows, *event_shape), could be data of this kind.
 
-        Raises InputError on another shape, on NaN and infinity, and on values outside the support.
+        Raises InputError for another shape, for NaN or infinity, and for values outside the support.
         """
         if not values.ndim or tuple(values.shape[1:]) != self.event_shape:
             wanted = ("rows", *self.event_shape)
@@ -77,17 +83,19 @@ class DataSpec:
         if outside.any():
             raise InputError(
                 f"{self.name}: {count_and_row(outside)} outside the support {self.support!r} "
-                f"({_ALLOWED[self.support]}); scale or code the values like the training data"
+                f"({_ALLOWED[self.support]}); scale or encode the values like the training data"
             )
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Training columns dealt out by epoch, and the held-out batch, which is fixed.
+    """Training columns, split into batches anew in each epoch, and a fixed held-out batch.
 
-    `columns` are the training data as stored: uint8 with `levels` where a stored v stands for v / levels, which is the
-    probability of a 1 where `binarize` is set. Those are redrawn every epoch (Burda et al. 2015, arXiv:1509.00519).
+    `columns` are the training data as stored. If `levels` is set they are uint8, and a stored v means v / levels. If
+    `binarize` is set too, v / levels is the probability of a 1, and the 0/1 values are redrawn in every epoch
+    (Burda et al. 2015, arXiv:1509.00519).
 
+    >>> from pyro_vi.data import load
     >>> data = load("digits", seed=1)
     >>> [(len(index), x.shape[1]) for index, (x,) in data.batches(epoch=0, batch_size=1000)]
     [(1000, 64), (498, 64)]
@@ -102,52 +110,52 @@ class Data:
 
     @property
     def mapped(self) -> bool:
-        """Whether rows of a column are read from its file as they are wanted."""
+        """True if the rows of any column are read from its file on demand."""
         return any(isinstance(column, Mapped) for column in self.columns)
 
     def train(self, epoch: int = 0) -> Batch:
-        """The training columns, each (num_data, ...), as seen in that epoch; all in memory, mapped ones too."""
+        """The training columns of an epoch, each (num_data, ...); mapped columns are read into memory as a whole."""
         return self.values(tuple(first(column, self.spec.num_data) for column in self.stored(epoch)))
 
     def batches(self, epoch: int, batch_size: int) -> Generator[tuple[Tensor, Batch], None, None]:
-        """Row numbers, (size,), and the rows of `train(epoch)` they name, shuffled by (seed, epoch).
+        """Yield row numbers, (size,), and those rows of `train(epoch)`, in an order shuffled by (seed, epoch).
 
-        Every row comes once; the last batch may be smaller. Of mapped columns the next batches are read meanwhile, by a
-        thread that ends with the generator. Raises InputError unless batch_size >= 1.
+        Every row comes once; the last batch may be smaller. For mapped columns a thread reads the next batches ahead; it
+        ends with the generator. Raises InputError if batch_size < 1.
         """
         _check_positive("batch_size", batch_size)
         return (self._read_ahead if self.mapped else self._batches)(epoch, batch_size)
 
     def order(self, epoch: int) -> Tensor:
-        """The row numbers of the training data, (num_data,), as shuffled in that epoch."""
+        """Row numbers of the training data, (num_data,), in the shuffled order of an epoch."""
         return self._order(epoch).to(self.columns[0].device)
 
     def stored(self, epoch: int) -> tuple[Any, ...]:
-        """The training columns as stored and as seen in that epoch, redrawn where `binarize` is set.
+        """The training columns of an epoch as stored, or as redrawn if `binarize` is set.
 
-        Tensors, unless the data are `mapped`: in a way that type checkers cannot follow.
+        They are tensors unless the data are `mapped`. Type checkers cannot follow this, hence the return type Any.
         """
         return self._drawn(epoch, self.spec.num_data) if self.binarize else self.columns
 
     def values(self, rows: Batch) -> Batch:
-        """Rows of the stored columns as floats: what a program is called with."""
+        """Convert rows of the stored columns to floats, with which a program is called."""
         return tuple(floats(column, self.spec.dtype, None if self.binarize else self.levels) for column in rows)
 
     def gather(self, stored: Stored, index: Tensor) -> Batch:
-        """The `values` of the indexed rows."""
-        # Rows are gathered before they become floats: pictures stay at a byte per pixel.
+        """Return the `values` of the indexed rows."""
+        # Gather before converting to floats: images then take one byte per pixel.
         return self.values(tuple(column.index_select(0, index) for column in stored))
 
     def example(self, size: int = 2) -> Batch:
-        """The first rows of `train(0)`, at most `size`; raises InputError unless size >= 1."""
+        """The first rows of `train(0)`, at most `size` of them. Raises InputError if size < 1."""
         _check_positive("size", size)
         stored = self._drawn(0, size) if self.binarize else self.columns
         return self.values(tuple(first(column, size) for column in stored))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Data":
-        """The same data on another device or as another floating dtype; draws do not depend on either.
+        """Return the same data on another device or with another floating dtype; random draws depend on neither.
 
-        Rows of mapped columns are moved and cast as they are read.
+        Rows of mapped columns are moved and cast when they are read.
         """
         dtype = check_dtype(dtype or self.spec.dtype)
         return dataclasses.replace(
@@ -168,7 +176,7 @@ class Data:
             yield index, self.gather(stored, index)
 
     def _read_ahead(self, epoch: int, batch_size: int) -> Generator[tuple[Tensor, Batch], None, None]:
-        # The thread reads and casts; what touches the device (and what is there already) is left to the consumer.
+        # The thread only reads and casts. Work on the device, and columns that are tensors, are left to the consumer.
         def read(index: Tensor) -> list[Tensor]:
             return [column.read(index) for column in self.columns if isinstance(column, Mapped)]
 
@@ -187,13 +195,13 @@ class Data:
         return tuple(draw(column, self.levels, blocks, rows) for column in self.columns if isinstance(column, Tensor))
 
 
-def _check_positive(what: str, value: int) -> None:
-    if value < 1:
-        raise InputError(f"{what}={value} is not possible; use a whole number from 1")
-
-
 def check_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Give back a floating dtype; raise InputError for any other."""
+    """Return the dtype if it is floating; raise InputError otherwise."""
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InputError(f"dtype={dtype} is not a floating dtype; use torch.float32 or torch.float64")
     return dtype
+
+
+def _check_positive(what: str, value: int) -> None:
+    if value < 1:
+        raise InputError(f"{what} must be a whole number of at least 1, not {value}")

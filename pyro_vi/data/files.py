@@ -1,4 +1,4 @@
-"""Files that people bring: one reader for each kind of file, and `FILES`, the table of them."""
+"""Readers of data files: one function for each kind of file, and `FILES`, the table of them."""
 
 import importlib.util
 import os
@@ -17,12 +17,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 UNREADABLE = (ValueError, OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile)
-"""What reading a damaged file raises."""
+"""Exceptions raised when a damaged file is read."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Labelled arrays of one file, each (rows, ...), and the test part where the file has one."""
+    """Labelled arrays of one file, each (rows, ...), and the test part if the file has one."""
 
     train: dict[str, Array]
     test: Array | None = None
@@ -30,9 +30,9 @@ class Columns:
 
 
 def read_file(path: Path) -> Columns:
-    """Read a .npy, .npz, .csv or .parquet file; pickled objects are refused.
+    """Read a .npy, .npz, .csv or .parquet file; pickled objects are rejected.
 
-    Raises InputError where the file is missing, a folder, of another kind, unreadable, or not numeric.
+    Raises InputError if the file is missing, a folder, of another kind, unreadable, or not numeric.
     """
     suffix = path.suffix.lower()
     if os.path.isdir(path):
@@ -80,14 +80,14 @@ def _csv_file(path: Path) -> Columns:
     import pandas as pd
 
     kind: dict[str, Any] = {"encoding": "utf-8-sig", "skipinitialspace": True}
-    # Two rows, as that refuses a second one longer than the header; pandas would take its first cell for an index.
+    # Two rows, so that pandas rejects a second row longer than the first; with a header it would take a cell as an index.
     first = pd.read_csv(path, header=None, nrows=2, dtype=str, **kind).iloc[0]
     is_name = pd.to_numeric(first, errors="coerce").isna() & first.notna() & ~first.str.lower().isin(["true", "false"])
-    # A table written from an unnamed array is headed 0,1,2,...: not a datum.
-    counts = len(first) > 2 and first.tolist() == [str(number) for number in range(len(first))]
-    has_header = counts or bool(is_name.any())
+    # pandas heads a table without column names by 0,1,2,...: that row is not a datum.
+    is_count = len(first) > 2 and first.tolist() == [str(number) for number in range(len(first))]
+    has_header = is_count or bool(is_name.any())
     if has_header and bool(first.isna().any()):
-        # What pandas writes by default; taken as data, the row numbers would be fitted silently.
+        # By default pandas writes its row numbers as a column without a name; they would be fitted as data.
         raise InputError(f"{path.name}: a column has no name (row numbers?); name it, or save with index=False")
     return _frame(path, pd.read_csv(path, header=0 if has_header else None, low_memory=False, **kind))
 
@@ -114,7 +114,7 @@ def _frame(path: Path, frame: Any) -> Columns:
         if not types.is_numeric_dtype(column.dtype) or types.is_complex_dtype(column.dtype):
             raise InputError(
                 f"{path.name}: column {str(name)!r} is not numeric; leave it out or code it as numbers "
-                "(cells apart by commas, decimal points)"
+                "(a table needs commas between cells, and decimal points)"
             )
     values = frame.to_numpy(dtype=np.float64, na_value=np.nan)
     whole = all(types.is_integer_dtype(dtype) or types.is_bool_dtype(dtype) for dtype in frame.dtypes)

@@ -1,8 +1,8 @@
-"""Rows of large arrays that stay in their file until they are wanted.
+"""Columns of large arrays whose rows stay in their file and are read on demand.
 
-* `mapped_file` opens a .npy file that is too large for copies; `Mapped` stands where a tensor would, and reads rows; `first`
-  gives the first rows of either.
-* `ahead` reads the next batches in a thread while the one before is used.
+* `mapped_file` opens a .npy file that is too large to copy. `Mapped` takes the place of a tensor and reads rows; `first`
+  returns the first rows of either.
+* `ahead` reads the next batches in a thread while the current one is used.
 """
 
 import dataclasses
@@ -32,16 +32,16 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-FILE_BYTES = 2**28  # 256 MB: smaller files are faster from memory, of larger ones the copies (stored, cast, split) hurt
+FILE_BYTES = 2**28  # 256 MB: smaller files are faster from memory; copies of larger ones (stored, cast, split) fill it
 
 
-_NUMBERS = 2**22  # looked at or read at a time: 16 MB as float32
+_NUMBERS = 2**22  # numbers checked or read at a time: 16 MB as float32
 
 
-_GAP = 4096  # bytes between two rows that cost less to read than another call
+_GAP = 4096  # bytes: reading a gap of this size between two rows costs less than another call
 
 
-_AHEAD = 2  # batches read before they are wanted: one in use, one ready, one on its way
+_AHEAD = 2  # batches read in advance: one in use, one ready, one being read
 
 
 _THREAD = "pyro_vi_ahead"
@@ -49,13 +49,19 @@ _THREAD = "pyro_vi_ahead"
 
 @dataclass(frozen=True, eq=False)
 class Mapped:
-    """Rows of a C-ordered array in a file; what is wanted of them is read, cast and moved, and nothing is kept.
+    """A column whose rows are read from a C-ordered array in a file on demand, then cast and moved; no row is kept.
 
-    It has of a tensor what a gather needs, so that one is written the same for both.
+    It has those methods of a tensor that gathering rows needs, so that the same code serves both.
 
-    `chosen` are the file's rows that it stands for, in this order; `start` is the byte of the file's first one;
-    `identity` is the file's, as another one under the same path would be read silently. `casts` is every dtype that a
-    tensor in its place would have gone through, as each of them rounds.
+    Attributes:
+        path: path of the file.
+        identity: device and inode of the file: another file that replaces it would otherwise be read silently.
+        start: byte of the file at which its first row starts.
+        stored: dtype of the numbers in the file.
+        event_shape: shape of one row.
+        chosen: row numbers, in the file, of the rows of this column, in order.
+        casts: every dtype that a tensor in its place would have been cast to, in order, because each cast rounds.
+        device: device of the rows that `index_select` returns.
     """
 
     path: str
@@ -79,28 +85,28 @@ class Mapped:
         return self.casts[-1] if self.casts else to_tensor(np.empty(0, self.stored), self.path).dtype
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Mapped":
-        """The same rows, cast once more, on another device."""
+        """Return the same rows with another dtype, or on another device."""
         casts = self.casts if dtype in (None, self.dtype) else (*self.casts, dtype)
         return dataclasses.replace(self, casts=casts, device=torch.device(device or self.device))
 
     def part(self, index: Tensor) -> "Mapped":
-        """The indexed rows as a column of their own; nothing is read."""
+        """Return the indexed rows as a new column, without reading them."""
         return dataclasses.replace(self, chosen=self.chosen[index.cpu()])
 
     def index_select(self, dim: int, index: Tensor) -> Tensor:
-        """The indexed rows, (len(index), *event_shape), on the device."""
+        """Return the indexed rows, (len(index), *event_shape), on the device."""
         assert dim == 0
         return self.read(index.cpu()).to(self.device)
 
     def blocks(self) -> Iterator[Tensor]:
-        """All rows in order, some at a time, on the CPU."""
+        """Yield all rows in order, in blocks, on the CPU."""
         for part in torch.split(self.chosen, rows_in_block(self.event_shape)):
             yield self._read(part)
 
     def read(self, index: Tensor) -> Tensor:
-        """The indexed rows on the CPU: for a thread, which leaves the device and its streams to the one that computes.
+        """Return the indexed rows on the CPU; a reading thread calls it, and leaves the device to the computing thread.
 
-        Raises InputError where the file can no longer be read.
+        Raises InputError if the file can no longer be read.
         """
         parts = torch.split(self.chosen[index], rows_in_block(self.event_shape))
         if len(parts) == 1:
@@ -118,15 +124,16 @@ class Mapped:
         return found
 
     def _bytes(self, chosen: Array) -> Array:
-        # Not through the mapping: its pages count as this process's memory until they are dropped, and a file cut short
-        # is a SIGBUS. 1024 shuffled rows of 16 kB out of 4 GB take, in ms, from the disk and from the page cache:
-        # pread 150 and 4, mapping 760 and 8 (the kernel reads around each fault); announced first, so that the disk
-        # works on all of them at once, pread 25-43 and 5, mapping 26-58 and 8-14.
+        # Rows are read with pread and not through the mapping: mapped pages count as this process's memory until they are
+        # dropped, and a truncated file raises SIGBUS. Times in ms for 1024 shuffled rows of 16 kB out of 4 GB, from the
+        # disk and from the page cache: pread 150 and 4, mapping 760 and 8 (the kernel reads around each fault). If the
+        # reads are announced first, so that the disk works on all of them at once: pread 25-43 and 5, mapping 26-58 and
+        # 8-14.
         size = self.stored.itemsize * math.prod(self.event_shape)
         found = np.empty((len(chosen), size), np.uint8)
         order = np.argsort(chosen, kind="stable")
         rows = chosen[order]
-        # Rows near each other are read in one go with what lies between; no span is longer than a block.
+        # Rows near each other are read in one call, together with the gap between them. No span is longer than a block.
         apart = (np.diff(rows) - 1) * size > _GAP
         apart |= np.diff(rows // rows_in_block(self.event_shape)) != 0
         edges = [0, *(np.flatnonzero(apart) + 1).tolist(), len(rows)]
@@ -146,7 +153,7 @@ class Mapped:
 
     def _fill(self, file: int, into: Array, offset: int) -> None:
         view = into.reshape(-1).data
-        while view:  # one call reads at most 2 GB, and may be interrupted
+        while view:  # one call reads at most 2 GB, and may read less
             count = os.preadv(file, [view], self.start + offset)
             if not count:
                 raise InputError(f"{self.path} was cut short after it was loaded; restore it, and load it again")
@@ -154,7 +161,7 @@ class Mapped:
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
-        # For each batch: microseconds, and no descriptor has an owner that is copied or forgotten.
+        # Opened for each batch: this takes microseconds, and no open descriptor is copied with the column or leaked.
         try:
             file = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
             try:
@@ -168,12 +175,12 @@ class Mapped:
 
 
 def first(column: Tensor | Mapped, rows: int) -> Tensor:
-    """The first rows; of a tensor a view."""
+    """Return the first rows of a column; a view if it is a tensor."""
     return column[:rows] if isinstance(column, Tensor) else column.index_select(0, torch.arange(min(rows, len(column))))
 
 
 def mapped_file(path: Path) -> Columns | None:
-    """The column of a .npy file that is too large for copies; None where `read_file` is to read it, or to refuse it."""
+    """Return the column of a .npy file that is too large to copy; None if `read_file` should read or reject the file."""
     try:
         if path.suffix.lower() != ".npy" or not path.is_file() or path.stat().st_size <= FILE_BYTES:
             return None
@@ -183,9 +190,9 @@ def mapped_file(path: Path) -> Columns | None:
 
 
 def ahead(read: Callable[[T], R], items: Iterable[T]) -> Generator[tuple[T, R], None, None]:
-    """Each item with what is read for it, in order; a thread reads the next ones meanwhile and ends with the generator.
+    """Yield each item with ``read(item)``, in order; a thread reads the next ones meanwhile and ends with the generator.
 
-    What `read` raises is raised here.
+    Exceptions of `read` are raised here.
 
     >>> list(ahead(abs, [-1, -2]))
     [(-1, 1), (-2, 2)]
@@ -199,17 +206,17 @@ def ahead(read: Callable[[T], R], items: Iterable[T]) -> Generator[tuple[T, R], 
             item, future = waiting.popleft()
             yield item, future.result()
     finally:
-        # A forgotten generator may be collected in the thread itself, which cannot wait for its own end.
+        # An abandoned generator may be garbage-collected in the thread itself, which cannot wait for its own end.
         own = threading.current_thread().name.startswith(_THREAD)
         pool.shutdown(wait=not own, cancel_futures=True)
 
 
 def to_tensor(values: Array, what: str) -> Tensor:
-    """NumPy's numbers as torch's; shares the memory where nothing changes.
+    """Return a NumPy array as a tensor, which shares its memory if no conversion is needed.
 
-    Raises InputError for whole numbers that torch does not have.
+    Raises InputError for whole numbers that torch cannot represent.
     """
-    # torch knows neither foreign byte orders nor long doubles, and hardly the wider unsigned integers
+    # torch has neither foreign byte orders nor long doubles, and supports the wider unsigned integers only in part.
     kind = values.dtype.kind
     common = {"b": np.bool_, "u": np.uint8 if values.dtype.itemsize == 1 else np.int64, "i": np.int64}
     if kind == "u" and values.size and int(values.max()) > np.iinfo(np.int64).max:
@@ -219,7 +226,7 @@ def to_tensor(values: Array, what: str) -> Tensor:
 
 
 def mapped_column(values: Array) -> Mapped | None:
-    """The column in its file; None where it has to be copied: another order of bytes or axes, or changes in no file."""
+    """Return an array as a column in its file; None if it must be copied (byte order, order of axes, copy-on-write)."""
     base: Any = values
     while isinstance(base, np.ndarray):
         base = base.base
@@ -229,7 +236,7 @@ def mapped_column(values: Array) -> Mapped | None:
         return None
     if not isinstance(base, mmap.mmap) or path is None or offset is None or mode == "c":
         return None
-    # A slice has the offset of the whole: where it starts is told by its address.
+    # A slice keeps the offset of the whole array, so its start is computed from its address.
     inside = values.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
     start = offset - offset % mmap.ALLOCATIONGRANULARITY + inside
     try:
@@ -240,14 +247,14 @@ def mapped_column(values: Array) -> Mapped | None:
         same = column._bytes(np.array([0, len(values) - 1])).tobytes() == ends.tobytes()
     except (OSError, InputError):
         return None
-    return column if same else None  # the path may lead to another file by now
-
-
-def _identity(file: int) -> tuple[int, int]:
-    found = os.fstat(file)
-    return found.st_dev, found.st_ino
+    return column if same else None  # another file may have the path by now
 
 
 def rows_in_block(event_shape: tuple[int, ...]) -> int:
-    """Rows that are read or looked at together."""
+    """Number of rows that are read or checked together."""
     return max(1, _NUMBERS // max(1, math.prod(event_shape)))
+
+
+def _identity(file: int) -> tuple[int, int]:
+    status = os.fstat(file)
+    return status.st_dev, status.st_ino

@@ -1,6 +1,7 @@
 """The registered data sets: one reader for each, and `DATASETS`, the table of them.
 
-A reader returns a `Raw`: values as stored (uint8 for pictures). To add a data set, write its reader and an entry of `DATASETS`.
+A reader returns a `Raw` with values as stored (uint8 for images). To add a data set, write its reader and add an entry to
+`DATASETS`.
 """
 
 import gzip
@@ -32,10 +33,10 @@ _BOOL = (True, False)
 
 @dataclass(frozen=True)
 class Raw:
-    """What a reader returns: both parts as (rows, *event_shape), as stored.
+    """Result of a reader: the training and the held-out part as stored, each (rows, *event_shape).
 
-    Where `levels` is set, a stored integer v stands for the intensity v / levels; with `binarize` for a 1 that has that
-    probability.
+    If `levels` is set, a stored integer v means the intensity v / levels. If `binarize` is set too, v / levels is the
+    probability of a 1.
     """
 
     train: Tensor
@@ -48,7 +49,7 @@ class Raw:
 
 
 def _read_digits(seed: int, heldout: float | None, *, binarize: bool | None = None, standardize: bool = False) -> Raw:
-    from sklearn.datasets import load_digits  # takes a second to import: only where it is needed
+    from sklearn.datasets import load_digits  # imported here because it takes a second
 
     source = "optical recognition of handwritten digits (Alpaydin and Kaynak 1998, UCI, CC BY 4.0), in scikit-learn"
     values = torch.from_numpy(load_digits().data.astype(np.uint8))
@@ -81,7 +82,7 @@ def _read_omniglot(seed: int, heldout: float | None, *, binarize: bool = True, h
     images, part = _folder_arrays("omniglot", "omniglot/omniglot_28.npz", ("images", "split"))
     flat = images.reshape(len(images), -1)
     train, test = (torch.from_numpy(flat[part == number]) for number in (0, {"valid": 1, "test": 2}[heldout_part]))
-    # The resizing and the split are this project's: held-out numbers do not compare with those on chardata.mat.
+    # The resizing and the split are this project's, so held-out numbers are not comparable with those on chardata.mat.
     source = "OMNIGLOT (Lake, Salakhutdinov and Tenenbaum 2015, MIT), area-averaged to 28 x 28, own split"
     return _intensities(train, test, binarize, 255, (28, 28), source)
 
@@ -120,17 +121,17 @@ def _idx_images(path: Path) -> Tensor:
     except UNREADABLE as error:
         what = f"data set 'mnist': cannot read {path} ({first_line(error)})"
         raise InputError(f"{what}; put the original {path.name} there") from error
-    return torch.from_numpy(pixels.copy())  # a copy, as torch cannot hold a read-only buffer
+    return torch.from_numpy(pixels.copy())  # a copy, because torch cannot hold a read-only buffer
 
 
 def _folder_arrays(name: str, relative: str, keys: tuple[str, ...]) -> list[Array]:
     root = os.environ.get("PYRO_VI_DATA", "")
     path = Path(root, relative)
     if not root or not path.is_file():
-        now = f"has no {relative} now" if root else "is not set"
-        raise InputError(f"data set {name!r}: PYRO_VI_DATA {now}; set it to a folder that has {relative}")
+        state = f"has no {relative}" if root else "is not set"
+        raise InputError(f"data set {name!r}: PYRO_VI_DATA {state}; set it to a folder that has {relative}")
     try:
-        # Opened here, as np.load leaves a damaged file open.
+        # Opened here because np.load leaves a damaged file open.
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return [arrays[key] for key in keys]
     except UNREADABLE as error:
@@ -140,7 +141,10 @@ def _folder_arrays(name: str, relative: str, keys: tuple[str, ...]) -> list[Arra
 
 @dataclass(frozen=True)
 class DataSet:
-    """An entry of the table: `read(seed, heldout, **options)`, and which values each option may have."""
+    """Entry of the table: the reader, called as `read(seed, heldout, **options)`, and the values each option may have.
+
+    `own_split` is True if the data come with a held-out part.
+    """
 
     description: str
     read: Callable[..., Raw]
@@ -174,9 +178,9 @@ DATASETS: dict[str, DataSet] = {
 
 
 def find(name: str, options: Mapping[str, object]) -> DataSet:
-    """The entry of `DATASETS`, its options checked by name and value.
+    """Return an entry of `DATASETS`, after a check of the options' names and values.
 
-    Raises UsageError for a name, an option or a value that there is not.
+    Raises UsageError for an unknown name or option, or a value that the option does not allow.
 
     >>> find("digits", {"binarize": False}).own_split
     False
@@ -188,5 +192,5 @@ def find(name: str, options: Mapping[str, object]) -> DataSet:
     for option, value in options.items():
         if not any(type(value) is type(allowed) and value == allowed for allowed in known[option]):
             allowed_values = " or ".join(repr(allowed) for allowed in known[option])
-            raise UsageError(f"data set {name!r}: {option}={value!r} is not possible; use {allowed_values}")
+            raise UsageError(f"data set {name!r}: {option}={value!r} is not allowed; use {allowed_values}")
     return DATASETS[name]

@@ -1,4 +1,4 @@
-"""Random numbers of data: generators that depend on (seed, epoch, purpose) only, and the split made with them."""
+"""Random generators for data, which depend on (seed, epoch, purpose) only, and the split that is made with them."""
 
 import zlib
 
@@ -10,7 +10,7 @@ from pyro_vi.errors import InputError
 
 
 def generator(seed: int, epoch: int, purpose: str) -> torch.Generator:
-    """A CPU generator of its own for each (seed, epoch, purpose); the global one is left alone.
+    """Return a CPU generator that is seeded by (seed, epoch, purpose); the global one is not touched.
 
     >>> a, b = generator(0, 1, "train"), generator(0, 1, "train")
     >>> bool(torch.rand(1, generator=a) == torch.rand(1, generator=b))
@@ -18,15 +18,15 @@ def generator(seed: int, epoch: int, purpose: str) -> torch.Generator:
     """
     if seed < 0 or epoch < 0:
         raise InputError(f"the seed ({seed}) and the epoch ({epoch}) must not be negative; use whole numbers from 0")
-    # crc32, as Python's own hash of a string differs from process to process.
+    # crc32, because Python's own hash of a string differs from process to process.
     sequence = np.random.SeedSequence(seed, spawn_key=(epoch, zlib.crc32(purpose.encode())))
     return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
 
 def split(rows: int, heldout: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Row numbers of the training and the held-out part: a seeded permutation, each part in the data's own order.
+    """Split rows at random into a training and a held-out part; return the row numbers of each, in ascending order.
 
-    The held-out part has floor(rows · heldout) rows; where heldout > 0, both parts have at least one row.
+    The held-out part has floor(rows · heldout) rows. If heldout > 0, both parts have at least one row.
 
     Raises InputError unless 0 <= heldout < 1.
 

@@ -1,7 +1,7 @@
 """The evidence log p(x) per datum: exact where the model has it in closed form, else by importance sampling."""
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,14 +13,14 @@ from pyro_vi.data import Batch
 from pyro_vi.diagnostics.weights import Weights
 from pyro_vi.elbo import standard_error, vectorizes
 from pyro_vi.errors import InputError
-from pyro_vi.programs import Pair, evaluating, isolated, pair_of, title
+from pyro_vi.programs import Pair, Program, evaluating, isolated, pair_of, title
 
 Method = Literal["iw", "exact"]
 
 
 def evidence(
-    model: Any,
-    guide: Any,
+    model: Program,
+    guide: Program,
     batch: Batch | Tensor,
     *,
     method: Method | None = None,

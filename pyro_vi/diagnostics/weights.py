@@ -4,20 +4,29 @@
   it captures and compiles the draws of one chunk, and proves them: the same seed gives what the programs give.
 """
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from pyro_vi.compiling import COMPILING, PER_NODE, Compile, Compiled, agree, compile_graph, why_not
+from pyro_vi.compiling import (
+    Compile,
+    Compiled,
+    Estimate,
+    agree,
+    compile_graph,
+    eager_because,
+    measure,
+    to_compile,
+    why_not,
+)
 from pyro_vi.data import Batch
 from pyro_vi.elbo import chunk_of, draw_terms, stream
-from pyro_vi.errors import InputError
+from pyro_vi.errors import InputError, NoGraph, first_line
 from pyro_vi.programs import Pair, kept_buffers, swapped
 from pyro_vi.support import generators, set_generators
-from pyro_vi.tracing import NoGraph, put_back, reason, same_twice, trace
+from pyro_vi.tracing import put_back, reason, same_twice, trace
 
 Sums = tuple[Tensor, Tensor]
 
@@ -59,17 +68,13 @@ class Weights:
             return
         try:
             with kept_buffers(self.pair), put_back(self.pair.model, self.pair.guide):
-                saved = self._eager_seconds() * blocks / 2 if mode == "auto" else float("inf")
-                if saved < COMPILING:
-                    self.note = (
-                        f"eager draws: compiling would save about {saved:.1f} s and take {COMPILING:.0f} s or more"
-                    )
-                    return
+                if mode == "auto":
+                    found = self._estimate()
+                    saved, cost = found.saving * (self.draws / self._chunk) * blocks, to_compile(found.operations)
+                    if saved < cost:
+                        self.note = eager_because("draws", saved, cost)
+                        return
                 graph = self._trace()
-                cost = COMPILING + PER_NODE * len(graph.graph.nodes)
-                if saved < cost:
-                    self.note = f"eager draws: compiling would save about {saved:.1f} s and take about {cost:.1f} s"
-                    return
                 self._compiled = self._prove(graph)
                 self.note = "compiled draws"
         except NoGraph as error:
@@ -86,7 +91,14 @@ class Weights:
         with torch.no_grad():
             for _ in range(whole):
                 assert self._compiled is not None
-                parts.append(tuple(self._compiled([*self._tensors, *args])))  # type: ignore[arg-type]
+                start = generators()
+                try:
+                    parts.append(tuple(self._compiled([*self._tensors, *args])))  # type: ignore[arg-type]
+                except Exception as error:  # on a value, which the programs may catch
+                    set_generators(start)
+                    self._compiled, self.note = None, f"eager draws: the compiled ones raised ({first_line(error)})"
+                    left = self.draws - len(parts) * self._chunk
+                    break
             parts += [_reduced(t.log_weight, t.rows) for t in self._stream(args, left)] if left else []
         one, two = (torch.stack(column).logsumexp(0) for column in zip(*parts, strict=True))
         return one, two
@@ -108,16 +120,13 @@ class Weights:
     def _inputs(self) -> list[Tensor]:
         return [*(t.detach() for t in self._tensors), *self.args]
 
-    def _eager_seconds(self) -> float:
-        # One run warms up; the draws of the two are thrown away.
-        start, times = generators(), []
+    def _estimate(self) -> Estimate:
+        # The draws of these runs are thrown away.
+        start = generators()
         with torch.no_grad():
-            for _ in range(2):
-                begin = time.perf_counter()
-                self._function(*self._inputs())
-                times.append(time.perf_counter() - begin)
+            found = measure(lambda: self._function(*self._inputs()))
         set_generators(start)
-        return min(times) * self.draws / self._chunk
+        return found
 
     def _trace(self) -> fx.GraphModule:
         missing = why_not(self.args[0].device)
@@ -126,7 +135,7 @@ class Weights:
         try:
             with torch.no_grad():
                 return same_twice(self._graph, self.pair.model, self.pair.guide)
-        except (NoGraph, InputError):
+        except InputError:
             raise
         except Exception as error:
             raise NoGraph(reason(error)) from error
@@ -137,8 +146,11 @@ class Weights:
     def _prove(self, graph: fx.GraphModule) -> Compiled:
         start, compiled = generators(), compile_graph(graph, self._inputs())
         with torch.no_grad():
-            with kept_buffers(self.pair):
-                found = compiled(self._inputs())
+            try:
+                with kept_buffers(self.pair):
+                    found = compiled(self._inputs())
+            except Exception as error:
+                raise NoGraph(f"the graph raises, which the programs may catch: {first_line(error)}") from error
             set_generators(start)
             expected = self._function(*self._inputs())
         set_generators(start)

@@ -23,14 +23,14 @@ import pyro_vi.elbo.kl  # noqa: F401  (registers closed forms that torch lacks)
 from pyro_vi.data import Batch
 from pyro_vi.elbo.traces import PARTICLES, Run, draw_traces
 from pyro_vi.errors import InputError
-from pyro_vi.programs import Pair, Plate, describe, isolated, kept_buffers, pair_and_args
+from pyro_vi.programs import Pair, Plate, Program, describe, isolated, kept_buffers, pair_and_args
 
 KL = Literal["analytic", "sampled"]
 
 
 @dataclass(frozen=True)
 class KLSource:
-    """Where a latent site's KL comes from, and the reason if analytic was wanted and is not to be had."""
+    """The source of a latent site's KL, and the reason if an analytic one was wanted and there is none."""
 
     kind: Literal["analytic", "sampled", "enumerated"]
     reason: str = ""
@@ -112,7 +112,7 @@ class Terms:
 
     @property
     def elbo(self) -> Tensor:
-        """reconstruction − KL, per datum: shape ``(..., B)``, in nats."""
+        """The value reconstruction − KL, per datum: shape ``(..., B)``, in nats."""
         return self.reconstruction - self.kl
 
     @property
@@ -129,7 +129,9 @@ class Terms:
         return -self.num_data * self.elbo.mean(-1)
 
 
-def terms(model: Any, guide: Any, batch: Batch | Tensor, *, kl: KL = "analytic", seed: int | None = None) -> Terms:
+def terms(
+    model: Program, guide: Program, batch: Batch | Tensor, *, kl: KL = "analytic", seed: int | None = None
+) -> Terms:
     """Terms of one draw z ~ q(z | x): log p, log q and KL(q ‖ p) per site and per datum.
 
     Their sum is the loss of Pyro's `Trace_ELBO` (``kl="sampled"``) or `TraceMeanField_ELBO` (``kl="analytic"``) under the

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pyro_vi.data import Batch
 from pyro_vi.elbo.decomposition import KL, Terms, from_run, length_of, traced_plate
-from pyro_vi.elbo.traces import Program, Run, draw_traces
+from pyro_vi.elbo.traces import Run, draw_traces
 from pyro_vi.errors import InputError
-from pyro_vi.programs import Give, Pair, isolated, kept_buffers
+from pyro_vi.programs import Give, Pair, Program, isolated, kept_buffers
 
 MEMORY = 2**19
 """Numbers that a tensor of one chunk may hold (draws × rows × numbers in a datum): enough that the programs' own time does not
@@ -22,10 +22,10 @@ show, and no more than the processor's caches hold."""
 
 
 def vectorizes(pair: Pair, args: Batch) -> bool:
-    """Whether the pair can make many draws in one run: their terms must equal those of single runs on the same values.
+    """True if the pair can make many draws in one run: their terms must equal those of single runs on the same values.
 
-    A program that is not written for a further batch dimension on the left may fail in it, or give wrong numbers without
-    a word; both are found here, on two draws.
+    A program that is not written for a further batch dimension on the left may fail in it, or silently give wrong
+    numbers; both are found here, on two draws.
     """
     with torch.no_grad(), isolated(seed=0, validation=False), kept_buffers(pair):
         return draws_at_once(pair.model, pair.guide, args, draw_traces(pair.model, pair.guide, args))
@@ -41,14 +41,14 @@ def draws_at_once(model: Program, guide: Program, args: tuple[Any, ...], single:
         single: a run of the pair on it, in which the plates of the programs drew their subsamples.
     """
 
-    def elbo_of(run: Run) -> Tensor:
+    def elbo_per_datum(run: Run) -> Tensor:
         refuse_unguided(run)
         return from_run(run, length_of(args), kl="sampled").elbo
 
     try:
         with Give(single.subsamples):
             many = draw_traces(model, guide, args, 2, single.nesting)
-        together = elbo_of(many)
+        together = elbo_per_datum(many)
     except (RuntimeError, ValueError, IndexError, AssertionError, TypeError):
         return False
     apart = []
@@ -62,7 +62,7 @@ def draws_at_once(model: Program, guide: Program, args: tuple[Any, ...], single:
                 value = value[k].reshape(like.shape)
             values[name] = value
         with Give(values):
-            apart.append(elbo_of(draw_traces(model, guide, args)))
+            apart.append(elbo_per_datum(draw_traces(model, guide, args)))
     expected = torch.stack(apart)
     tolerance = 1e-4 if expected.dtype == torch.float32 else 1e-9
     return together.shape == expected.shape and torch.allclose(together, expected, rtol=tolerance, atol=tolerance)
@@ -87,7 +87,7 @@ def stream(
 
 
 def chunk_of(pair: Pair, args: Batch) -> tuple[int, int]:
-    """How many draws to make at once, and how many dimensions stand right of theirs."""
+    """The number of draws to make at once, and of batch dimensions right of theirs."""
     layout, guide = pair.layouts(args)
     nesting = max(layout.max_plate_nesting, guide.max_plate_nesting)
     widest = max([a.numel() for a in args] + [s.numel for s in (*layout.sites.values(), *guide.sites.values())])

@@ -19,13 +19,19 @@ class Evaluation:
     kl: Tensor
 
     @property
-    def elbo(self) -> Tensor:
+    def elbo_per_datum(self) -> Tensor:
+        """reconstruction − KL."""
         return self.reconstruction - self.kl
 
     @property
-    def se(self) -> float:
+    def elbo_mean(self) -> float:
+        """Mean ELBO over data."""
+        return float(self.elbo_per_datum.mean())
+
+    @property
+    def elbo_se(self) -> float:
         """Standard error of the mean ELBO over data."""
-        return standard_error(self.elbo)
+        return standard_error(self.elbo_per_datum)
 
 
 def standard_error(values: Tensor) -> float:

@@ -47,6 +47,8 @@ from torch.distributions import (
     register_kl,
 )
 
+from pyro_vi.support.pyro_internals import mask_of
+
 _POWERS_OF_GAMMA = (Gamma, Exponential, Weibull, InverseGamma, HalfNormal)
 _IN_TORCH = {
     (Gamma, Gamma),
@@ -78,7 +80,7 @@ def _low_rank_independent(q: LowRankMultivariateNormal, p: Independent) -> Tenso
     loc, scale = _diagonal_normal(p)
     variance = q.cov_diag + q.cov_factor.square().sum(-1)
     terms = (variance + (q.loc - loc).square()) / scale.square() - q.cov_diag.log() - 1
-    return 0.5 * terms.sum(-1) + scale.log().sum(-1) - _half_log_det(q._capacitance_tril)
+    return 0.5 * terms.sum(-1) + scale.log().sum(-1) - _half_log_det(_capacitance(q))
 
 
 @register_kl(Independent, LowRankMultivariateNormal)
@@ -88,7 +90,7 @@ def _independent_low_rank(q: Independent, p: LowRankMultivariateNormal) -> Tenso
     S = WWᵀ + diag d, so that S⁻¹ = d⁻¹ − d⁻¹ W C⁻¹ Wᵀ d⁻¹ with the capacitance matrix C = I + Wᵀ W/d.
     """
     loc, scale = _diagonal_normal(q)
-    half = p._capacitance_tril  # its Cholesky factor
+    half = _capacitance(p)
     root = torch.linalg.solve_triangular(half, p.cov_factor.mT / p.cov_diag.unsqueeze(-2), upper=False)
     offset = loc - p.loc
     terms = (scale.square() + offset.square()) / p.cov_diag + p.cov_diag.log() - 1
@@ -149,12 +151,13 @@ for _q in _POWERS_OF_GAMMA:
 @register_kl(TorchDistribution, MaskedDistribution)
 def _masked_prior(q: TorchDistribution, p: Any) -> Tensor:
     """E_q[log q − mask · log p]: KL(q ‖ p) where the mask of p is true, −H(q) where it is false; shape: the batch's."""
-    if p._mask is True:
+    mask = mask_of(p)
+    if mask is True:
         return kl_divergence(q, p.base_dist)
     entropy = q.entropy()
-    if p._mask is False:
+    if mask is False:
         return -entropy.expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
-    return torch.where(p._mask, kl_divergence(q, p.base_dist), -entropy)
+    return torch.where(mask, kl_divergence(q, p.base_dist), -entropy)
 
 
 @register_kl(MaskedDistribution, TorchDistribution)
@@ -163,11 +166,11 @@ def _masked_guide(q: Any, p: TorchDistribution) -> Tensor:
 
     A mask does not change what is drawn, so that the prior's term stays. Shape: the batch's.
     """
-    divergence = kl_divergence(q.base_dist, p)
-    if q._mask is True:
+    mask, divergence = mask_of(q), kl_divergence(q.base_dist, p)
+    if mask is True:
         return divergence
     cross_entropy = divergence + q.base_dist.entropy()
-    return cross_entropy if q._mask is False else torch.where(q._mask, divergence, cross_entropy)
+    return cross_entropy if mask is False else torch.where(mask, divergence, cross_entropy)
 
 
 # The second breaks the tie with a masked prior; the Delta's entropy is not needed, and p.log_prob is masked already.
@@ -184,6 +187,12 @@ def _diagonal_normal(d: Independent) -> tuple[Tensor, Tensor]:
     if not isinstance(d.base_dist, Normal) or d.reinterpreted_batch_ndims != 1:
         raise NotImplementedError
     return d.base_dist.loc, d.base_dist.scale
+
+
+def _capacitance(d: LowRankMultivariateNormal) -> Tensor:
+    """The Cholesky factor of the capacitance matrix I + Wᵀ W/d."""
+    matrix = (d.cov_factor.mT / d.cov_diag.unsqueeze(-2)) @ d.cov_factor
+    return torch.linalg.cholesky(matrix + torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device))
 
 
 def _half_log_det(cholesky: Tensor) -> Tensor:

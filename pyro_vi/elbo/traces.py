@@ -6,7 +6,6 @@ It runs the programs in whatever parameter store is in force, so that it serves 
 draws from the generators as they are.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +14,7 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_vi.programs import Values
-
-Program = Callable[..., Any]
+from pyro_vi.programs import Program, Values
 
 
 @dataclass(frozen=True)

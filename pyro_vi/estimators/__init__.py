@@ -1,5 +1,25 @@
-"""ELBO estimators by name: each is a `pyro.infer.ELBO`, usable as ``loss=`` of a plain `pyro.infer.SVI`."""
+"""ELBO estimators by name: each is a `pyro.infer.ELBO`, usable as ``loss=`` of a plain `pyro.infer.SVI`.
 
-from pyro_vi.estimators.table import TABLE, Estimator, get, named
+* `table` finds an estimator by name; `bound` composes our own from bounds, `gradients` and treatments of the KL, on the draws
+  of `sample` and where `dependence` allows; `contract` states what the engine asks of any estimator, and `traits` brings
+  Pyro's own under it; `objective` is the loss of a fit.
+"""
 
-__all__ = ["TABLE", "Estimator", "get", "named"]
+from pyro_vi.estimators.bound import Bound
+from pyro_vi.estimators.contract import Estimator, Traits
+from pyro_vi.estimators.objective import Objective
+from pyro_vi.estimators.table import TABLE, get, named
+from pyro_vi.estimators.traits import differentiable_loss, estimator_of, traits_of
+
+__all__ = [
+    "TABLE",
+    "Bound",
+    "Estimator",
+    "Objective",
+    "Traits",
+    "differentiable_loss",
+    "estimator_of",
+    "get",
+    "named",
+    "traits_of",
+]

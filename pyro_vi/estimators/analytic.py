@@ -13,7 +13,7 @@ class Analytic(Bound):
     Args:
         kl: ``"analytic"``, or ``"strict"``: an error where it cannot be.
         num_particles: K draws of each datum.
-        vectorize_particles: make the draws in one run; by default where the programs are seen to allow it.
+        vectorize_particles: make the draws in one run; by default where the programs allow it.
 
     Example:
         >>> Analytic(kl="strict").kl

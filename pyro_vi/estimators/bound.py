@@ -1,7 +1,7 @@
 """Variational bounds and their gradients, from three small vocabularies that compose.
 
-* `BOUNDS`: what is estimated, from K log-weights log p(x, z_k) − log q(z_k) of each datum: ``elbo``, ``iwae``, ``renyi``.
-* `GRADIENTS` (in `pyro_vi.estimators.gradients`): how its gradient is: ``total``, ``path``, ``doubly``, ``score``,
+* `BOUNDS`: the bound, made of K log-weights log p(x, z_k) − log q(z_k) of each datum: ``elbo``, ``iwae``, ``renyi``.
+* `GRADIENTS` (in `pyro_vi.estimators.gradients`): the way to estimate its gradient: ``total``, ``path``, ``doubly``, ``score``,
   ``mixed``, ``vimco``, ``relaxed``.
 * `KLS`: how the KL of a site enters an ELBO: ``sampled``, ``analytic`` where it can be, ``strict``: analytic or an error.
 
@@ -11,20 +11,23 @@ of a many-sample bound, so that it is a bound, and unbiased for the bound of all
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_vi.data import Batch
 from pyro_vi.elbo import KLSource, Terms
 from pyro_vi.errors import UsageError
+from pyro_vi.estimators.contract import Traits
 from pyro_vi.estimators.gradients import GRADIENTS
-from pyro_vi.estimators.sample import Sample, draw_sample, weights
-from pyro_vi.programs import isolated
+from pyro_vi.estimators.sample import Plans, Sample, draw_sample, weights
+from pyro_vi.programs import Pair, Program, isolated
 from pyro_vi.support import unknown
 
+BOUNDS = ("elbo", "iwae", "renyi")
 KLS = ("sampled", "analytic", "strict")
 
 REMEDIES: dict[tuple[str, str], str] = {
@@ -32,29 +35,23 @@ REMEDIES: dict[tuple[str, str], str] = {
     ("renyi", "path"): "dropping the score from log q is biased for the guide under weights; use gradient='total'",
     ("iwae", "score"): "a score-function gradient of a many-sample bound needs a baseline for each draw; use 'vimco'",
     ("renyi", "score"): "a score-function gradient of a many-sample bound needs a baseline for each draw; use 'vimco'",
+    ("iwae", "relaxed"): "the bias of a relaxed gradient under weights is not known; use 'vimco'",
+    ("renyi", "relaxed"): "the bias of a relaxed gradient under weights is not known; use 'vimco', of the bound 'iwae'",
     ("elbo", "doubly"): "with one weight a draw the doubly reparameterised gradient is the path derivative; use 'stl'",
     ("elbo", "vimco"): "the leave-one-out baseline of the ELBO is that of gradient='score'; use 'score'",
 }
 LEGAL = {
     "elbo": ("total", "path", "score", "mixed", "relaxed"),
-    "iwae": ("total", "doubly", "vimco", "relaxed"),
-    "renyi": ("total", "relaxed"),
+    "iwae": ("total", "doubly", "vimco"),
+    "renyi": ("total",),
 }
 
 
-def _elbo(log_weight: Tensor, alpha: float) -> Tensor:
-    return log_weight.mean(0)
-
-
-def _iwae(log_weight: Tensor, alpha: float) -> Tensor:
+def _many_sample(log_weight: Tensor, alpha: float = 0.0) -> Tensor:
+    """(1 − α)⁻¹ log (1/K) Σ_k w_k^(1 − α) of log-weights of shape ``(K, R)``: shape ``(R,)``."""
+    if alpha:
+        return _many_sample((1 - alpha) * log_weight) / (1 - alpha)
     return log_weight.logsumexp(0) - math.log(len(log_weight))
-
-
-def _renyi(log_weight: Tensor, alpha: float) -> Tensor:
-    return _iwae((1 - alpha) * log_weight, alpha) / (1 - alpha)
-
-
-BOUNDS: dict[str, Callable[[Tensor, float], Tensor]] = {"elbo": _elbo, "iwae": _iwae, "renyi": _renyi}
 
 
 class Bound(ELBO):
@@ -69,7 +66,7 @@ class Bound(ELBO):
         alpha: order of the Rényi bound: not 1; 0 is ``"iwae"``.
         temperature: of the relaxed gradient.
         num_particles: K draws.
-        vectorize_particles: make the draws in one run; by default where the programs are seen to allow it.
+        vectorize_particles: make the draws in one run; by default where the programs allow it.
 
     Raises:
         UsageError: an unknown word, a number out of range, or a combination that is no estimator of its bound.
@@ -116,49 +113,75 @@ class Bound(ELBO):
             raise UsageError(f"temperature must be positive and finite, not {temperature}; say, 0.5")
         self.bound, self.gradient, self.kl, self.alpha = bound, gradient, kl, float(alpha)
         self.temperature, self.vectorize = float(temperature), vectorize_particles
+        self._plans: Plans = {}
+
+    @property
+    def traits(self) -> Traits:
+        """See `pyro_vi.estimators.contract.Estimator`. One draw makes every bound the ELBO."""
+        target = "elbo"
+        if self.bound != "elbo" and self.num_particles > 1:
+            order = f", alpha={self.alpha}" if self.bound == "renyi" else ""
+            target = f"{self.bound}({self.num_particles}{order})"
+        return Traits(
+            target=target,
+            kl="sampled" if self.kl == "sampled" else "analytic",
+            through_draws=self.gradient in ("total", "path", "doubly"),
+            biased=self.gradient == "relaxed",
+        )
 
     def __getstate__(self) -> dict[str, Any]:
-        # Plans belong to the pairs that were met: a copy meets its own.
-        return {key: value for key, value in vars(self).items() if key != "_plans"}
+        # A copy makes plans for its own pairs.
+        return {**vars(self), "_plans": {}}
 
-    def _sample(self, model: Any, guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sample:
+    def _sample(self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sample:
         relaxed = self.temperature if self.gradient == "relaxed" else None
-        count, vectorize = self.num_particles, self.vectorize
-        sample = draw_sample(self, model, guide, args, kwargs, count, vectorize, self.kl, relaxed)
+        particles, vectorize = self.num_particles, self.vectorize
+        sample = draw_sample(self._plans, model, guide, args, kwargs, particles, vectorize, self.kl, relaxed)
         if self.bound != "elbo":
             sample.need_scale_outside()
         return sample
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def _get_trace(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, Any]:
         # Pyro's base class asks for it: the traces (model, guide) of the first draw.
         run = self._sample(model, guide, args, kwargs).runs[0]
         return run.model_trace, run.guide_trace
 
-    def sources(self, model: Any, guide: Any, args: tuple[Any, ...]) -> dict[str, KLSource]:
-        """Where each latent site's KL comes from, on one draw."""
+    def sources(self, model: Program, guide: Program, args: tuple[Any, ...]) -> dict[str, KLSource]:
+        """The source of each latent site's KL, on one draw."""
         with isolated(seed=0), torch.no_grad():
             return self._sample(model, guide, args, {}).live.sources
+
+    def loss_of_pair(self, pair: Pair, args: Batch) -> Tensor:
+        """See `pyro_vi.estimators.contract.Estimator`."""
+        return self.differentiable_loss(pair.model, pair.guide, *args)
+
+    def sources_of_pair(self, pair: Pair, args: Batch) -> dict[str, KLSource]:
+        """See `pyro_vi.estimators.contract.Estimator`."""
+        return self.sources(pair.model, pair.guide, args)
 
     def value(self, terms: Terms) -> Tensor:
         """−bound of all data from terms of K draws, each of shape ``(K, B)``: a scalar."""
         if self.bound == "elbo":
             return terms.loss.mean(0)
         log_weight, factor = weights(terms)
-        return -factor * BOUNDS[self.bound](log_weight, self.alpha).sum()
+        alpha = self.alpha if self.bound == "renyi" else 0.0
+        return -factor * _many_sample(log_weight, alpha).sum()
 
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """−bound, with a gradient that is this estimator's. Shape ``()``, in nats, of all data."""
         sample = self._sample(model, guide, args, kwargs)
         value = self.value(sample.live).detach()
-        surrogate = GRADIENTS[self.gradient](self, sample)
+        surrogate = GRADIENTS[self.gradient](self.value, sample)
         return value + (surrogate - surrogate.detach())
 
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """−bound of all data, as a number."""
         with torch.no_grad():
             return float(self.value(self._sample(model, guide, args, kwargs).live))
 
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """−bound of all data, as a number; adds this estimator's gradients to the parameters'."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:

@@ -1,23 +1,23 @@
-"""Which sites of a pair depend on which, and where that forbids an analytic KL."""
+"""Sites at which an analytic KL is wrong, because of how model and guide depend on each other."""
 
 from collections.abc import Mapping
 from typing import Any
 
-import torch
+import pyro
 from pyro.infer.inspect import get_dependencies
 
+from pyro_vi.programs import Program
 
-def refused_by_dependence(model: Any, guide: Any, args: tuple[Any, ...]) -> dict[str, str]:
+
+def refused_by_dependence(model: Program, guide: Program, args: tuple[Any, ...]) -> dict[str, str]:
     """Sites at which an analytic KL is wrong: z whose prior depends on a latent that the guide draws given z.
 
     There E_q of the closed form is taken over draws that already know z. Dependence is what the values show, by tracking
     which draws enter the parameters of which site, and not the order of the statements.
     """
-    flag = torch.distributions.Distribution._validate_args  # Pyro's look-up leaves its own in its place
-    try:
+    flag = pyro.settings.get("validate_distributions_torch")
+    with pyro.settings.context(validate_distributions_torch=flag):  # Pyro's look-up leaves its own in its place
         ours, theirs = _parents(model, args), _parents(guide, args)
-    finally:
-        torch.distributions.Distribution.set_default_validate_args(flag)
     refused = {}
     for name in ours:
         later = {other for other in theirs if name in _ancestors(other, theirs)}
@@ -27,7 +27,7 @@ def refused_by_dependence(model: Any, guide: Any, args: tuple[Any, ...]) -> dict
     return refused
 
 
-def _parents(program: Any, args: tuple[Any, ...]) -> dict[str, set[str]]:
+def _parents(program: Program, args: tuple[Any, ...]) -> dict[str, set[str]]:
     found: Any = get_dependencies(program, args)["prior_dependencies"]
     return {name: set(above) - {name} for name, above in found.items()}
 

@@ -11,7 +11,7 @@ class DReG(Bound):
 
     Args:
         num_particles: K draws of each datum.
-        vectorize_particles: make the draws in one run; by default where the programs are seen to allow it.
+        vectorize_particles: make the draws in one run; by default where the programs allow it.
 
     Example:
         >>> DReG(num_particles=8).gradient

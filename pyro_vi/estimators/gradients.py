@@ -1,7 +1,7 @@
-"""How the gradient of a bound is estimated: functions from K draws to a surrogate, a scalar whose gradient it is.
+"""Gradients of a bound: functions from K draws to a surrogate, a scalar whose gradient is the estimate.
 
-Each surrogate is of the loss (the negative bound, summed over all data). Its value is of no account; `Bound` puts the
-bound's value in its place.
+Each surrogate is of the loss (the negative bound, summed over all data). It is made of the draws and of the function that
+gives the loss of their terms. Its value does not matter; `Bound` puts the bound's in its place.
 
 * ``total``: differentiate everything through the draws. Needs draws that can be reparameterised.
 * ``path``: the same without the score of log q (Roeder et al. 2017, arXiv:1703.09194): 0 at the exact posterior.
@@ -14,7 +14,6 @@ bound's value in its place.
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +21,9 @@ from torch import Tensor
 from pyro_vi.elbo import Terms
 from pyro_vi.errors import InputError
 from pyro_vi.estimators.sample import Sample, Values, weights
+
+Value = Callable[[Terms], Tensor]
+"""The loss of a bound, from terms of K draws: see `pyro_vi.estimators.bound.Bound.value`."""
 
 
 def _need_reparametrized(sample: Sample, gradient: str) -> None:
@@ -33,27 +35,25 @@ def _need_reparametrized(sample: Sample, gradient: str) -> None:
             )
 
 
-def total(bound: Any, sample: Sample) -> Tensor:
+def total(value: Value, sample: Sample) -> Tensor:
     """−bound with every gradient through the draws."""
     _need_reparametrized(sample, "total")
-    value: Tensor = bound.value(sample.live)
-    return value
+    return value(sample.live)
 
 
-def relaxed(bound: Any, sample: Sample) -> Tensor:
+def relaxed(value: Value, sample: Sample) -> Tensor:
     """−bound at discrete draws that pass gradients straight through."""
-    value: Tensor = bound.value(sample.live)
-    return value
+    return value(sample.live)
 
 
-def path(bound: Any, sample: Sample) -> Tensor:
+def path(value: Value, sample: Sample) -> Tensor:
     """Gradient of the guide through the draws only: Σ ∂[−log w]/∂z · ∂z/∂φ, with no score of q."""
     _need_reparametrized(sample, "path")
     terms, leaves = sample.fixed(leaves=True)
-    return _through(bound.value(terms), leaves, sample) + bound.value(_without_score(terms))
+    return _through(value(terms), leaves, sample) + value(_without_score(terms))
 
 
-def doubly(bound: Any, sample: Sample) -> Tensor:
+def doubly(value: Value, sample: Sample) -> Tensor:
     """Model: Σ w̃_k ∂ log w_k; guide: Σ w̃_k² ∂ log w_k/∂z · ∂z/∂φ, w̃ the normalised weights."""
     _need_reparametrized(sample, "doubly")
     terms, leaves = sample.fixed(leaves=True)
@@ -63,45 +63,45 @@ def doubly(bound: Any, sample: Sample) -> Tensor:
     return guide_part - factor * (normalized * weights(_without_score(terms))[0]).sum()
 
 
-def score(bound: Any, sample: Sample) -> Tensor:
+def score(value: Value, sample: Sample) -> Tensor:
     """Σ_k (L_k − mean of the other L) ∂ log q(z_k), for every site, and ∂ log p at fixed draws."""
     terms, _ = sample.fixed(leaves=False)
-    return bound.value(_without_score(terms)) + _score_terms(terms, list(terms.sources))
+    return value(_without_score(terms)) + _score_terms(terms, list(terms.sources))
 
 
-def mixed(bound: Any, sample: Sample) -> Tensor:
+def mixed(value: Value, sample: Sample) -> Tensor:
     """Through the draws where they can be reparameterised; the score function, with its baseline, elsewhere."""
     discrete = [name for name, possible in sample.reparametrized.items() if not possible]
-    value: Tensor = bound.value(sample.live)
-    return value + _score_terms(sample.live, discrete) if discrete else value
+    loss = value(sample.live)
+    return loss + _score_terms(sample.live, discrete) if discrete else loss
 
 
-def vimco(bound: Any, sample: Sample) -> Tensor:
+def vimco(value: Value, sample: Sample) -> Tensor:
     """Σ_k (L − L with log w_k replaced by the mean of the others) ∂ log q(z_k), and Σ w̃_k ∂ log w_k at fixed draws."""
     terms, _ = sample.fixed(leaves=False)
     log_weight, factor = weights(terms)
-    count = len(log_weight)
+    particles = len(log_weight)
     fixed = log_weight.detach()
-    others = (fixed.sum(0) - fixed) / (count - 1)
+    others = (fixed.sum(0) - fixed) / (particles - 1)
     # Row k of the square: all log-weights, with the k-th replaced.
-    square = fixed.unsqueeze(0).expand(count, *fixed.shape).clone()
-    square[range(count), range(count)] = others
+    square = fixed.unsqueeze(0).expand(particles, *fixed.shape).clone()
+    square[range(particles), range(particles)] = others
     signal = fixed.logsumexp(0) - square.logsumexp(1)
     log_q = _joint_log_q(terms)
     return -factor * ((signal * log_q).sum() + log_weight.logsumexp(0).sum())
 
 
 def _score_terms(terms: Terms, names: list[str]) -> Tensor:
-    """−Σ advantage · log q over sites: a local site hears of its own datum, a global one of all."""
+    """−Σ advantage · log q over sites; the advantage is that of the site's own datum, or of all data for a global site."""
     value = terms.elbo.detach()
-    count = len(value)
+    particles = len(value)
     result = value.new_zeros(())
     for name in names:
         site = terms.sites[name]
         assert site.score is not None
         signal = value * (terms.num_data / terms.rows) if site.local else terms.num_data * value.mean(-1)
-        advantage = (signal - signal.mean(0)) * (count / (count - 1))
-        result = result - (advantage * site.score).sum() / count
+        advantage = (signal - signal.mean(0)) * (particles / (particles - 1))
+        result = result - (advantage * site.score).sum() / particles
     return result
 
 
@@ -136,7 +136,7 @@ def _through(loss: Tensor, leaves: list[Values], sample: Sample) -> Tensor:
     return torch.stack(parts).sum() if parts else loss.new_zeros(())
 
 
-GRADIENTS: dict[str, Callable[[Any, Sample], Tensor]] = {
+GRADIENTS: dict[str, Callable[[Value, Sample], Tensor]] = {
     "total": total,
     "path": path,
     "doubly": doubly,

@@ -12,7 +12,7 @@ class IWAE(Bound):
 
     Args:
         num_particles: K draws of each datum.
-        vectorize_particles: make the draws in one run; by default where the programs are seen to allow it.
+        vectorize_particles: make the draws in one run; by default where the programs allow it.
 
     Example:
         >>> IWAE(num_particles=8).bound

@@ -1,4 +1,4 @@
-"""What a fit descends: the loss of an estimator for one batch, divided by the number of data.
+"""The objective of a fit: the loss of an estimator for one batch, divided by the number of data.
 
 * `Objective` is called with a batch, and with the weight of the KL where that is not 1. It is the one place where eager and
   compiled steps take their loss from.

@@ -14,7 +14,7 @@ class Relaxed(Bound):
         temperature: of the relaxation, positive.
         num_particles: K draws of each datum.
         kl: see `Bound`.
-        vectorize_particles: make the draws in one run; by default where the programs are seen to allow it.
+        vectorize_particles: make the draws in one run; by default where the programs allow it.
 
     Example:
         >>> Relaxed(temperature=0.3).temperature

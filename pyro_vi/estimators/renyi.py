@@ -12,7 +12,7 @@ class Renyi(Bound):
     Args:
         alpha: order, not 1.
         num_particles: K draws of each datum.
-        vectorize_particles: make the draws in one run; by default where the programs are seen to allow it.
+        vectorize_particles: make the draws in one run; by default where the programs allow it.
 
     Example:
         >>> Renyi(alpha=0.5, num_particles=8).alpha

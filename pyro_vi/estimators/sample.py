@@ -1,8 +1,8 @@
-"""What an estimator sees of a pair: K draws from the guide, and the same draws again as constants.
+"""K draws of a pair from the guide, and the same draws again as constants.
 
 `draw_sample` runs the programs in whatever parameter store is in force, so that estimators serve a plain `pyro.infer.SVI`
-as well as modules. `Plan` is what is found out once for a pair: whether K draws can be made in one run, and at which sites
-an analytic KL would be wrong.
+as well as modules. `Plan` holds facts about a pair that are found out once: whether K draws can be made in one run, and the
+sites at which an analytic KL would be wrong.
 """
 
 from collections.abc import Mapping
@@ -12,22 +12,45 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import MaskedDistribution
 from torch import Tensor
 
-from pyro_vi.elbo import Run, SiteTerms, Terms, draw_traces, draws_at_once, from_run, length_of, traced_plate
+from pyro_vi.elbo import (
+    Run,
+    SiteTerms,
+    Terms,
+    draw_traces,
+    draws_at_once,
+    from_run,
+    length_of,
+    refuse_unguided,
+    traced_plate,
+)
 from pyro_vi.errors import InputError
 from pyro_vi.estimators.dependence import refused_by_dependence
-from pyro_vi.programs import Give, Relax, Straighten, Values, describe
+from pyro_vi.programs import Give, Program, Relax, Straighten, Values, describe
 from pyro_vi.support import kept_generators
+from pyro_vi.support.private import Missing
+from pyro_vi.support.pyro_internals import mask_of
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is found out once for a pair: where particles stand, whether they can, and what an analytic KL may not touch."""
+    """Facts about a pair that are found out once.
+
+    Attributes:
+        nesting: number of batch dimensions right of the particles.
+        vectorized: whether K draws can be made in one run.
+        refused: by site at which an analytic KL would be wrong, the reason.
+    """
 
     nesting: int
     vectorized: bool
     refused: Mapping[str, str]
+
+
+Plans = dict[tuple[Program, Program], Plan]
+"""Plans by model and guide. Not by their ids: a bound method is a new object, equal to the last, at each look."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +60,16 @@ class Sample:
     Attributes:
         live: their terms, each of shape ``(K, B)`` or ``(K,)``, with gradients through the draws.
         reparametrized: by latent site, whether its draw carries a gradient.
+        runs: the run of each draw, or one run of all.
+        at_once: K where the draws were made in one run; None where they were made one by one.
     """
 
     live: Terms
     reparametrized: Mapping[str, bool]
     runs: tuple[Run, ...]
-    pair: tuple[Any, Any]
+    pair: tuple[Program, Program]
     args: tuple[Any, ...]
-    particles: int | None
+    at_once: int | None
     plan: Plan
     kl: str
 
@@ -61,10 +86,10 @@ class Sample:
                 given = {n: v.requires_grad_() if v.is_floating_point() else v for n, v in given.items()}
             model, guide = self.pair
             with Give(given):
-                run = draw_traces(model, guide, self.args, self.particles, self.plan.nesting)
-            parts.append(_terms(run, self.args, self.plan, self.kl, score=True))
+                run = draw_traces(model, guide, self.args, self.at_once, self.plan.nesting)
+            parts.append(_terms(run, self.args, self.plan, self.kl))
             constants.append(given)
-        return _stack(parts, self.particles), constants
+        return _stack(parts, self.at_once), constants
 
     def need_scale_outside(self) -> None:
         """Raise InputError where a plate is subsampled whose scale would stand inside the logarithm of a bound."""
@@ -85,54 +110,51 @@ class Sample:
 
 
 def draw_sample(
-    owner: Any,
-    model: Any,
-    guide: Any,
+    plans: Plans,
+    model: Program,
+    guide: Program,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    count: int,
+    particles: int,
     vectorize: bool | None,
     kl: str,
     temperature: float | None,
 ) -> Sample:
-    """Make K draws; ``owner`` keeps the `Plan` of each pair that it met. See `Sample`."""
-    plans = owner.__dict__.setdefault("_plans", {})
-    key = (model, guide)  # and not their ids: a bound method is a new object, equal to the last, at each look
+    """Make K draws, by the plan of the pair among ``plans``, or by a new one that is added to them. See `Sample`."""
+    key = (model, guide)
     if key not in plans:
-        plans[key] = make_plan(model, guide, args, kwargs, count, vectorize, kl)
-    plan: Plan = plans[key]
+        plans[key] = make_plan(model, guide, args, kwargs, particles, vectorize, kl)
+    plan = plans[key]
     pair = (_with(model, kwargs), _with(guide, kwargs))
-    particles = count if plan.vectorized and count > 1 else None
+    at_once = particles if plan.vectorized and particles > 1 else None
     runs: list[Run] = []
     parts = []
-    for _ in range(1 if particles else count):
+    for _ in range(1 if at_once else particles):
         # The draws share the minibatch, where the programs choose it: a weight is of one datum.
         with ExitStack() as handlers:
             handlers.enter_context(Give(runs[0].subsamples if runs else {}))
             if temperature is not None:  # outside the particles, so that each has a draw of its own
                 handlers.enter_context(Straighten())
                 handlers.enter_context(Relax(temperature))
-            run = draw_traces(*pair, args, particles, plan.nesting)
+            run = draw_traces(*pair, args, at_once, plan.nesting)
         runs.append(run)
-        parts.append(_terms(run, args, plan, kl, score=True))
+        parts.append(_terms(run, args, plan, kl))
     sites = {n: s["fn"].has_rsample for n, s in runs[0].guide_trace.nodes.items() if s["type"] == "sample"}
-    return Sample(_stack(parts, particles), sites, tuple(runs), pair, args, particles, plan, kl)
+    return Sample(_stack(parts, at_once), sites, tuple(runs), pair, args, at_once, plan, kl)
 
 
-def _with(program: Any, kwargs: Mapping[str, Any]) -> Any:
+def _with(program: Program, kwargs: Mapping[str, Any]) -> Program:
     return (lambda *args: program(*args, **kwargs)) if kwargs else program
 
 
-def _terms(run: Run, args: tuple[Any, ...], plan: Plan, kl: str, score: bool = False) -> Terms:
+def _terms(run: Run, args: tuple[Any, ...], plan: Plan, kl: str) -> Terms:
     length = length_of(args)
-    missing = [n for n, s in _latents(run.model_trace).items() if n not in run.guide_trace.nodes]
-    if missing:
-        raise InputError(f"the guide has no site '{missing[0]}' of the model; sample it in the guide")
+    refuse_unguided(run)
     if kl == "sampled":
-        return from_run(run, length, kl="sampled", score=score)
+        return from_run(run, length, kl="sampled", score=True)
     apart = _scaled_apart(run)
     refused = {**plan.refused, **apart}
-    terms = from_run(run, length, kl="analytic", refused=refused, score=score)
+    terms = from_run(run, length, kl="analytic", refused=refused, score=True)
     if kl == "strict":
         _demand_analytic(terms, run, plan, apart)
     return terms
@@ -162,7 +184,11 @@ def _scaled_apart(run: Run) -> dict[str, str]:
     apart = {}
     for name, node in _latents(run.model_trace).items():
         other = run.guide_trace.nodes[name]
-        masks = [m for m in (_own_mask(node["fn"]), _own_mask(other["fn"])) if m is not None]
+        try:
+            masks = [m for m in (_own_mask(node["fn"]), _own_mask(other["fn"])) if m is not None]
+        except Missing as error:
+            apart[name] = f"its mask cannot be seen: {error}"
+            continue
         if not _same(node["scale"], other["scale"]):
             apart[name] = "model and guide scale it differently"
         elif not _same(_given_mask(node), _given_mask(other)) or (len(masks) == 2 and not _same(*masks)):
@@ -176,9 +202,9 @@ def _given_mask(node: Any) -> Any:
 
 def _own_mask(fn: Any) -> Any:
     # A closed form minds the mask of one distribution (pyro_vi.elbo.kl), but of two takes what both keep.
-    while fn is not None and getattr(fn, "_mask", None) is None:
+    while fn is not None and not isinstance(fn, MaskedDistribution):
         fn = getattr(fn, "base_dist", None)
-    return None if fn is None else fn._mask
+    return None if fn is None else mask_of(fn)
 
 
 def _same(ours: Any, theirs: Any) -> bool:
@@ -192,9 +218,9 @@ def _latents(trace: Any) -> dict[str, Any]:
     return {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
 
 
-def _stack(parts: list[Terms], particles: int | None) -> Terms:
+def _stack(parts: list[Terms], at_once: int | None) -> Terms:
     """Terms of K draws with the draws as first dimension, however they were made."""
-    if particles is not None:
+    if at_once is not None:
         return parts[0]
 
     def together(name: str, what: str) -> Tensor | None:
@@ -235,18 +261,18 @@ def weights(terms: Terms) -> tuple[Tensor, float]:
 
 
 def make_plan(
-    model: Any,
-    guide: Any,
+    model: Program,
+    guide: Program,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    count: int,
+    particles: int,
     vectorize: bool | None,
     kl: str,
 ) -> Plan:
-    """Find out about a pair, by running it once, and with two draws at once and one by one if ``count`` is above 1."""
+    """Find out about a pair, by running it once, and with two draws at once and one by one if ``particles`` is above 1."""
     pair = (_with(model, kwargs), _with(guide, kwargs))
     with kept_generators(), torch.no_grad(), poutine.block():
         run = draw_traces(*pair, args)
         refused = refused_by_dependence(*pair, args) if kl != "sampled" else {}
-        vectorized = vectorize if vectorize is not None else count > 1 and draws_at_once(*pair, args, run)
+        vectorized = vectorize if vectorize is not None else particles > 1 and draws_at_once(*pair, args, run)
     return Plan(run.nesting, vectorized, refused)

@@ -6,13 +6,15 @@ from pyro_vi.estimators.bound import Bound
 class Score(Bound):
     """E Σ_k (L_k − mean of the other L) ∂ log q(z_k | x)/∂φ / K, with L = log p(x, z) − log q(z | x), datum by datum.
 
-    The mean of the other draws is a baseline that costs nothing and keeps the gradient unbiased. A local site hears of its own
-    datum only. Sources: Williams (1992); Mnih and Rezende (2016, arXiv:1602.06725); Kool et al. (2019).
+    The mean of the other draws is a baseline that costs nothing and keeps the gradient unbiased. The signal of a
+    local site is L of its own datum alone.
+
+    Sources: Williams (1992); Mnih and Rezende (2016, arXiv:1602.06725); Kool et al. (2019).
 
     Args:
         num_particles: K draws of each datum; at least 2.
         kl: see `Bound`; ``"analytic"`` takes the KL out of the signal where it can.
-        vectorize_particles: make the draws in one run; by default where the programs are seen to allow it.
+        vectorize_particles: make the draws in one run; by default where the programs allow it.
 
     Example:
         >>> Score(num_particles=1)
@@ -33,7 +35,7 @@ class Mixed(Bound):
     Args:
         num_particles: K draws of each datum; at least 2.
         kl: see `Bound`; ``"analytic"`` takes the KL out of the signal where it can.
-        vectorize_particles: make the draws in one run; by default where the programs are seen to allow it.
+        vectorize_particles: make the draws in one run; by default where the programs allow it.
 
     Example:
         >>> Mixed().gradient

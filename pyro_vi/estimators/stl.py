@@ -13,7 +13,7 @@ class STL(Bound):
 
     Args:
         num_particles: K draws of each datum.
-        vectorize_particles: make the draws in one run; by default where the programs are seen to allow it.
+        vectorize_particles: make the draws in one run; by default where the programs allow it.
 
     Example:
         >>> STL(num_particles=2).gradient

@@ -2,12 +2,12 @@
 
 import copy
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
 
-from pyro_vi.elbo import KL
 from pyro_vi.errors import UsageError
 from pyro_vi.estimators.analytic import Analytic
 from pyro_vi.estimators.dreg import DReG
@@ -21,37 +21,30 @@ from pyro_vi.support import check_options, parse, unknown
 
 
 @dataclass(frozen=True)
-class Estimator:
-    """An entry of the table: the class, how it treats the KL, and what it is in one line."""
+class Entry:
+    """An entry of the table: the class of an estimator, and a line about it."""
 
     cls: type[ELBO]
-    kl: KL
     about: str
 
 
-TABLE: dict[str, Estimator] = {
+TABLE: dict[str, Entry] = {
     # Pyro's own
-    "trace": Estimator(Trace_ELBO, "sampled", "log p(x, z) - log q(z) of the draw, total derivative (sampled KL)"),
-    "mean_field": Estimator(
-        TraceMeanField_ELBO, "analytic", "KL in closed form wherever one is registered, else sampled"
-    ),
-    "graph": Estimator(
-        TraceGraph_ELBO, "sampled", "score function with the costs downstream of each site, and baselines"
-    ),
-    "enum": Estimator(TraceEnum_ELBO, "sampled", "discrete sites marked for enumeration summed exactly"),
-    "tmc": Estimator(TraceTMC_ELBO, "sampled", "tensor Monte Carlo: every combination of the draws of marked sites"),
+    "trace": Entry(Trace_ELBO, "log p(x, z) - log q(z) of the draw, total derivative (sampled KL)"),
+    "mean_field": Entry(TraceMeanField_ELBO, "KL in closed form wherever one is registered, else sampled"),
+    "graph": Entry(TraceGraph_ELBO, "score function with the costs downstream of each site, and baselines"),
+    "enum": Entry(TraceEnum_ELBO, "discrete sites marked for enumeration summed exactly"),
+    "tmc": Entry(TraceTMC_ELBO, "tensor Monte Carlo: every combination of the draws of marked sites"),
     # ours
-    "analytic": Estimator(Analytic, "analytic", "KL in closed form at each site where that is right, else sampled"),
-    "stl": Estimator(STL, "sampled", "path derivative: no gradient noise at the exact posterior"),
-    "iwae": Estimator(IWAE, "sampled", "importance-weighted bound, total derivative"),
-    "dreg": Estimator(DReG, "sampled", "importance-weighted bound, doubly reparameterised gradient"),
-    "renyi": Estimator(Renyi, "sampled", "Rényi bound of order alpha, total derivative"),
-    "score": Estimator(Score, "sampled", "score function with the other draws as baseline, for any latent"),
-    "mixed": Estimator(
-        Mixed, "sampled", "through the draws where they can be reparameterised, score function elsewhere"
-    ),
-    "vimco": Estimator(VIMCO, "sampled", "importance-weighted bound, score function with a baseline for each draw"),
-    "relaxed": Estimator(Relaxed, "sampled", "straight through discrete draws by Gumbel-softmax; biased"),
+    "analytic": Entry(Analytic, "KL in closed form at each site where that is right, else sampled"),
+    "stl": Entry(STL, "path derivative: no gradient noise at the exact posterior"),
+    "iwae": Entry(IWAE, "importance-weighted bound, total derivative"),
+    "dreg": Entry(DReG, "importance-weighted bound, doubly reparameterised gradient"),
+    "renyi": Entry(Renyi, "Rényi bound of order alpha, total derivative"),
+    "score": Entry(Score, "score function with the other draws as baseline, for any latent"),
+    "mixed": Entry(Mixed, "through the draws where they can be reparameterised, score function elsewhere"),
+    "vimco": Entry(VIMCO, "importance-weighted bound, score function with a baseline for each draw"),
+    "relaxed": Entry(Relaxed, "straight through discrete draws by Gumbel-softmax; biased"),
 }
 
 
@@ -79,7 +72,7 @@ def get(name: str, **options: Any) -> ELBO:
     return cls(**options)
 
 
-def named(elbos: Any) -> dict[str, ELBO]:
+def named(elbos: Iterable[str | ELBO] | str | ELBO) -> dict[str, ELBO]:
     """Estimators by the name to report them under: from a name, an `ELBO`, or several of these.
 
     An instance is copied: Pyro's estimators remember the plate nesting of the first model that they meet.

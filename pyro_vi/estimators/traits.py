@@ -1,6 +1,13 @@
-"""Traits of an estimator that the engine asks for: its loss, its treatment of the KL, the bound that it estimates."""
+"""Any `pyro.infer.ELBO` under the contract of the engine.
+
+* `estimator_of` gives an estimator as a `pyro_vi.estimators.contract.Estimator`: a `Bound` as it is, another one `Adapted`.
+* `PYROS` states the traits of Pyro's own classes, and how to get a loss where that is not ``differentiable_loss``. A class that
+  is not in it is taken as the nearest class that it inherits from.
+"""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,72 +15,102 @@ from pyro.infer import ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELB
 from torch import Tensor
 
 from pyro_vi.data import Batch
-from pyro_vi.elbo import KL, KLSource, terms_of_pair
+from pyro_vi.elbo import KLSource, terms_of_pair
 from pyro_vi.errors import InputError
-from pyro_vi.estimators.bound import Bound
+from pyro_vi.estimators.contract import Estimator, Traits
 from pyro_vi.estimators.table import TABLE
 from pyro_vi.programs import Pair
+from pyro_vi.support.private import Missing
+from pyro_vi.support.pyro_internals import loss_and_surrogate
+
+Loss = Callable[[Pair, Batch], Tensor]
 
 
-def differentiable_loss(elbo: Any, pair: Pair, args: Batch) -> Tensor:
-    """−bound of one evaluation, whose gradient is the estimator's; `pyro.infer.ELBO` itself does not promise the method.
+def _own_loss(elbo: Any) -> Loss:
+    if not hasattr(elbo, "differentiable_loss"):
+        raise InputError(f"{type(elbo).__name__} has no differentiable_loss; use one of: {', '.join(TABLE)}")
 
-    Raises:
-        InputError: the estimator has none.
-    """
-    refuse_without_loss(elbo)
-    summing = isinstance(elbo, (TraceEnum_ELBO, TraceTMC_ELBO)) or getattr(elbo, "vectorize_particles", False)
-    if summing and not isinstance(elbo, Bound) and math.isinf(elbo.max_plate_nesting):
-        # Pyro would guess the same, and write so to stderr.
-        nesting = max(layout.max_plate_nesting for layout in pair.layouts(args))
-        elbo.max_plate_nesting = nesting + int(elbo.vectorize_particles and elbo.num_particles > 1)
-    if isinstance(elbo, TraceGraph_ELBO):
-        value, surrogate = elbo._loss_and_surrogate_loss(pair.model, pair.guide, args, {})
-        return -torch.as_tensor(value).detach() + (surrogate - surrogate.detach())
-    loss: Tensor = elbo.differentiable_loss(pair.model, pair.guide, *args)
+    def loss(pair: Pair, args: Batch) -> Tensor:
+        value: Tensor = elbo.differentiable_loss(pair.model, pair.guide, *args)
+        return value
+
     return loss
 
 
-def refuse_without_loss(elbo: ELBO) -> None:
-    """Raise InputError for an estimator without `differentiable_loss`."""
-    if not hasattr(elbo, "differentiable_loss") and not isinstance(elbo, TraceGraph_ELBO):
-        raise InputError(f"{type(elbo).__name__} has no differentiable_loss; use one of: {', '.join(TABLE)}")
+def _graph_loss(elbo: Any) -> Loss:
+    try:
+        both = loss_and_surrogate(elbo)
+    except Missing as error:
+        raise InputError(f"{error}; or use estimator 'score' in place of 'graph'") from error
+
+    def loss(pair: Pair, args: Batch) -> Tensor:
+        value, surrogate = both(pair.model, pair.guide, args, {})
+        return -torch.as_tensor(value).detach() + (surrogate - surrogate.detach())
+
+    return loss
 
 
-def kl_treatment(elbo: ELBO) -> KL:
-    """Whether an estimator uses closed forms of the KL where they exist."""
-    if isinstance(elbo, Bound):
-        return "sampled" if elbo.kl == "sampled" else "analytic"
-    return "analytic" if isinstance(elbo, TraceMeanField_ELBO) else "sampled"
+PYROS: dict[type[ELBO], tuple[Traits, Callable[[Any], Loss]]] = {
+    TraceMeanField_ELBO: (Traits(kl="analytic", through_draws=True, trusts_order=True), _own_loss),
+    TraceGraph_ELBO: (Traits(), _graph_loss),
+    TraceEnum_ELBO: (Traits(sums_marked=True), _own_loss),
+    TraceTMC_ELBO: (Traits(target="tmc", sums_marked=True, scale_inside=True), _own_loss),
+}
 
 
-def needs_reparametrized(elbo: ELBO) -> bool:
-    """Whether an estimator's gradient goes through every draw, and would be lost where a site cannot be reparameterised."""
-    return elbo.gradient in ("total", "path", "doubly") if isinstance(elbo, Bound) else kl_treatment(elbo) == "analytic"
+@dataclass(frozen=True)
+class Adapted:
+    """An estimator that does not provide the contract itself."""
+
+    elbo: ELBO
+    traits: Traits
+    loss: Loss
+
+    def loss_of_pair(self, pair: Pair, args: Batch) -> Tensor:
+        """See `pyro_vi.estimators.contract.Estimator`."""
+        elbo = self.elbo
+        if (self.traits.sums_marked or elbo.vectorize_particles) and math.isinf(elbo.max_plate_nesting):
+            # Pyro would guess the same, and write so to stderr.
+            nesting = max(layout.max_plate_nesting for layout in pair.layouts(args))
+            elbo.max_plate_nesting = nesting + int(elbo.vectorize_particles and elbo.num_particles > 1)
+        return self.loss(pair, args)
+
+    def sources_of_pair(self, pair: Pair, args: Batch) -> dict[str, KLSource]:
+        """See `pyro_vi.estimators.contract.Estimator`."""
+        sources = terms_of_pair(pair, args, kl=self.traits.kl, seed=0).sources
+        if self.traits.sums_marked:
+            sites = [site for layout in pair.layouts(args) for site in layout.latents.values()]
+            sources |= {site.name: KLSource("enumerated") for site in sites if site.enumerated}
+        return sources
 
 
-def kl_sources(elbo: ELBO, pair: Pair, args: Batch) -> dict[str, KLSource]:
-    """Where each latent site's KL comes from under an estimator, looked up on one draw of the batch."""
-    if isinstance(elbo, Bound):
-        return elbo.sources(pair.model, pair.guide, args)
-    summed = _marked(pair, args) if isinstance(elbo, (TraceEnum_ELBO, TraceTMC_ELBO)) else set()
-    found = terms_of_pair(pair, args, kl=kl_treatment(elbo), seed=0).sources
-    return {**found, **{name: KLSource("enumerated") for name in summed}}
+def estimator_of(elbo: ELBO) -> Estimator:
+    """An estimator under the contract of the engine.
+
+    Raises:
+        InputError: it has no ``differentiable_loss``, which `pyro.infer.ELBO` itself does not promise; or this Pyro lacks the
+            part that stands for it.
+
+    Example:
+        >>> from pyro.infer import TraceMeanField_ELBO
+        >>> estimator_of(TraceMeanField_ELBO()).traits.kl
+        'analytic'
+    """
+    if isinstance(elbo, Estimator):
+        return elbo
+    traits, loss_of = _known(elbo)
+    return Adapted(elbo, traits, loss_of(elbo))
 
 
-def _marked(pair: Pair, args: Batch) -> set[str]:
-    sites = [site for layout in pair.layouts(args) for site in layout.latents.values()]
-    return {site.name for site in sites if site.enumerated}
+def traits_of(elbo: ELBO) -> Traits:
+    """Traits of an estimator, also of one that has no ``differentiable_loss``."""
+    return elbo.traits if isinstance(elbo, Estimator) else _known(elbo)[0]
 
 
-def known_biased(elbo: ELBO) -> bool:
-    """Whether an estimator's gradient is biased by its making, as a relaxation's is."""
-    return isinstance(elbo, Bound) and elbo.gradient == "relaxed"
+def differentiable_loss(elbo: ELBO, pair: Pair, args: Batch) -> Tensor:
+    """−bound of one evaluation, with a gradient that is the estimator's: see `Estimator.loss_of_pair`."""
+    return estimator_of(elbo).loss_of_pair(pair, args)
 
 
-def target(elbo: ELBO) -> str:
-    """What an estimator estimates: ``"elbo"``, ``"iwae(5)"``: only gradients of the same bound can agree."""
-    if isinstance(elbo, Bound) and elbo.bound != "elbo" and elbo.num_particles > 1:
-        order = f", alpha={elbo.alpha}" if elbo.bound == "renyi" else ""
-        return f"{elbo.bound}({elbo.num_particles}{order})"
-    return "tmc" if isinstance(elbo, TraceTMC_ELBO) else "elbo"
+def _known(elbo: ELBO) -> tuple[Traits, Callable[[Any], Loss]]:
+    return next((PYROS[cls] for cls in type(elbo).__mro__ if cls in PYROS), (Traits(), _own_loss))

@@ -11,7 +11,7 @@ class VIMCO(Bound):
 
     Args:
         num_particles: K draws of each datum; at least 2.
-        vectorize_particles: make the draws in one run; by default where the programs are seen to allow it.
+        vectorize_particles: make the draws in one run; by default where the programs allow it.
 
     Example:
         >>> VIMCO().bound

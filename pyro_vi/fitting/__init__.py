@@ -1,8 +1,9 @@
 """One fit, from the check before its first step to its last checkpoint.
 
-* `svi` puts a fit together; `checks` looks for silent errors first; `settings` holds options and their defaults;
-  `loop` takes the steps; `failures` explains a loss that is not finite; `folder` is the run on disk; `interrupt` and
-  `progress` face the terminal.
+* `svi` assembles a fit; `checks` looks for silent errors first; `settings` holds the options and their defaults; `loop`
+  takes the steps.
+* `failures` explains a loss that is not finite; `folder` is the run on disk; `interrupt` delays Ctrl-C; `progress` shows
+  the progress bar.
 """
 
 from pyro_vi.fitting.checks import Finding, check, check_pair

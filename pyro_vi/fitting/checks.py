@@ -1,6 +1,7 @@
-"""The pre-flight check: silent errors of a pair, found on one batch before a fit, each with its remedy.
+"""Check of a pair for silent errors, on one batch before a fit; each finding has a remedy.
 
-Each rule is a function from what one run of the pair shows (`_View`) to findings; `RULES` is the list of them.
+* `check` runs a pair and returns a list of `Finding`; `refuse` raises on errors among them.
+* Each rule is a function from one run of the pair (`_View`) to findings; `RULES` lists the rules.
 """
 
 import warnings
@@ -9,22 +10,23 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pyro.infer import ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
+from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_vi.data import Batch
 from pyro_vi.elbo import Terms, draw_traces, from_run
 from pyro_vi.errors import InputError, first_line
+from pyro_vi.estimators.contract import Traits
 from pyro_vi.estimators.table import named
-from pyro_vi.estimators.traits import kl_treatment, needs_reparametrized
-from pyro_vi.programs import Pair, Prototype, Site, isolated, pair_of
+from pyro_vi.estimators.traits import traits_of
+from pyro_vi.programs import Pair, Program, Prototype, Site, isolated, pair_of
 
 Severity = Literal["error", "warning", "note"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that the check found: a fit must not start on an error; a note is worth knowing."""
+    """One finding of a check. A fit does not start if there is an error; it warns of warnings, and ignores notes."""
 
     code: str
     severity: Severity
@@ -38,7 +40,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class _View:
-    """What one run of the pair shows."""
+    """One run of the pair: its sites, its traces and its ELBO terms."""
 
     pair: Pair
     args: Batch
@@ -47,7 +49,7 @@ class _View:
     model_trace: Any
     guide_trace: Any
     terms: Terms
-    elbo: ELBO | None
+    traits: Traits
     num_data: int | None
 
     @property
@@ -56,19 +58,24 @@ class _View:
 
 
 def check(
-    model: Any, guide: Any, batch: Batch | Tensor, *, elbo: str | ELBO | None = None, num_data: int | None = None
+    model: Program,
+    guide: Program,
+    batch: Batch | Tensor,
+    *,
+    elbo: str | ELBO | None = None,
+    num_data: int | None = None,
 ) -> list[Finding]:
-    """Run a pair on one batch and look for what would make a fit wrong without a word.
+    """Run a pair on one batch and look for errors that would make a fit wrong without a message.
 
     Args:
         model: generative program.
         guide: variational program.
         batch: a tensor, or the tuple that the programs are called with.
-        elbo: the estimator that is to be used; some errors exist under some estimators only.
+        elbo: the estimator that the fit will use; some errors exist under some estimators only.
         num_data: number of training data, if the batch is a part of them.
 
     Returns:
-        What was found, errors first; empty for a sound pair.
+        The findings, errors first; an empty list for a correct pair.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -95,37 +102,37 @@ def check(
 
 
 def check_pair(pair: Pair, args: Batch, *, elbo: ELBO | None, num_data: int | None) -> list[Finding]:
-    """`check` of a pair that is bound already."""
+    """`check` for a pair that is bound already."""
     bad = _not_finite(args)
     if bad:
         return [bad]
+    traits = Traits() if elbo is None else traits_of(elbo)
     try:
         layout, guide_layout = pair.layouts(args)
-        missing = list(_missing(layout, guide_layout, elbo))
+        missing = list(_missing(layout, guide_layout, traits))
         if missing:
             return missing
-        kl = "sampled" if elbo is None else kl_treatment(elbo)
         with isolated(seed=0, validation=False):
             try:
                 run = draw_traces(pair.model, pair.guide, args)
-                terms = from_run(run, len(args[0]), kl=kl)
+                terms = from_run(run, len(args[0]), kl=traits.kl)
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
                 shapes = ", ".join(str(tuple(a.shape)) for a in args)
                 text = first_line(error).rstrip(":")
                 raise InputError(f"log p and log q fail on a batch of shape {shapes}: {text}") from error
     except InputError as error:
         return [_failing(error)]
-    view = _View(pair, args, layout, guide_layout, run.model_trace, run.guide_trace, terms, elbo, num_data)
+    view = _View(pair, args, layout, guide_layout, run.model_trace, run.guide_trace, terms, traits, num_data)
     found = [finding for rule in RULES for finding in rule(view)]
     order = ("error", "warning", "note")
     return sorted(found, key=lambda finding: order.index(finding.severity))
 
 
 def refuse(findings: Iterable[Finding]) -> None:
-    """Raise on the first error among findings, warn of the warnings.
+    """Raise InputError on the first error among findings, which come errors first, and warn of the warnings.
 
     Raises:
-        InputError: there is an error.
+        InputError: a finding is an error.
     """
     for finding in findings:
         if finding.severity == "error":
@@ -145,15 +152,15 @@ def _not_finite(args: Batch) -> Finding | None:
 
 
 def _failing(error: InputError) -> Finding:
-    return Finding("program-fails", "error", None, str(error), "mend the program, or give it data that fit")
+    return Finding("program-fails", "error", None, str(error), "correct the program, or give it data that fit")
 
 
-def _missing(model: Prototype, guide: Prototype, elbo: ELBO | None) -> Iterator[Finding]:
+def _missing(model: Prototype, guide: Prototype, traits: Traits) -> Iterator[Finding]:
     have = ", ".join(model.latents) or "none"
     for name, site in model.latents.items():
-        summed = site.enumerated and isinstance(elbo, (TraceEnum_ELBO, TraceTMC_ELBO))
+        summed = site.enumerated and traits.sums_marked
         if name not in guide.sites and not summed:
-            text = f"the guide has no site '{name}', so its latent would be drawn from the prior and its KL be lost"
+            text = f"the guide has no site '{name}', so the latent would be drawn from the prior, without a KL"
             remedy = f"sample '{name}' in the guide" + (", or use the estimator 'enum'" if site.enumerated else "")
             yield Finding("missing-in-guide", "error", name, text, remedy)
     for name, site in guide.sites.items():
@@ -184,8 +191,8 @@ def _observed_shape(view: _View) -> Iterator[Finding]:
         shape, value = node["fn"].batch_shape + node["fn"].event_shape, node["value"].shape
         if torch.broadcast_shapes(shape, value) != shape:
             text = (
-                f"site '{name}' has shape {tuple(shape)} in the model, but its observed values {tuple(value)}, "
-                "so one number is scored several times"
+                f"site '{name}' has shape {tuple(shape)} in the model, but its observed values have shape {tuple(value)}, "
+                "so numbers are scored several times"
             )
             yield Finding("observed-shape", "error", name, text, "give the model the width of the data")
 
@@ -197,7 +204,7 @@ def _observed_support(view: _View) -> Iterator[Finding]:
         if not bool(good.all()):
             text = (
                 f"{int((~good).sum())} of {good.numel()} observed values of site '{name}' are outside the support of "
-                f"{site.distribution}, so the likelihood is no density there"
+                f"{site.distribution}, where the likelihood is not a density"
             )
             yield Finding(
                 "outside-support", "error", name, text, "use another likelihood, or binarise or rescale the data"
@@ -211,8 +218,8 @@ def _guide_support(view: _View) -> Iterator[Finding]:
         inside = bool(node["fn"].support.check(node["value"]).all())
         if not inside or (type(_base(site.support)) is not type(_base(other.support)) and _narrower(site, other)):
             text = (
-                f"the guide's {other.distribution} for site '{name}' has another support than the model's "
-                f"{site.distribution}, so log p of its draws is -inf"
+                f"the guide's {other.distribution} for site '{name}' has a different support from the model's "
+                f"{site.distribution}, so log p of some draws is -inf or undefined"
             )
             remedy = "use a guide with the model's support, such as 'diag_normal'"
             yield Finding("guide-support", "error", name, text, remedy)
@@ -225,8 +232,8 @@ def _base(support: Any) -> Any:
 
 
 def _narrower(site: Any, other: Any) -> bool:
-    # Only a guide on all reals under a model on a part of them is certain from the types alone. A Delta, by which Pyro's own
-    # guides give transformed draws, claims all reals whatever its value, which is looked at above.
+    # The types alone prove a difference only for a guide on all reals and a model on a part of them. A Delta, with which
+    # Pyro's own guides return transformed draws, claims all reals for any value; the check of the draw covers it.
     if "Delta" in other.distribution:
         return False
     real = type(torch.distributions.constraints.real)
@@ -234,7 +241,7 @@ def _narrower(site: Any, other: Any) -> bool:
 
 
 def _reparametrized(view: _View) -> Iterator[Finding]:
-    if view.elbo is None or not needs_reparametrized(view.elbo):
+    if not view.traits.through_draws:
         return
     for name in view.shared:
         if not view.guide.sites[name].reparametrized:
@@ -254,7 +261,7 @@ def _fallback(view: _View) -> Iterator[Finding]:
 
 
 def _order(view: _View) -> Iterator[Finding]:
-    if not isinstance(view.elbo, TraceMeanField_ELBO):  # the estimators of our own look at the dependence itself
+    if not view.traits.trusts_order:
         return
     guide_order = [name for name in view.guide.sites if name in view.shared]
     if guide_order != view.shared:
@@ -290,9 +297,9 @@ def _batch_as_all(view: _View) -> Iterator[Finding]:
 
 
 def _tensor_monte_carlo(view: _View) -> Iterator[Finding]:
-    if isinstance(view.elbo, TraceTMC_ELBO) and view.terms.rows != view.terms.num_data:
+    if view.traits.scale_inside and view.terms.rows != view.terms.num_data:
         rows, num_data = view.terms.rows, view.terms.num_data
-        text = f"under 'tmc' the scale of {rows} of {num_data} data stands inside a logarithm, and the bound is biased"
+        text = f"'tmc' puts the scale of {rows} of {num_data} data inside a logarithm, so the bound is biased"
         yield Finding("tmc-subsampled", "error", None, text, "use full batches, or 'enum' or 'score'")
 
 
@@ -302,7 +309,7 @@ def _unregistered(view: _View) -> Iterator[Finding]:
     if foreign:
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in foreign[:3])
         text = (
-            f"{len(foreign)} tensors that need gradients are no parameters of the pair (shapes {shapes}), "
+            f"{len(foreign)} tensors that need gradients are not parameters of the pair (shapes {shapes}), "
             "so they never train"
         )
         remedy = "register their network: make it a submodule, or call pyro.module on it in the program"

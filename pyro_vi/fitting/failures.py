@@ -1,4 +1,4 @@
-"""What went wrong at a step: which parameter, site or datum is not finite, in one line with a remedy."""
+"""Explanation of a failed step: the parameter, site or datum that is not finite, in one line with a remedy."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +10,13 @@ from pyro_vi.data import Batch
 from pyro_vi.elbo import draw_traces, from_run
 from pyro_vi.errors import FitError, first_line
 from pyro_vi.estimators.objective import Objective
-from pyro_vi.estimators.traits import kl_treatment
+from pyro_vi.estimators.traits import traits_of
 from pyro_vi.fitting.settings import Position
 from pyro_vi.programs import Pair
 
 
 def where(now: Position) -> str:
-    """The step that is taken at a position.
+    """Return the step that is taken at a position, in words for a message.
 
     Example:
         >>> where(Position(step=12, epoch=1, batch=0))
@@ -26,30 +26,35 @@ def where(now: Position) -> str:
 
 
 def blame(objective: Objective, value: float, place: str, rows: Tensor, batch: Batch, generator: Tensor) -> str:
-    """Why a loss is not finite: the parameters, or the site and the data whose term is not.
+    """Explain a loss that is not finite, by a parameter or by the site and the data whose term is not finite.
 
-    ``rows`` are the numbers of the data of the batch, ``generator`` is torch's state before the step: the same draw is made
-    again.
+    Args:
+        objective: the pair and its estimator.
+        value: the loss.
+        place: the step, from `where`.
+        rows: row numbers of the batch in the training data.
+        batch: the batch.
+        generator: state of torch's generator before the step, from which the same draw is repeated.
     """
-    said = f"the loss is {value} {place}"
+    start = f"the loss is {value} {place}"
     found = overflow(objective.pair)
     if found:
-        return f"{said}: {found}"
+        return f"{start}: {found}"
     torch.set_rng_state(generator)
     with torch.no_grad():
         run = draw_traces(objective.pair.model, objective.pair.guide, batch)
-    terms = from_run(run, len(batch[0]), kl=kl_treatment(objective.elbo))
+    terms = from_run(run, len(batch[0]), kl=traits_of(objective.elbo).kl)
     for name, site in terms.sites.items():
         for what, part in (("log p", site.log_p), ("log q", site.log_q), ("KL", site.kl)):
             if part is not None and not bool(part.isfinite().all()):
                 bad = rows[(~part.isfinite()).nonzero()[:, -1].cpu()].tolist() if site.local else []
                 data = f" for data {', '.join(map(str, bad[:5]))}{' …' if len(bad) > 5 else ''}" if bad else ""
-                return f"{said}: {what} of site '{name}' is not finite{data}; check those values, or lower lr"
-    return f"{said}: the sum of the sites' terms overflows; standardise the data, or lower lr"
+                return f"{start}: {what} of site '{name}' is not finite{data}; check those values, or lower lr"
+    return f"{start}: the sum of the sites' terms overflows; standardise the data, or lower lr"
 
 
 def overflow(pair: Pair) -> str:
-    """Which parameter is not finite, if one is; else nothing."""
+    """Name the first parameter that is not finite, with a remedy; return an empty string if all are finite."""
     for name, (_, parameter) in pair.owned().items():
         if not bool(parameter.isfinite().all()):
             return (
@@ -61,7 +66,7 @@ def overflow(pair: Pair) -> str:
 
 @contextmanager
 def failing(pair: Pair, place: str) -> Iterator[None]:
-    """Say where a program failed: it may raise on parameters that it cannot take (a Cholesky factor of NaN, say)."""
+    """Turn an exception in the block, such as a Cholesky factorisation of NaN, into a `FitError` that names the step."""
     try:
         yield
     except Exception as error:
@@ -69,5 +74,5 @@ def failing(pair: Pair, place: str) -> Iterator[None]:
 
 
 def failed(pair: Pair, place: str, error: Exception) -> FitError:
-    """The error of a fit whose programs raised another."""
+    """Make the `FitError` for an exception that a program of the pair raised."""
     return FitError(f"the pair fails {place}: {overflow(pair) or first_line(error)}")

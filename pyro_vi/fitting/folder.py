@@ -1,8 +1,11 @@
-"""The run folder: what one fit leaves on disk, so that it can be repeated, continued and read.
+"""The run folder: the files of one fit, from which it can be repeated, continued and read.
 
-``config.json`` holds everything needed to repeat the fit, ``metrics.jsonl`` one line for each logged step, ``checkpoint.pt``
-the state from which it goes on (tensors and plain numbers only), ``snapshot-<step>.pt`` parameters that were asked to be
-kept. Files are written under a temporary name and renamed, so that an interrupted write loses nothing.
+* ``config.json``: everything needed to repeat the fit.
+* ``metrics.jsonl``: one line for each logged step.
+* ``checkpoint.pt``: the state from which the fit can continue (tensors and plain numbers only).
+* ``snapshot-<step>.pt``: parameters at the requested steps.
+
+Files are written under a temporary name and then renamed, so that an interrupted write loses nothing.
 """
 
 import json
@@ -21,16 +24,16 @@ CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
 
 
 class RunFolder:
-    """One fit's folder.
+    """The folder of one fit.
 
     Args:
-        path: the folder; made if it is not there.
-        config: what repeats the fit; must be the same when a run is continued.
-        resume: go on from the checkpoint that is there; without it, a folder that holds a run is refused.
+        path: the folder, which is made if it does not exist.
+        config: everything needed to repeat the fit; it must be the same when a run is continued.
+        resume: if true, continue from the checkpoint in the folder; otherwise a folder that holds a run is an error.
 
     Raises:
-        UsageError: the folder holds a run and ``resume`` is off, or the run there was made with other settings.
-        InputError: the folder cannot be written.
+        UsageError: the folder holds a run and ``resume`` is false, or its run was made with other settings.
+        InputError: the folder cannot be written to.
     """
 
     def __init__(self, path: str | Path, config: Mapping[str, Any], *, resume: bool = False) -> None:
@@ -55,22 +58,22 @@ class RunFolder:
             file.write(json.dumps(finite(record)) + "\n")
 
     def save(self, state: Mapping[str, Any], name: str = CHECKPOINT) -> Path:
-        """Write tensors and plain numbers in one go."""
+        """Write tensors and plain numbers, atomically; return the path."""
         return write_through(self.path / name, lambda temporary: torch.save(dict(state), temporary))
 
     def load(self, name: str = CHECKPOINT) -> dict[str, Any] | None:
-        """What `save` wrote, or None; never runs code from the file."""
+        """Return what `save` wrote, or None if there is no file; code in the file is never run."""
         path = self.path / name
         if not path.exists():
             return None
         try:
             state: dict[str, Any] = torch.load(path, weights_only=True)
         except Exception as error:
-            raise InputError(f"'{path}' cannot be read ({type(error).__name__}); delete it to start anew") from error
+            raise InputError(f"'{path}' cannot be read ({type(error).__name__}); delete it to start again") from error
         return state
 
     def history(self, before: int) -> list[dict[str, Any]]:
-        """Records up to a step; later ones, of steps that are taken again, are cut off the file."""
+        """Return the records up to a step, and delete later ones, whose steps will be taken again, from the file."""
         path = self.path / METRICS
         if not path.exists():
             return []
@@ -81,10 +84,10 @@ class RunFolder:
 
 
 def config_of(path: Path) -> dict[str, Any]:
-    """The configuration of the run in a folder.
+    """Return the configuration of the run in a folder.
 
     Raises:
-        InputError: no run is there, or its configuration cannot be read.
+        InputError: the folder holds no run, or its configuration cannot be read.
     """
     if not (path / CHECKPOINT).exists() or not (path / CONFIG).exists():
         raise InputError(f"'{path}' holds no run (no {CHECKPOINT}); give the folder of a fit")
@@ -92,10 +95,10 @@ def config_of(path: Path) -> dict[str, Any]:
 
 
 def load_parameters(pair: torch.nn.Module, path: Path) -> None:
-    """Give a pair the parameters of a run's checkpoint.
+    """Load the parameters of a run's checkpoint into a pair.
 
     Raises:
-        InputError: no run is there, it cannot be read, or it is of another pair.
+        InputError: the folder holds no run, its checkpoint cannot be read, or it is of another pair.
     """
     if not (path / CHECKPOINT).exists():
         raise InputError(f"'{path}' holds no run (no {CHECKPOINT}); give the folder of a fit")
@@ -103,18 +106,18 @@ def load_parameters(pair: torch.nn.Module, path: Path) -> None:
         state = torch.load(path / CHECKPOINT, weights_only=True)["pair"]
     except Exception as error:
         raise InputError(
-            f"'{path / CHECKPOINT}' cannot be read ({type(error).__name__}); it is damaged, or no run's"
+            f"'{path / CHECKPOINT}' cannot be read ({type(error).__name__}); give the folder of an intact run"
         ) from error
     try:
         pair.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(
-            f"the run in '{path}' is of another pair: its parameters do not fit this model and guide"
+            f"the run in '{path}' is of another pair, with other parameters; give the model and guide of that run"
         ) from error
 
 
 def checksum(columns: Iterable[torch.Tensor | Mapped]) -> int:
-    """CRC-32 of columns' bytes, in memory or in a file: a run is not continued on other data of the same name.
+    """CRC-32 of the bytes of columns, by which other data of the same name are recognised.
 
     Example:
         >>> checksum([torch.arange(3)]) == checksum([torch.arange(3)]) != checksum([torch.arange(1, 4)])
@@ -131,7 +134,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
-        raise InputError(f"'{path}' cannot be read; it is damaged, or no run's: choose another folder") from error
+        raise InputError(f"'{path}' cannot be read as the configuration of a run; choose another folder") from error
     return config
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C held back until a step is done."""
+"""Delay of Ctrl-C until a step is done."""
 
 import signal
 import threading
@@ -9,10 +9,11 @@ from typing import Any
 
 @contextmanager
 def deferred_interrupt() -> Iterator[list[int]]:
-    """Hold back Ctrl-C until the block is done, so that a state is saved between steps and not in the midst of one.
+    """Delay Ctrl-C until the block is done, so that state is saved between steps and not during one.
 
-    The list that is given is no longer empty once Ctrl-C was pressed; KeyboardInterrupt is raised when the block ends. A
-    second Ctrl-C is not held back. Outside the main thread nothing is done, as Python delivers no signals there.
+    The block receives a list, which is not empty once Ctrl-C was pressed. KeyboardInterrupt is raised when the block ends; a
+    second Ctrl-C raises it at once. Outside the main thread the block runs unchanged, because Python delivers no signals
+    there.
     """
     pressed: list[int] = []
 

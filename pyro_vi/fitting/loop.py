@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -24,29 +25,30 @@ from pyro_vi.compiling import (
     Choice,
     Compile,
     CompiledSteps,
+    Estimate,
     Optimizer,
+    Raised,
     WholeStep,
     check_mode,
     choose,
+    estimate_step,
     lengths_to_come,
     refuse_without_compiler,
 )
 from pyro_vi.data import Batch, Data
-from pyro_vi.elbo import evaluate
 from pyro_vi.errors import FitError, UsageError
 from pyro_vi.estimators.objective import Objective
-from pyro_vi.estimators.traits import kl_treatment
-from pyro_vi.fitting.failures import blame, failed, failing, overflow, where
+from pyro_vi.fitting.failures import blame, failed, where
 from pyro_vi.fitting.folder import RunFolder
 from pyro_vi.fitting.interrupt import deferred_interrupt
 from pyro_vi.fitting.progress import Progress
+from pyro_vi.fitting.records import Records
 from pyro_vi.fitting.settings import Position, Settings
-from pyro_vi.programs import Pair, evaluating, isolated, kept_buffers
+from pyro_vi.programs import Pair, isolated
 from pyro_vi.support import fitting_threads, generators, set_generators
-from pyro_vi.tracing import put_back
 
-LOGGED, ROWS = 100, 1000
-"""Records that a fit makes, and the training and held-out rows that are looked at for each."""
+LOGGED = 100
+"""Records that a fit makes."""
 
 
 class Loop:
@@ -72,7 +74,7 @@ class Loop:
         compile: Compile = False,
     ) -> None:
         check_mode(compile)
-        self.pair, self.elbo, self.data, self.settings, self.compile = pair, elbo, data, settings, compile
+        self.pair, self.data, self.settings, self.compile = pair, data, settings, compile
         self.folder: RunFolder | None = None
         self.parameters = [parameter for _, parameter in pair.owned().values()]
         if not self.parameters:
@@ -83,19 +85,18 @@ class Loop:
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         example = data.example(min(settings.batch_size, data.spec.num_data))
-        layout, guide_layout = pair.layouts(example)
-        plate = layout.data_plate(len(example[0]))
-        self.summed = not set(layout.latents) <= set(guide_layout.sites)
+        plate = pair.layouts(example)[0].data_plate(len(example[0]))
         self.objective = Objective(pair, elbo, plate.size if plate is not None else None)
+        self.records = Records(self.objective, data, example)
         self.position = Position()
         self.used = (1.0, 1.0)  # weight of the KL and rate, as a fraction, of the last step
         self.norm: Tensor | None = None  # of the last gradient, if its step was compiled
         self.history: list[dict[str, Any]] = []
         self.snapshots: dict[int, dict[str, Tensor]] = {}
         self.every, self.tenth = (max(1, settings.steps // often) for often in (LOGGED, 10))
-        self.seen = data.example(min(ROWS, data.spec.num_data))  # the same rows for every record
         self.choice: Choice | None = None
         self.compiled: CompiledSteps | None = None
+        self.say: Callable[[str], None] = lambda line: None
 
     def run(self, title: str, folder: RunFolder | None = None, *, resume: bool, progress: bool) -> None:
         """Go on to the last step; Ctrl-C ends it between two steps, with a checkpoint.
@@ -110,7 +111,7 @@ class Loop:
             Progress(title, self.settings.steps, progress) as bar,
             deferred_interrupt() as interrupted,
         ):
-            before = self._restore() if resume else None
+            before, self.say = self._restore() if resume else None, bar.say
             if self.position.step:
                 bar.say(self._choose(before))
             self._keep()
@@ -155,8 +156,7 @@ class Loop:
         """Take the steps that are left of an epoch, but none after the last; stop for each that may have to be looked at."""
         now = self.position
         for rows, source, many in self._deal(last):
-            self._step(rows, source, many)
-            now.batch += many
+            now.batch += self._step(rows, source, many)
             yield
             if now.step == last:
                 return
@@ -189,7 +189,8 @@ class Loop:
     def _fetch(self, *source: Tensor) -> Batch:
         return source if self.data.mapped else self.data.gather(source[:-1], source[-1])
 
-    def _step(self, rows: Tensor, source: Batch, many: int) -> None:
+    def _step(self, rows: Tensor, source: Batch, many: int) -> int:
+        """Take steps; gives how many: one where a compiled call of several raises."""
         start, generator, length = time.perf_counter(), torch.get_rng_state(), len(rows) // many
         now = self.position
         controls = [self.settings.controls(now.step + i) for i in range(many)]
@@ -199,6 +200,9 @@ class Loop:
                 values, self.norm = self.compiled(length, many, source, controls)
             else:
                 values, self.norm = [float(self._descend(self._fetch(*source)))], None
+        except Raised as error:
+            first = source if many == 1 else (*source[:-1], rows[:length])
+            return self._without_graph(error, rows[:length], first)
         except Exception as error:
             raise failed(self.pair, where(now), error) from error
         if not all(map(math.isfinite, values)):
@@ -206,6 +210,19 @@ class Loop:
         now.step += many
         now.losses += values
         now.seconds += time.perf_counter() - start
+        return many
+
+    def _without_graph(self, error: Raised, rows: Tensor, source: Batch) -> int:
+        """Take the step at which a compiled one raised, and all others, eagerly."""
+        assert self.choice is not None
+        place, self.compiled = where(self.position), None
+        note = f"eager steps from step {self.position.step + 1} on: the compiled step raised ({error})"
+        self.choice = replace(self.choice, lengths=(), together=(), note=note)
+        taken = self._step(rows, source, 1)
+        if self.compile is True:
+            raise FitError(f"the compiled step raises {place}, the programs do not: {error}; fit with compile='auto'")
+        self.say(note)
+        return taken
 
     def _blame(self, values: list[float], rows: Sequence[Tensor], source: Batch, generator: Tensor) -> None:
         """Raise FitError for the first loss that is not finite; no step has changed anything from then on."""
@@ -258,65 +275,29 @@ class Loop:
             rows = [(torch.arange(length * many) + i * length) % data.spec.num_data for i in (0, 1)]
             return [data.gather(stored, r) if data.mapped else (*stored, r.to(stored[0].device)) for r in rows]
 
-        self.choice, self.compiled = choose(self.compile, steps, coming, sources, self._overhead, before)
-        return self.choice.note
+        def estimate(length: int) -> Estimate:
+            source = sources(length, 1)[0]
+            return estimate_step(
+                self.objective, self.used[0], self.optimizer, settings.clip_norm, lambda: self._fetch(*source)
+            )
 
-    def _overhead(self) -> float:
-        """Seconds of a step that are not arithmetic: those of loss and gradient for two rows."""
-        start, few, times = generators(), self.data.example(2), []
-        with kept_buffers(self.pair), put_back(self.pair.model, self.pair.guide):
-            for _ in range(4):
-                begin = time.perf_counter()
-                torch.autograd.grad(self.objective(few, self.used[0]), self.parameters, allow_unused=True)
-                times.append(time.perf_counter() - begin)
-        set_generators(start)
-        return min(times)
+        self.choice, self.compiled = choose(self.compile, steps, coming, sources, estimate, before)
+        return self.choice.note
 
     def _synchronize(self) -> None:
         if self.compiled is not None:
             self.compiled.whole.synchronize()
 
     def _record(self) -> None:
-        # Generators are set apart, so that how often a fit is looked at does not change it.
-        now = self.position
-        found = overflow(self.pair)  # the last step has no next one to find it
-        if found:
-            raise FitError(f"the fit ends after step {now.step}: {found}")
-        weight, rate = self.used
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = get_total_norm(gradients) if self.norm is None else self.norm
-        heldout = tuple(column[:ROWS] for column in self.data.heldout)
-        with failing(self.pair, f"after step {now.step}"), kept_buffers(self.pair):
-            seen = self._look(self.seen)
-            held = self._look(heldout) if len(heldout[0]) else None
-        record: dict[str, Any] = {
-            "step": now.step,
-            "epoch": now.epoch,
-            "loss": sum(now.losses) / len(now.losses),
-            **seen,
-            "beta": weight,
-            "lr": self.optimizer.param_groups[0]["initial_lr"] * rate,
-            "grad_norm": float(norm),
-            "seconds": now.seconds,
-        }
-        if held is not None:
-            record["heldout_elbo"] = held["elbo"]
-        now.losses.clear()
+        weight, rate = self.used
+        lr = self.optimizer.param_groups[0]["initial_lr"] * rate
+        record = self.records.make(self.position, weight=weight, lr=lr, norm=float(norm))
+        self.position.losses.clear()
         self.history.append(record)
         if self.folder:
             self.folder.log(record)
-
-    def _look(self, rows: Batch) -> dict[str, float]:
-        """The unannealed ELBO of some data and its two parts, which do not exist where a site is summed out."""
-        seed = self.position.step
-        if not self.summed:
-            found = evaluate(self.pair, rows, draws=1, kl=kl_treatment(self.elbo), seed=seed)
-            parts = {"elbo": found.elbo, "reconstruction": found.reconstruction, "kl": found.kl}
-            return {name: float(part.mean()) for name, part in parts.items()}
-        with evaluating(self.pair), isolated(seed, validation=False):
-            estimator: Any = self.elbo
-            loss = float(estimator.loss(self.pair.model, self.pair.guide, *rows))
-        return {"elbo": -loss / (self.objective.num_data or len(rows[0])), "reconstruction": math.nan, "kl": math.nan}
 
     def _keep(self) -> None:
         step = self.position.step

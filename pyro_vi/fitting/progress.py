@@ -5,7 +5,7 @@ from rich.console import Console
 
 
 class Progress:
-    """A progress bar for one fit; where stderr is no terminal, a single line when it ends."""
+    """A progress bar for one fit; if stderr is not a terminal, a single line at the end."""
 
     def __init__(self, title: str, total: int, show: bool) -> None:
         self._bar = bars.Progress(
@@ -30,12 +30,12 @@ class Progress:
         self._bar.stop()
 
     def update(self, step: int, elbo: float) -> None:
-        """Show the steps done and the last ELBO, in nats per datum."""
+        """Show the number of steps done and the last ELBO, in nats per datum."""
         task = self._bar.tasks[self._task]
         rate = f"{task.speed:.0f} steps/s" if task.speed else ""
         self._bar.update(self._task, completed=step, rate=rate, elbo=f"ELBO {elbo:.2f}")
 
     def say(self, line: str) -> None:
-        """Print a line above the bar, if there is one to print."""
+        """Print a line above the bar, unless it is empty."""
         if line and not self._bar.disable:
             self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)

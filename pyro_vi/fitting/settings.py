@@ -1,9 +1,9 @@
-"""Options, settings and the position of a fit.
+"""Options, settings and position of a fit.
 
-* `Options` is everything that people may ask of a fit, with the defaults.
-* `Settings` is the part on which its steps depend. `Settings.controls` gives the weight of the KL and the learning rate of a
-  step, which depend on the number of the step and on nothing else.
-* `Position` is where the fit stands: what a checkpoint holds beside parameters, optimizer and generators.
+* `Options` holds all options of a fit, with their defaults.
+* `Settings` holds the options that its steps depend on. `Settings.controls` gives the weight of the KL and the learning rate
+  of a step, which depend on the number of the step only.
+* `Position` is the progress of a fit: the part of a checkpoint that is not parameters, optimizer or generators.
 """
 
 import math
@@ -22,15 +22,12 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda done: 1 - done,
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
 }
-"""Learning rate, as a fraction of the first, against the fraction of steps that are done."""
+"""Learning rate, as a fraction of the initial one, given the fraction of steps that are done."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What people may ask of a fit, each option with its default: the one table that Python and the command line share.
-
-    The options are those of `pyro_vi.fit`, which says what each one does.
-    """
+    """Options of a fit with their defaults, which Python and the command line share; `pyro_vi.fit` describes each one."""
 
     steps: int | None = None
     epochs: int | None = None
@@ -51,25 +48,25 @@ class Options:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Options":
-        """Options by name.
+        """Make options from names and values.
 
         Raises:
-            UsageError: a name that is no option.
+            UsageError: a name that is not an option.
         """
         check_options("fit", given, [field.name for field in fields(cls)])
         return cls(**given)
 
 
 EPOCHS = 100
-"""Passes over the data where neither steps nor epochs are given."""
+"""Passes over the data if neither steps nor epochs are given."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a fit was asked to do; see `pyro_vi.fitting.svi.fit`. ``kept`` are the steps whose parameters are kept.
+    """The options that the steps of a fit depend on; see `pyro_vi.fit`. ``kept`` lists the steps whose parameters are kept.
 
     Raises:
-        UsageError: a setting out of range.
+        UsageError: a setting is out of range.
     """
 
     steps: int
@@ -96,11 +93,11 @@ class Settings:
         if self.warmup > self.steps:
             raise UsageError(
                 f"a warmup of {self.warmup} steps is longer than the fit ({self.steps} steps), "
-                "which would never see the whole KL; shorten it, or set beta"
+                "so the KL would never reach its full weight; shorten it, or lower beta"
             )
 
     def controls(self, step: int) -> tuple[float, float]:
-        """Weight of the KL, and learning rate as a fraction of the first, for the step after ``step`` steps.
+        """Weight of the KL, and learning rate as a fraction of the initial one, for the step that follows ``step`` steps.
 
         Example:
             >>> Settings(10, 5, "linear", None, beta=2.0, warmup=4, seed=0, kept=()).controls(1)
@@ -112,7 +109,7 @@ class Settings:
 
 @dataclass
 class Position:
-    """Where a fit stands."""
+    """The progress of a fit: counts of what is done, and the losses since the last record."""
 
     step: int = 0
     epoch: int = 0

@@ -1,4 +1,4 @@
-"""Fit one pair by SVI: `fit` puts a fit together from its parts, and `Run` is what comes out."""
+"""Fitting of one pair by SVI: `fit` assembles and runs a fit, and `Run` is its result."""
 
 import copy
 import dataclasses
@@ -16,31 +16,31 @@ from pyro_vi.compiling import Choice, Compile, Optimizer
 from pyro_vi.data import Data, load
 from pyro_vi.errors import UsageError
 from pyro_vi.estimators.table import named
-from pyro_vi.estimators.traits import kl_sources, refuse_without_loss
+from pyro_vi.estimators.traits import estimator_of
 from pyro_vi.fitting.checks import check_pair, refuse
 from pyro_vi.fitting.folder import RunFolder, checksum
 from pyro_vi.fitting.loop import Loop
 from pyro_vi.fitting.settings import EPOCHS, Options, Settings
-from pyro_vi.programs import Pair, build_pair, isolated, name_of
+from pyro_vi.programs import Pair, Source, build_pair, isolated, name_of
 from pyro_vi.support import versions
 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished fit.
+    """A finished fit.
 
     Attributes:
-        pair: the fitted model and guide; what was passed to `fit` is unchanged.
+        pair: the fitted model and guide; those passed to `fit` are unchanged.
         elbo: name of the estimator.
-        data: what it was fitted to.
-        history: records with ``step``, ``epoch``, ``loss`` (the objective, averaged since the record before), the unannealed
-            ``elbo`` = ``reconstruction`` − ``kl`` of the first 1000 training data (one draw each), ``beta``, ``lr``,
-            ``grad_norm``, ``heldout_elbo``, ``seconds``; in nats per datum.
-        snapshots: parameters at the steps that were asked for.
-        steps: steps taken.
-        seconds: time of the loop, without records and checkpoints.
-        kl_source: where each latent site's KL comes from.
-        choice: whether steps were compiled, why, and how long that took; None for a fit that was over already.
+        data: the data that the pair was fitted to.
+        history: records with ``step``, ``epoch``, ``loss`` (the objective, averaged since the previous record), the
+            unannealed ``elbo`` = ``reconstruction`` − ``kl`` of the first 1000 training data (one draw each), ``beta``,
+            ``lr``, ``grad_norm``, ``heldout_elbo`` and ``seconds``; losses and ELBOs are in nats per datum.
+        snapshots: parameters by step, for the requested steps.
+        steps: number of steps taken.
+        seconds: time of the steps, without records and checkpoints.
+        kl_source: how the KL of each latent site is computed, for example ``"analytic"``.
+        choice: the decision on compiling, its reason, and the time it took; None if the fit was complete already.
         out: the run folder, if there is one.
     """
 
@@ -65,19 +65,19 @@ class Run:
 
     @property
     def compiled(self) -> bool:
-        """Whether steps of it were compiled."""
+        """True if the last steps were compiled."""
         return self.choice is not None and bool(self.choice.lengths)
 
     def at(self, step: int) -> Pair:
-        """The pair as it was at a step of ``snapshots``."""
+        """Return a copy of the pair with the parameters of a step in ``snapshots``."""
         pair = copy.deepcopy(self.pair)
         pair.load_state_dict(self.snapshots[step])
         return pair
 
 
 def fit(
-    model: Any,
-    guide: Any,
+    model: Source,
+    guide: Source,
     data: Any,
     *,
     elbo: str | ELBO = "mean_field",
@@ -104,32 +104,33 @@ def fit(
     Args:
         model: a name (``"vae(latent_dim=4)"``, ``"file.py:Name"``), class, module or function: see `pyro_vi.programs.lookup`.
         guide: the same.
-        data: a data set's name, a file, an array or tensor, or a `Data`.
+        data: name of a data set, a file, an array or tensor, a tuple of columns, or a `Data`.
         elbo: estimator, by name or a `pyro.infer.ELBO`.
-        steps: optimisation steps; or ``epochs`` passes over the data; 100 epochs by default.
-        epochs: see ``steps``.
-        batch_size: data in a step; the last batch of an epoch may have fewer.
-        optimizer: makes the optimizer from the parameters; Adam with ``lr`` by default. One optimizer holds them all.
+        steps: number of optimisation steps, instead of ``epochs``.
+        epochs: number of passes over the data; 100 by default.
+        batch_size: number of data per step; the last batch of an epoch may have fewer.
+        optimizer: makes the optimizer of all parameters; by default Adam with learning rate ``lr``.
         lr: learning rate of the default optimizer.
-        schedule: ``"constant"``, ``"linear"`` or ``"cosine"``: how the learning rate falls to 0 over the steps.
-        clip_norm: limit on the joint norm of all gradients, in nats per datum; none by default.
-        beta: weight of the KL (β-VAE: Higgins et al. 2017). Records always have the unannealed ELBO beside the objective.
+        schedule: learning rate over the steps: ``"constant"``, or a ``"linear"`` or ``"cosine"`` decay to 0.
+        clip_norm: limit on the joint norm of all gradients, in nats per datum; by default none.
+        beta: weight of the KL (β-VAE: Higgins et al. 2017). Records always include the unannealed ELBO.
         warmup: steps over which the weight of the KL rises from 0 to ``beta``.
-        seed: of initial parameters, data order and draws: equal seeds give equal bits.
+        seed: seed of the initial parameters, the order of the data and the draws; equal seeds give equal bits.
         out: run folder; without it nothing is written.
-        resume: go on with the run in ``out``, to the same bits as without the interruption.
-        compile: whether the whole step (loss, gradients, clipping, schedule, optimizer) becomes one piece of machine code after
-            the first step: True, or an error; False; or ``"auto"``: where that saves more time than it takes, and is possible.
-            Compiled steps make the draws of eager ones, and differ from them by rounding. See ``choice`` of the run.
-        device: where to compute; by default where torch does.
+        resume: continue the run in ``out``, with the same bits as a run without the interruption.
+        compile: True compiles the whole step (loss, gradients, clipping, schedule, optimizer) into one piece of machine code
+            after the first step, or raises an error; False never compiles; ``"auto"`` compiles if that is possible and saves
+            more time than it takes. Compiled steps use the same draws as eager ones and differ from them by rounding only;
+            see ``choice`` of the run.
+        device: device of parameters and data; by default they stay where they are.
         progress: show rate and time left on stderr.
-        check: look for silent errors of the pair first, and refuse to start on one.
-        snapshots: fractions of the run, 0 to 1, at which the parameters are kept: ``(0, 0.5, 1)``.
+        check: check the pair for silent errors first, and refuse to start if there is one.
+        snapshots: fractions of the run, from 0 to 1, at which the parameters are kept, such as ``(0, 0.5, 1)``.
 
     Raises:
         UsageError: an unknown name or option, or a setting out of range.
         InputError: data or a pair that cannot be fitted.
-        FitError: a loss or a parameter that is not finite; the message names step, batch and site.
+        FitError: a loss or a parameter that is not finite; the message names the step, the batch and the site.
 
     Example:
         >>> run = fit("vae", "diag_normal", "digits", steps=20, progress=False)
@@ -162,8 +163,8 @@ def fit(
     return fit_pair(pair, loaded, name, estimator, names_of(model, guide, data, loaded), options, snapshots)
 
 
-def names_of(model: Any, guide: Any, given: Any, data: Data) -> dict[str, str]:
-    """Model, guide and data as a run's configuration calls them: by the names that they were ``given`` by, or their own."""
+def names_of(model: Source, guide: Source, given: object, data: Data) -> dict[str, str]:
+    """Return the names of model, guide and data in a run's configuration: as they were ``given``, or their own."""
     source = str(given) if isinstance(given, (str, Path)) else data.spec.name
     return {"model": name_of(model), "guide": name_of(guide), "data": source}
 
@@ -177,18 +178,18 @@ def fit_pair(
     options: Options,
     snapshots: Iterable[float] = (),
 ) -> Run:
-    """`fit` of a pair that is bound already, and that the fit may change.
+    """`fit` for a pair that is bound already; the fit may change the pair.
 
     Args:
         pair: model and guide.
-        data: what to fit it to.
-        name: the estimator's name.
-        estimator: the estimator; it may remember what it finds out about the pair.
+        data: data to fit the pair to.
+        name: name of the estimator.
+        estimator: the estimator; it may store what it learns about the pair.
         names: see `names_of`.
-        options: what was asked for.
+        options: the options of `fit`.
         snapshots: fractions of the run at which parameters are kept.
     """
-    refuse_without_loss(estimator)
+    adapted = estimator_of(estimator)
     if not 0 < options.lr < math.inf:
         raise UsageError(f"lr {options.lr} is out of range; it must be positive")
     batch_size, num_data = options.batch_size, data.spec.num_data
@@ -198,7 +199,7 @@ def fit_pair(
         total, batch_size, options.schedule, options.clip_norm, options.beta, options.warmup, options.seed, kept
     )
     if options.resume and options.out is None:
-        raise UsageError("to resume a run, say which: give its folder as out")
+        raise UsageError("resume needs the folder of a run; give it as out")
     config = {
         **names,
         "data_checksum": checksum(data.columns),
@@ -213,10 +214,10 @@ def fit_pair(
     if options.check:
         refuse(check_pair(pair, example, elbo=estimator, num_data=num_data))
     with isolated(validation=False):
-        sources = kl_sources(estimator, pair, example)
+        sources = adapted.sources_of_pair(pair, example)
     pair, data = pair.to(options.device), data.to(device=options.device)
     loop = Loop(pair, estimator, data, settings, options.optimizer or _adam(options.lr), options.compile)
-    # The folder comes last, so that what cannot be fitted leaves none.
+    # The folder is made last, so that a pair that cannot be fitted leaves none.
     folder = RunFolder(options.out, config, resume=options.resume) if options.out is not None else None
     loop.run(name, folder, resume=options.resume, progress=options.progress)
     return Run(

@@ -1,25 +1,27 @@
 """A model and a guide as a `Pair`: two modules that own their parameters.
 
-* `lookup` finds what a name stands for; `build` makes the pair; `binding` turns a Pyro function into a module; `pair`
-  is the `Pair`; `layout` reads sites and plates; `handlers` fix or relax draws; `isolation` runs programs without
-  leaving a mark.
+* `lookup` finds the program that a name refers to; `build` makes the pair; `binding` turns a Pyro function into a module;
+  `pair` defines `Pair`.
+* `layout` reads sites and plates; `handlers` fix or relax draws; `isolation` runs programs without side effects.
 """
 
 from pyro_vi.programs.binding import swapped
 from pyro_vi.programs.build import build_pair, pair_and_args, pair_of
 from pyro_vi.programs.handlers import Give, Relax, Straighten, Values
-from pyro_vi.programs.isolation import evaluating, isolated, kept_buffers
+from pyro_vi.programs.isolation import Program, evaluating, isolated, kept_buffers
 from pyro_vi.programs.layout import Plate, Prototype, Site, data_plate, describe, prototype, title
-from pyro_vi.programs.lookup import name_of
+from pyro_vi.programs.lookup import Source, name_of
 from pyro_vi.programs.pair import Pair
 
 __all__ = [
     "Give",
     "Pair",
     "Plate",
+    "Program",
     "Prototype",
     "Relax",
     "Site",
+    "Source",
     "Straighten",
     "Values",
     "build_pair",

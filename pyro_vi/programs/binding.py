@@ -1,14 +1,12 @@
 """Pyro functions as modules that own their parameters.
 
-A Pyro program may be a plain function: its parameters come from ``pyro.param`` and ``pyro.module`` statements and live in
-the global parameter store. `bind` runs such a function once in an empty store, copies what it finds there, and gives back
-a `FunctionProgram`: an ``nn.Module`` that owns the copies and answers the function's statements with them. From there on
-the engine knows modules only, two fits cannot see each other, and the networks that the function closes over are never
-changed.
+A Pyro program may be a plain function, whose parameters come from ``pyro.param`` and ``pyro.module`` statements and live in
+the global parameter store. `bind` runs such a function once in an empty store, copies the parameters that it finds, and
+returns a `FunctionProgram`: an ``nn.Module`` that owns the copies and gives them to the function's statements. After that,
+pyro_vi handles modules only, two fits cannot affect each other, and the networks that the function closes over never change.
 
-* `_Recorder` watches the one run; `FunctionProgram` holds what was found; `_Answer` serves it in every later call.
-* `ready` makes a program's PyroModules fit to run apart from the global store; `kept_buffers` undoes what a run does to
-  running statistics.
+* `swapped` replaces tensors of a module within a block; `FunctionProgram` uses it; `bind` makes a `FunctionProgram`.
+* `_Recorder` records the parameters of the one run; `_Answer` supplies their copies in every later call.
 """
 
 import copy
@@ -16,6 +14,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from operator import attrgetter
 from types import FrameType
 from typing import Any
 
@@ -30,27 +29,31 @@ from torch.distributions import constraints, transform_to
 from pyro_vi.errors import InputError
 from pyro_vi.programs.isolation import Program, evaluating, kept_buffers, modules_of, ready
 from pyro_vi.support import kept_generators
+from pyro_vi.support.pyro_internals import context_of, name_of
+from pyro_vi.support.torch_internals import tensors_of
 
 Shared = dict[int | str, nn.Parameter]
 
 
 @contextmanager
 def swapped(program: nn.Module, values: Mapping[int, torch.Tensor]) -> Iterator[Callable[[int], torch.Tensor]]:
-    """Within the block, tensors of ``program`` whose ``id`` is a key of ``values`` are those values, wherever they stand.
+    """Within the block, replace each tensor of ``program`` whose ``id`` is a key of ``values`` by the value.
 
-    By identity and not by name, as one parameter may have several names: in networks with tied weights, or in a guide that
-    holds its model. `torch.func.functional_call` leaves a wrong tensor behind in the latter. The function that is given says
-    what stands in the place of a key now: another tensor than the given one where a program has assigned one.
+    Tensors are matched by identity and not by name, because one parameter may have several names: in networks with tied
+    weights, or in a guide that holds its model (where `torch.func.functional_call` leaves a wrong tensor behind).
+
+    The block receives a function from a key to the tensor that is in its place now: the value, or another tensor if the
+    program has assigned one.
     """
     places = [
         (held, name, value)
         for module in program.modules()
-        for held in (module._parameters, module._buffers)
+        for held in tensors_of(module)
         for name, value in held.items()
         if value is not None and id(value) in values
     ]
     for held, name, value in places:
-        held[name] = values[id(value)]  # type: ignore[assignment]
+        held[name] = values[id(value)]
 
     def now(key: int) -> torch.Tensor:
         return next(held[name] for held, name, value in places if id(value) == key)  # type: ignore[return-value]
@@ -59,94 +62,14 @@ def swapped(program: nn.Module, values: Mapping[int, torch.Tensor]) -> Iterator[
         yield now
     finally:
         for held, name, value in places:
-            held[name] = value  # type: ignore[assignment]
-
-
-class _Recorder(Messenger):
-    """Watch the parameters of one run: their initial values, constraints, and the networks that they belong to."""
-
-    def __init__(self, program: Program) -> None:
-        super().__init__()
-        self.program = program
-        self.networks: dict[str, nn.Module] = {}
-        self.params: dict[str, tuple[torch.Tensor, constraints.Constraint]] = {}
-
-    def _pyro_post_param(self, msg: Any) -> None:
-        frame = sys._getframe()
-        name, network = _registering(frame) or ("", None)
-        if network is None and _own_statement(frame):
-            network = _outermost(frame)
-            if network is None or network is self.program or any(network is known for known in self.networks.values()):
-                return
-            name = network._pyro_name
-            name = type(network).__name__ if name in self.networks else name
-        if network is None:
-            value = msg["value"]
-            value = value.unconstrained() if hasattr(value, "unconstrained") else value
-            constraint = msg["kwargs"].get("constraint", constraints.real)
-            self.params.setdefault(msg["name"], (value.detach().clone(), constraint))
-        elif name not in self.networks:
-            self.networks[name] = network
-
-
-def _registering(frame: FrameType | None) -> tuple[str, nn.Module] | None:
-    # `pyro.module` is not a message of its own, so the network can only be seen in its stack frame. This works however
-    # the caller imported `pyro.module`, and patches nothing.
-    while frame is not None:
-        if frame.f_code is pyro.module.__code__:
-            return frame.f_locals["name"], frame.f_locals["nn_module"]
-        frame = frame.f_back
-    return None
-
-
-def _own_statement(frame: FrameType | None) -> bool:
-    # A PyroModule states each parameter that is read from it; the value is already its own.
-    while frame is not None and frame.f_code is not PyroModule.__call__.__code__:
-        if frame.f_code is PyroModule.__getattr__.__code__:
-            return True
-        frame = frame.f_back
-    return False
-
-
-def _outermost(frame: FrameType | None) -> Any:
-    network = None
-    while frame is not None:
-        if frame.f_code is PyroModule.__call__.__code__:
-            network = frame.f_locals["self"]
-        frame = frame.f_back
-    return network
-
-
-class _Answer(Messenger):
-    """Answer the param statements of a function with the parameters of its `FunctionProgram`."""
-
-    def __init__(self, program: "FunctionProgram") -> None:
-        super().__init__()
-        self.program = program
-
-    def _pyro_param(self, msg: Any) -> None:
-        name = msg["name"]
-        if name in self.program._constraints:
-            unconstrained = _get(self.program, normalize_param_name(name))
-            value = transform_to(self.program._constraints[name])(unconstrained)
-            value.unconstrained = weakref.ref(unconstrained)  # what plates and users of the store look for
-            msg["value"], msg["done"] = value, True
-        elif _registering(sys._getframe()) is not None:
-            msg["value"], msg["done"] = msg["args"][1], True  # the network already holds our parameters
-        elif _own_statement(sys._getframe()):
-            pass  # and so does the PyroModule
-        else:
-            raise InputError(
-                f"parameter '{name}' is created only after the first call; "
-                "create every parameter on every path of the program"
-            )
+            held[name] = value
 
 
 class FunctionProgram(nn.Module):
-    """A Pyro function as a module that owns its parameters.
+    """A Pyro function as a module that owns its parameters, made by `bind`.
 
-    The parameters are named as in Pyro's store, with ``.`` for ``$$$``; a constrained parameter is held unconstrained, as
-    in the store. Made by `bind`.
+    Parameters are named as in Pyro's store, with ``.`` for ``$$$``. A constrained parameter is stored unconstrained, as in
+    Pyro's store.
     """
 
     def __init__(self, function: Program, networks: dict[str, nn.Module]) -> None:
@@ -160,25 +83,28 @@ class FunctionProgram(nn.Module):
         with ExitStack() as stack:
             for name, network in networks.items():
                 stack.enter_context(swapped(network, {key: _get(self, own) for key, own in self._swaps[name].items()}))
-                if not self.training:  # in training each network has the mode that its owner gave it
+                if not self.training:  # in training each network keeps the mode that its owner set
                     stack.enter_context(evaluating(network))
             stack.enter_context(_Answer(self))
             return function(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FunctionProgram":
-        # The function and its networks stay: a closure cannot be copied. What is owned is copied, so copies fit apart.
+        # Copies share the function and its networks, because a closure cannot be copied. Each copy has its own parameters,
+        # so copies can be fitted independently.
         clone = FunctionProgram(*self._hidden)
         memo[id(self)] = clone
         clone._constraints, clone._swaps = dict(self._constraints), self._swaps
-        for kind in ("_parameters", "_buffers", "_modules"):
-            setattr(clone, kind, copy.deepcopy(getattr(self, kind), memo))
+        for held, copied in zip(tensors_of(self), tensors_of(clone), strict=True):
+            copied.update(copy.deepcopy(held, memo))
+        for name, module in self.named_children():
+            clone.add_module(name, copy.deepcopy(module, memo))
         clone.training = self.training
         return clone
 
     def extra_repr(self) -> str:
         return getattr(self._hidden[0], "__qualname__", repr(self._hidden[0]))
 
-    def _own(self, name: str, value: torch.Tensor) -> str:
+    def _add(self, name: str, value: torch.Tensor) -> str:
         name = normalize_param_name(name)
         *path, leaf = name.split(".")
         owner: nn.Module = self
@@ -193,28 +119,20 @@ class FunctionProgram(nn.Module):
         return name
 
 
-def _get(module: nn.Module, name: str) -> torch.Tensor:
-    *path, leaf = name.split(".")
-    for part in path:
-        module = module._modules[part]  # type: ignore[assignment]
-    value = module._parameters.get(leaf)
-    return module._buffers[leaf] if value is None else value  # type: ignore[return-value]
-
-
 def bind(program: Program, args: tuple[Any, ...], shared: Shared | None = None) -> nn.Module:
-    """Give back `program` as a module that owns its parameters, found by running it once on ``args``.
+    """Return `program` as a module that owns its parameters, which are found by running it once on ``args``.
 
-    A module without ``pyro.param`` or ``pyro.module`` statements is given back as it is. Otherwise the parameters are
+    A module without ``pyro.param`` or ``pyro.module`` statements is returned unchanged. Otherwise the parameters are
     copies: neither the global parameter store nor the function's own networks change, now or later.
 
     Args:
         program: a Pyro function, bound method or module.
         args: one batch to call it with.
-        shared: parameters already owned by the other program of the pair, by name in the store or ``id`` of the original;
-            a parameter found there is shared, as it is through Pyro's store. New ones are added to it.
+        shared: parameters that the other program of the pair owns already, by name in the store or ``id`` of the original.
+            A parameter found there is shared, as it would be through Pyro's store. New parameters are added to it.
 
     Raises:
-        InputError: two of its parameters have names that cannot stand side by side (``"a"`` and ``"a.b"``).
+        InputError: the names of two parameters conflict, as ``"a"`` and ``"a.b"`` do.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -228,7 +146,7 @@ def bind(program: Program, args: tuple[Any, ...], shared: Shared | None = None) 
     """
     shared = {} if shared is None else shared
     ready(program)
-    # Without Pyro's validation: it refuses a `pyro.param` in a PyroModule, which is answered from the second run on.
+    # Pyro's validation is off because it rejects a `pyro.param` statement in a PyroModule. `bind` supports such statements.
     settings = pyro.settings.context(module_local_params=True, validate_poutine=False)
     with (
         pyro.get_param_store().scope(),
@@ -249,25 +167,110 @@ def bind(program: Program, args: tuple[Any, ...], shared: Shared | None = None) 
     try:
         for name in found:
             bound._constraints[name] = recorder.params[name][1]
-            bound._own(name, shared.setdefault(name, nn.Parameter(found[name])))
+            bound._add(name, shared.setdefault(name, nn.Parameter(found[name])))
         for name, network in recorder.networks.items():
             prefix = f"{name}." if name else ""
             for inner, original in network.named_parameters():
                 if original.requires_grad:
                     copied = nn.Parameter(original.detach().clone())
-                    own = bound._own(prefix + inner, shared.setdefault(id(original), copied))
+                    own = bound._add(prefix + inner, shared.setdefault(id(original), copied))
                     bound._swaps[name][id(original)] = own
             for inner, buffer in network.named_buffers():
-                bound._swaps[name][id(buffer)] = bound._own(prefix + inner, buffer.detach().clone())
+                bound._swaps[name][id(buffer)] = bound._add(prefix + inner, buffer.detach().clone())
     except (KeyError, AttributeError) as error:
-        raise InputError(f"a parameter's name hides another's ({error}); rename one of them") from error
+        raise InputError(f"a parameter's name conflicts with another's ({error}); rename one of them") from error
     return bound
 
 
+class _Recorder(Messenger):
+    """Record the parameters of one run: their initial values, their constraints, and the networks that they belong to."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+        self.networks: dict[str, nn.Module] = {}
+        self.params: dict[str, tuple[torch.Tensor, constraints.Constraint]] = {}
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        frame = sys._getframe()
+        name, network = _pyro_module_call(frame) or ("", None)
+        if network is None and _read_from_pyromodule(frame):
+            network = _outermost_pyromodule(frame)
+            if network is None or network is self.program or any(network is known for known in self.networks.values()):
+                return
+            name = name_of(network)
+            name = type(network).__name__ if name in self.networks else name
+        if network is None:
+            value = msg["value"]
+            value = value.unconstrained() if hasattr(value, "unconstrained") else value
+            constraint = msg["kwargs"].get("constraint", constraints.real)
+            self.params.setdefault(msg["name"], (value.detach().clone(), constraint))
+        elif name not in self.networks:
+            self.networks[name] = network
+
+
+class _Answer(Messenger):
+    """Give the param statements of a function the parameters of its `FunctionProgram` as values."""
+
+    def __init__(self, program: "FunctionProgram") -> None:
+        super().__init__()
+        self.program = program
+
+    def _pyro_param(self, msg: Any) -> None:
+        name = msg["name"]
+        if name in self.program._constraints:
+            unconstrained = _get(self.program, normalize_param_name(name))
+            value = transform_to(self.program._constraints[name])(unconstrained)
+            value.unconstrained = weakref.ref(unconstrained)  # as on a value from the parameter store
+            msg["value"], msg["done"] = value, True
+        elif _pyro_module_call(sys._getframe()) is not None:
+            msg["value"], msg["done"] = msg["args"][1], True  # the network already holds the copies
+        elif _read_from_pyromodule(sys._getframe()):
+            pass  # so does the PyroModule
+        else:
+            raise InputError(
+                f"parameter '{name}' is created only after the first call; "
+                "create every parameter on every path of the program"
+            )
+
+
+def _pyro_module_call(frame: FrameType | None) -> tuple[str, nn.Module] | None:
+    # `pyro.module` sends no message of its own, so the network is visible only in the stack frame of the call. This works
+    # however the caller imported `pyro.module`, and patches nothing.
+    while frame is not None:
+        if frame.f_code is pyro.module.__code__:
+            return frame.f_locals["name"], frame.f_locals["nn_module"]
+        frame = frame.f_back
+    return None
+
+
+def _read_from_pyromodule(frame: FrameType | None) -> bool:
+    # A PyroModule issues a param statement for each parameter that is read from it, with a value that it already owns.
+    while frame is not None and frame.f_code is not PyroModule.__call__.__code__:
+        if frame.f_code is PyroModule.__getattr__.__code__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _outermost_pyromodule(frame: FrameType | None) -> Any:
+    network = None
+    while frame is not None:
+        if frame.f_code is PyroModule.__call__.__code__:
+            network = frame.f_locals["self"]
+        frame = frame.f_back
+    return network
+
+
+def _get(module: nn.Module, name: str) -> torch.Tensor:
+    value: torch.Tensor = attrgetter(name)(module)
+    return value
+
+
 @contextmanager
-def _kept_states(program: Any) -> Iterator[None]:
-    # What a PyroModule stores besides its parameters must not outlive the run.
-    contexts = [m._pyro_context for m in modules_of(program) if isinstance(m, PyroModule)]
+def _kept_states(program: Program) -> Iterator[None]:
+    # State that a PyroModule stores besides its parameters must not outlive the run.
+    contexts = [c for c in map(context_of, modules_of(program)) if c is not None]
     before = [context.param_state for context in contexts]
     for context in contexts:
         context.param_state = {"params": {}, "constraints": {}}

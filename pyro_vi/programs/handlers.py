@@ -1,10 +1,15 @@
-"""Effect handlers: fixed values, relaxed draws."""
+"""Effect handlers that fix or relax draws.
+
+* `Give` fixes the values of latent sites.
+* `Relax` draws discrete sites straight-through; `Straighten` lets the log-densities of one-hot sites pass gradients to z.
+"""
 
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vi.errors import InputError
@@ -13,7 +18,7 @@ Values = dict[str, Tensor]
 
 
 class Give(Messenger):
-    """Sites take given values, still as draws and not as observations."""
+    """Give latent sites fixed values; the sites remain draws and do not become observations."""
 
     def __init__(self, values: Values) -> None:
         super().__init__()
@@ -25,7 +30,10 @@ class Give(Messenger):
 
 
 class Relax(Messenger):
-    """Discrete sites draw straight through: a discrete value whose gradient is that of its Gumbel-softmax relaxation."""
+    """Draw discrete sites straight-through: the value is discrete, and its gradient is that of a Gumbel-softmax draw.
+
+    Jang, Gu and Poole (2017, arXiv:1611.01144).
+    """
 
     def __init__(self, temperature: float) -> None:
         super().__init__()
@@ -33,7 +41,7 @@ class Relax(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         fn, extra = msg["fn"], 0
-        if msg["is_observed"] or msg["done"] or fn.has_rsample or type(fn).__name__ == "_Subsample":
+        if msg["is_observed"] or msg["done"] or fn.has_rsample or site_is_subsample(msg):
             return
         while isinstance(fn, torch.distributions.Independent):
             fn, extra = fn.base_dist, extra + fn.reinterpreted_batch_ndims
@@ -45,14 +53,14 @@ class Relax(Messenger):
             soft = dist.RelaxedOneHotCategoricalStraightThrough(temperature, logits=logits)
         else:
             raise InputError(
-                f"site '{msg['name']}' ({type(fn).__name__}) has no relaxation here; write it as Bernoulli or "
-                "OneHotCategorical, or use 'score'"
+                f"site '{msg['name']}' ({type(fn).__name__}) has no relaxation; write it as Bernoulli or "
+                "OneHotCategorical, or use the estimator 'score'"
             )
         msg["value"], msg["done"] = soft.rsample(), True
 
 
 class _LinearOneHot(dist.OneHotCategorical):
-    """log q(z) = Σ_c z_c log π_c: torch looks the state up instead, and passes no gradient to z."""
+    """One-hot categorical with log q(z) = Σ_c z_c log π_c; torch looks up log π_c instead, which gives z no gradient."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         smallest = torch.finfo(self.logits.dtype).min
@@ -60,7 +68,7 @@ class _LinearOneHot(dist.OneHotCategorical):
 
 
 class Straighten(Messenger):
-    """One-hot latents get a log-density through which a straight-through draw passes its gradient."""
+    """Give one-hot latents a log-density that is linear in z, so that it has a gradient in straight-through draws."""
 
     def _pyro_sample(self, msg: Any) -> None:
         fn, extra = msg["fn"], 0

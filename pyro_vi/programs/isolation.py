@@ -1,8 +1,8 @@
-"""Programs run without leaving a mark: a parameter store of their own, every global put back.
+"""Running of programs without side effects: in a parameter store of their own, with all global state restored.
 
 * `isolated` is the block in which every program runs.
-* `ready` makes a program's PyroModules fit to run apart from the global store; `kept_buffers` undoes what a run does to running
-  statistics; `evaluating` sets the evaluation mode for a block.
+* `ready` prepares a program's PyroModules to run without the global store; `kept_buffers` restores buffers, such as running
+  statistics; `evaluating` sets evaluation mode for a block.
 """
 
 import inspect
@@ -13,27 +13,28 @@ from typing import Any
 import pyro
 import torch
 from torch import nn
-from torch.distributions import Distribution
 
 from pyro_vi.support import kept_generators, seed_generators
+from pyro_vi.support.pyro_internals import context_of
 
 Program = Callable[..., Any]
+"""A Pyro program: a function, a bound method or a module that is called with a batch."""
 
 
-def ready(program: Any) -> None:
-    """Let the PyroModules of ``program`` run while Pyro's setting ``module_local_params`` is on.
+def ready(program: Program) -> None:
+    """Prepare the PyroModules of ``program`` to run while Pyro's setting ``module_local_params`` is on.
 
-    Pyro gives a PyroModule what that needs only if the setting was on when it was made, which it is not by default. Those
-    of a function are looked for in its closure, its globals and the object that it is bound to.
+    Pyro gives a PyroModule the state that this needs only if the setting was on when the module was made; by default it is
+    off. The modules of a function are looked up in its closure, its globals and the object that it is bound to.
     """
     for module in modules_of(program):
-        context = module.__dict__.get("_pyro_context")
+        context = context_of(module)
         if context is not None and not hasattr(context, "param_state"):
             context.param_state = {"params": {}, "constraints": {}}
 
 
-def modules_of(program: Any) -> Iterator[nn.Module]:
-    """The modules of a program: its own, or those in the closure, the globals and the bound object of a function."""
+def modules_of(program: Program) -> Iterator[nn.Module]:
+    """Yield the modules of a program: its submodules, or those in a function's closure, globals and bound object."""
     if isinstance(program, nn.Module):
         yield from program.modules()
         return
@@ -48,8 +49,8 @@ def modules_of(program: Any) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def kept_buffers(program: Any) -> Iterator[None]:
-    """Put the buffers of ``program`` back after the block: a run in training mode moves a batch norm's statistics."""
+def kept_buffers(program: Program) -> Iterator[None]:
+    """Restore the buffers of ``program`` after the block: a run in training mode changes the statistics of a batch norm."""
     before = [(buffer, buffer.detach().clone()) for module in modules_of(program) for buffer in module.buffers(False)]
     try:
         yield
@@ -61,13 +62,14 @@ def kept_buffers(program: Any) -> Iterator[None]:
 
 @contextmanager
 def isolated(seed: int | None = None, *, validation: bool | None = None) -> Iterator[None]:
-    """Run Pyro programs without a trace: the parameter store, generators, validation flags and dtype are put back.
+    """Run Pyro programs without side effects: restore the parameter store, validation flags, default dtype and generators.
 
     Args:
-        seed: seeds the generators of torch, NumPy and Python for the time of the block; by default they run on as they are.
-        validation: Pyro's validation of distributions and traces within the block; by default as it is.
+        seed: seed for the generators of torch, NumPy and Python, which are restored after the block; without a seed they are
+            neither seeded nor restored.
+        validation: turns Pyro's validation of distributions and traces on or off within the block; by default unchanged.
     """
-    dtype, check_args = torch.get_default_dtype(), Distribution._validate_args
+    dtype, check_args = torch.get_default_dtype(), pyro.settings.get("validate_distributions_torch")
     flag = pyro.poutine.util.is_validation_enabled() if validation is None else validation
     try:
         with (
@@ -81,12 +83,12 @@ def isolated(seed: int | None = None, *, validation: bool | None = None) -> Iter
             yield
     finally:
         torch.set_default_dtype(dtype)
-        Distribution.set_default_validate_args(check_args)
+        pyro.settings.set(validate_distributions_torch=check_args)
 
 
 @contextmanager
 def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Set evaluation mode (dropout, batch norm) for the block; afterwards each submodule has the mode that it had."""
+    """Set evaluation mode (dropout, batch norm) for the block; afterwards restore the mode of each submodule."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:

@@ -1,7 +1,8 @@
 """Sites and plates of a program, read from a prototype run.
 
-* `prototype` runs one program once and reads its sites, supports, shapes and plates into a `Prototype`.
-* `data_plate` is the plate of a minibatch, as the project's own programs write it.
+* `prototype` runs a program and reads its sites, supports, shapes and plates into a `Prototype`.
+* `data_plate` makes the plate of a minibatch, for use in models and guides.
+* `describe` and `title` name distributions and programs in messages.
 """
 
 import math
@@ -18,12 +19,12 @@ from torch.distributions import constraints
 
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError, first_line
-from pyro_vi.programs.isolation import isolated, kept_buffers, ready
+from pyro_vi.programs.isolation import Program, isolated, kept_buffers, ready
 
 
 @dataclass(frozen=True)
 class Plate:
-    """A plate: its name, its dimension (negative), and its full size; ``None`` where that is the batch's own length."""
+    """A plate: its name, its dimension (negative), and its full size, or ``None`` if the size is the length of the batch."""
 
     name: str
     dim: int
@@ -34,7 +35,7 @@ class Plate:
 class Site:
     """A sample statement of a program.
 
-    ``batch_shape`` and ``event_shape`` are those of the prototype's batch; ``plates`` are named from the outermost in.
+    ``batch_shape`` and ``event_shape`` are those on the prototype's batch; ``plates`` lists names, the outermost first.
     """
 
     name: str
@@ -51,13 +52,13 @@ class Site:
 
     @property
     def numel(self) -> int:
-        """Numbers in one draw."""
+        """Number of scalars in one draw."""
         return math.prod(self.batch_shape) * math.prod(self.event_shape)
 
 
 @dataclass(frozen=True)
 class Prototype:
-    """What one run of a program shows: its sites and plates, in the order of the program."""
+    """The sites and plates of a program, in the order in which one run met them."""
 
     sites: Mapping[str, Site]
     plates: Mapping[str, Plate]
@@ -72,11 +73,11 @@ class Prototype:
 
     @property
     def max_plate_nesting(self) -> int:
-        """Number of batch dimensions that plates or distributions take, so that particles can stand left of them."""
+        """Number of batch dimensions that plates or distributions use; a plate of particles goes to the left of them."""
         return max((len(site.batch_shape) for site in self.sites.values()), default=0)
 
     def data_plate(self, length: int) -> Plate | None:
-        """The plate that all observed sites share: the one as long as the batch if several do, else the outermost."""
+        """The plate that all observed sites share: of several, the one as long as the batch, else the outermost."""
         observed = list(self.observed.values())
         if not observed:
             return None
@@ -87,25 +88,25 @@ class Prototype:
 
 
 def data_plate(size: int | None, x: torch.Tensor, name: str = "data", dim: int = -1) -> Any:
-    """The plate of a minibatch ``x``: its log-densities are scaled to the full ``size``, by size / len(x).
+    """Return the plate of a minibatch ``x``, in which log-densities are scaled by size / len(x), to the full ``size``.
 
-    Without a size, or with a batch longer than it (held-out data), the plate is as long as the batch.
+    Without a size, or if the batch is longer (held-out data), the plate has the length of the batch and nothing is scaled.
     """
     length = len(x)
     if size is None or size <= length:
         return pyro.plate(name, length, dim=dim)
-    # Which rows they are does not matter: the batch is passed as values, and only the number of rows sets the scale.
+    # The row numbers do not matter: the batch is passed as values, and the scale depends on the number of rows only.
     return pyro.plate(name, size, subsample=torch.arange(length, device=x.device), dim=dim)
 
 
-def prototype(program: Any, args: Batch) -> Prototype:
+def prototype(program: Program, args: Batch) -> Prototype:
     """Run ``program`` once on ``args`` and once on its first rows, and read its sites, supports, shapes and plates.
 
-    The second run tells a plate with a size of its own (``plate("data", 1500, subsample=...)``) from one that is as long
-    as the batch; all sizes of a program that takes no shorter batch are its own.
+    The second run distinguishes a plate of fixed size (``plate("data", 1500, subsample=...)``) from one that is as long as
+    the batch. If the program fails on the shorter batch, all sizes count as fixed.
 
     Raises:
-        InputError: the program fails on this batch (say, a shape that does not fit), with its message.
+        InputError: the program fails on this batch, for example because of its shape; the message includes the error.
     """
     trace = _trace(program, args)
     length = len(args[0]) if args and isinstance(args[0], torch.Tensor) and args[0].dim() else 0
@@ -114,7 +115,7 @@ def prototype(program: Any, args: Batch) -> Prototype:
     )
     sizes: dict[str, int] = {}
     if length > 1:
-        with suppress(InputError):  # such as a guide with parameters for each datum
+        with suppress(InputError):  # for example, a guide with parameters for each datum
             sizes = {f.name: f.full_size for f in _frames(_trace(program, shorter))}
     plates = {}
     for frame in _frames(trace):
@@ -142,17 +143,8 @@ def prototype(program: Any, args: Batch) -> Prototype:
     return Prototype(sites, plates)
 
 
-def _support(fn: Any) -> constraints.Constraint:
-    # Pyro's wrapper of zuko's flows does not say on what they have their density.
-    try:
-        support: constraints.Constraint = fn.support
-    except NotImplementedError:
-        return constraints.dependent
-    return support
-
-
 def describe(fn: Any) -> str:
-    """A distribution's name as people write it: ``Normal``, ``Independent(Normal)``, ``Transformed(Normal)``.
+    """Return the name of a distribution in messages: ``Normal``, ``Independent(Normal)``, ``Transformed(Normal)``.
 
     Example:
         >>> import pyro.distributions as dist
@@ -168,7 +160,15 @@ def describe(fn: Any) -> str:
     return name
 
 
-def _trace(program: Any, args: Batch) -> Any:
+def title(program: Program) -> str:
+    """Return the name of a program in messages."""
+    hidden = getattr(program, "_hidden", None)
+    if hidden is not None:
+        program = hidden[0]
+    return getattr(program, "__qualname__", None) or type(program).__name__
+
+
+def _trace(program: Program, args: Batch) -> Any:
     ready(program)
     with torch.no_grad(), isolated(seed=0), kept_buffers(program):
         try:
@@ -180,15 +180,16 @@ def _trace(program: Any, args: Batch) -> Any:
             raise InputError(f"{title(program)} fails on a batch of shape {shapes}: {first_line(error)}") from error
 
 
-def title(program: Any) -> str:
-    """What to call a program in a message."""
-    hidden = getattr(program, "_hidden", None)
-    if hidden is not None:
-        program = hidden[0]
-    return getattr(program, "__qualname__", None) or type(program).__name__
-
-
 def _frames(trace: Any) -> Iterator[Any]:
     for node in trace.nodes.values():
         if node["type"] == "sample":
             yield from node["cond_indep_stack"]
+
+
+def _support(fn: Any) -> constraints.Constraint:
+    # Pyro's wrapper of zuko's flows does not define their support.
+    try:
+        support: constraints.Constraint = fn.support
+    except NotImplementedError:
+        return constraints.dependent
+    return support

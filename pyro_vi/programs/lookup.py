@@ -1,12 +1,14 @@
-"""From a name to a program.
+"""Lookup of programs by name.
 
 A program is named by a registered name (``vae``), ``path/file.py:Name`` or ``package.module:Name``, each with options as
-Python literals in parentheses: ``vae(latent_dim=8)``. `resolve` finds what a name stands for; `available` lists the names.
+Python literals in parentheses: ``vae(latent_dim=8)``. `resolve` finds the program of a name; `available` lists the
+registered names.
 """
 
 import importlib.util
 import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -17,35 +19,26 @@ from pyro_vi.programs.layout import title
 from pyro_vi.support import parse, unknown
 
 Kind = Literal["model", "guide"]
+Source = str | type | Callable[..., Any]
+"""A program as people give it: by name, or as a class, module or function: see `pyro_vi.programs.build.build_pair`."""
 
 
 def available(kind: Kind) -> dict[str, str]:
-    """Registered programs by name, each with the first line of what it says about itself."""
+    """Return the registered programs by name, each with the first line of its docstring."""
     table = _table(kind)
     return {name: (inspect.getdoc(_load(target)) or "").split("\n")[0] for name, target in table.items()}
 
 
-def _table(kind: Kind) -> dict[str, str]:
-    # By name only: the engine knows no particular model or guide.
-    table: dict[str, str] = importlib.import_module(f"pyro_vi.{kind}s").TABLE
-    return table
-
-
-def _load(target: str) -> Any:
-    module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-def resolve(text: str, kind: Kind) -> tuple[Any, dict[str, Any]]:
-    """What a name stands for, and the options given with it.
+def resolve(text: str, kind: Kind) -> tuple[Source, dict[str, Any]]:
+    """Return the program of a name, and the options given with it.
 
     Args:
-        text: ``name``, ``path/file.py:Name`` or ``package.module:Name``, with options in parentheses where wanted.
-        kind: ``"model"`` or ``"guide"``: where a plain name is looked up.
+        text: ``name``, ``path/file.py:Name`` or ``package.module:Name``, with options in parentheses if there are any.
+        kind: ``"model"`` or ``"guide"``, the table in which a plain name is looked up.
 
     Raises:
-        UsageError: no such name; the message lists what there is, and the nearest match.
-        InputError: the file or module is not there or does not import.
+        UsageError: no such name, file or module; for a name, the message gives the nearest match and lists all names.
+        InputError: the file or module cannot be imported.
 
     Example:
         >>> resolve("vae(latent_dim=2)", "model")[1]
@@ -55,7 +48,7 @@ def resolve(text: str, kind: Kind) -> tuple[Any, dict[str, Any]]:
     if ":" not in target:
         table = _table(kind)
         if target.endswith(".py") or "/" in target:
-            raise UsageError(f"{kind} '{target}' names a file but nothing in it: write '{target}:Name'")
+            raise UsageError(f"{kind} '{target}' names a file but no program in it; write '{target}:Name'")
         if target not in table:
             raise unknown(kind, target, table)
         return _load(table[target]), options
@@ -69,7 +62,23 @@ def resolve(text: str, kind: Kind) -> tuple[Any, dict[str, Any]]:
     return getattr(module, name), options
 
 
-def _defined_in(value: Any, module: ModuleType) -> bool:
+def name_of(program: Source) -> str:
+    """Return the name of a program in a run's configuration: the name by which it was given, or its own."""
+    return program if isinstance(program, str) else getattr(program, "__qualname__", None) or title(program)
+
+
+def _table(kind: Kind) -> dict[str, str]:
+    # Imported by name, so that the engine depends on no particular model or guide.
+    table: dict[str, str] = importlib.import_module(f"pyro_vi.{kind}s").TABLE
+    return table
+
+
+def _load(target: str) -> Source:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _defined_in(value: object, module: ModuleType) -> bool:
     return getattr(value, "__module__", None) == module.__name__
 
 
@@ -79,7 +88,7 @@ def _from_file(path: str, kind: Kind) -> ModuleType:
         raise UsageError(
             f"{kind} file '{path}' does not exist; give the path of a Python file, as in 'path/file.py:Name'"
         )
-    # Registered under its path, so that a model and a guide from one file share that file's classes and networks.
+    # Registered under its path, so that a model and a guide from one file share the classes and networks of that file.
     name = f"_pyro_vi_file_{abs(hash(str(file)))}"
     if name in sys.modules:
         return sys.modules[name]
@@ -94,7 +103,7 @@ def _from_file(path: str, kind: Kind) -> ModuleType:
             spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise InputError(f"{kind} file '{path}' does not import: {kind_and_line(error)}") from error
+        raise InputError(f"{kind} file '{path}' cannot be imported: {kind_and_line(error)}") from error
     finally:
         sys.path.remove(str(file.parent))
     return module
@@ -105,10 +114,5 @@ def _from_package(path: str, kind: Kind) -> ModuleType:
         with isolated():
             return importlib.import_module(path)
     except Exception as error:
-        message = f"{kind} module '{path}' does not import: {kind_and_line(error)}"
+        message = f"{kind} module '{path}' cannot be imported: {kind_and_line(error)}"
         raise (UsageError if isinstance(error, ModuleNotFoundError) else InputError)(message) from error
-
-
-def name_of(program: Any) -> str:
-    """What a run's configuration calls a program: the name that it was given by, or its own."""
-    return program if isinstance(program, str) else getattr(program, "__qualname__", None) or title(program)

@@ -1,4 +1,4 @@
-"""A pair: a model and a guide that share their latent sites, as one module."""
+"""`Pair`: a model and a guide that share their latent sites, as one module."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from pyro_vi.programs.layout import Prototype, prototype
 
 
 class Pair(nn.Module):
-    """A model and a guide as one module; a parameter is named as in its program, with its owner before it on a clash.
+    """A model and a guide as one module.
 
     Args:
         model: the generative program p(x, z), a module called with a batch.
@@ -26,17 +26,20 @@ class Pair(nn.Module):
         ready(self)
 
     def layouts(self, args: Batch) -> tuple[Prototype, Prototype]:
-        """The prototypes of model and guide on a batch; the programs run once for each shape of a batch."""
+        """Return the prototypes of model and guide on a batch; the programs run only for a new shape of the batch."""
         shapes = tuple(tuple(a.shape) if isinstance(a, torch.Tensor) else None for a in args)
         if shapes not in self._layouts:
             self._layouts[shapes] = prototype(self.model, args), prototype(self.guide, args)
         return self._layouts[shapes]
 
     def owned(self, args: Batch | None = None) -> dict[str, tuple[str, nn.Parameter]]:
-        """Trainable parameters by name, each with its owner: ``"model"`` or ``"guide"``.
+        """Return the trainable parameters by name, each with its owner: ``"model"`` or ``"guide"``.
 
-        A parameter that both programs hold (a network registered in both, an exact guide that reads the model) is the
-        model's if log p(x, z) at a fixed z depends on it, which is looked up on the batch ``args``, else the guide's.
+        A parameter is named as in its program; if both programs have that name, the guide's is ``guide.<name>``.
+
+        A parameter that both programs hold (a network registered in both, an exact guide that reads the model) belongs to
+        the model if log p(x, z) at a fixed z depends on it, and else to the guide. The batch ``args`` is used to find out;
+        without it, such a parameter belongs to the model.
         """
         held = {id(p) for p in self.guide.parameters()} & {id(p) for p in self.model.parameters() if p.requires_grad}
         only_guide = self._unused_by_model(args, held) if held and args is not None else set()

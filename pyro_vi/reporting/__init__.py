@@ -1,5 +1,6 @@
-"""Comparisons and audits for people: tables, sentences, plots, JSON, and ArviZ's DataTree.
+"""Reports of comparisons and audits: tables, sentences, figures, JSON, and ArviZ's DataTree.
 
-* `summary` makes tables and sentences; `document` the JSON; `plots_of_fits`, `plots_of_draws` and `look` the
-  pictures, which `saving` writes; `datatree` hands a fitted pair to ArviZ.
+* `summary` makes tables and conclusions; `document` makes the JSON document.
+* `plots_of_fits` and `plots_of_draws` make figures, in the style of `look`; `saving` writes them.
+* `datatree` exports a fitted pair to ArviZ.
 """

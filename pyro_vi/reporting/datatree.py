@@ -1,4 +1,4 @@
-"""A fitted pair as ArviZ's DataTree: draws, predictions, log-likelihood and observed data, with the plates as dimensions."""
+"""Export to ArviZ's DataTree: draws, predictions, log-likelihood and observed data of a pair, with plates as dimensions."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,19 +26,19 @@ def to_datatree(
     seed: int = 0,
     groups: Mapping[str, xr.Dataset] | None = None,
 ) -> xr.DataTree:
-    """Draws z ~ q(z | x) with p(x | z), as groups of a DataTree that ArviZ reads.
+    """Draw z ~ q(z | x), predict and score x by p(x | z), and return the results as a DataTree that ArviZ reads.
 
     Groups: ``posterior``, ``posterior_predictive``, ``prior``, ``log_likelihood``, ``observed_data`` and, for a batch of
-    several columns, ``constant_data``. Guide draws are independent: they stand as one chain, and R-hat or ESS of them would
-    say nothing about the fit. Batch dimensions are named after the model's plates.
+    several columns, ``constant_data``. Batch dimensions are named after the model's plates. Draws of a guide are independent
+    and form one chain, so their R-hat and ESS say nothing about the fit.
 
     Args:
         model: generative program.
         guide: variational program.
         batch: the data to condition on.
-        draws: number of draws of each site.
-        seed: of the draws.
-        groups: further groups to put in, such as ``fit`` and ``audit``.
+        draws: number of draws of each site; at most 100 of the prior.
+        seed: seed of the draws.
+        groups: further groups to add, such as ``fit`` and ``audit``.
 
     Example:
         >>> from pyro_vi import guides, models
@@ -56,7 +56,7 @@ def to_datatree(
 def datatree_of_pair(
     pair: Pair, args: Batch, *, draws: int = 1000, seed: int = 0, groups: Mapping[str, xr.Dataset] | None = None
 ) -> xr.DataTree:
-    """`to_datatree` of a pair that is bound already."""
+    """`to_datatree` for a pair that is bound already."""
     layout, guide_layout = pair.layouts(args)
     found: dict[str, dict[str, list[np.ndarray]]] = {
         group: {} for group in ("posterior", "posterior_predictive", "log_likelihood", "prior")
@@ -87,7 +87,7 @@ def datatree_of_pair(
         for group, sites in found.items()
         if sites
     }
-    import arviz_base  # takes as long as Pyro: only where it is needed
+    import arviz_base  # imported here because it takes as long as Pyro
 
     tree = arviz_base.from_dict(
         {**data, "observed_data": observed, **_constant(args)},
@@ -100,7 +100,7 @@ def datatree_of_pair(
 
 
 def write(tree: xr.DataTree, path: Path) -> Path:
-    """Write a DataTree as netCDF, compressed, in one go."""
+    """Write a DataTree as compressed netCDF, atomically; return the path."""
 
     def save(temporary: Path) -> None:
         encoding = {
@@ -115,7 +115,7 @@ def write(tree: xr.DataTree, path: Path) -> Path:
 
 
 def history_dataset(history: list[dict[str, Any]]) -> xr.Dataset:
-    """The records of a fit over the dimension ``step``: the group ``fit``."""
+    """Return the records of a fit over the dimension ``step``, for the group ``fit``."""
     keys = [key for key in history[0] if key != "step"]
     columns = {key: ("step", np.array([record.get(key, np.nan) for record in history], dtype=float)) for key in keys}
     return xr.Dataset(columns, coords={"step": [record["step"] for record in history]})
@@ -130,7 +130,7 @@ def _append(
     vectorized: bool,
     event: bool = True,
 ) -> None:
-    # The plate of particles is leftmost; dimensions of size 1 between it and a site's own are dropped.
+    # The plate of particles is leftmost; dimensions of size 1 between it and those of the site are dropped.
     shape = site.batch_shape + (site.event_shape if event else ())
     if not vectorized:
         value = value.expand(torch.broadcast_shapes(value.shape, shape))

@@ -12,11 +12,13 @@ from pyro_vi.support import versions
 
 
 def to_dict(comparison: Comparison, plots: Iterable[Path] = ()) -> dict[str, Any]:
-    """The comparison as plain numbers and words, in nats per held-out datum: what the command line prints as JSON.
+    """Return the comparison as the dictionary that the command line prints as JSON.
+
+    ELBO, evidence and their parts are in nats per held-out datum.
 
     Args:
         comparison: fits and audits.
-        plots: paths of the pictures that were written.
+        plots: paths of the figures that were written.
     """
     return {
         "model": comparison.model,
@@ -37,7 +39,7 @@ def _estimator(comparison: Comparison, name: str, result: Result) -> dict[str, A
     return {
         "class": result.cls,
         "elbo": result.elbo_mean,
-        "elbo_se": result.evaluation.se,
+        "elbo_se": result.evaluation.elbo_se,
         "reconstruction": float(result.evaluation.reconstruction.mean()),
         "kl": float(result.evaluation.kl.mean()),
         "evidence": None if found is None else {key: found.attrs[key] for key in ("method", "value", "se")},

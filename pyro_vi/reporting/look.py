@@ -1,9 +1,9 @@
-"""The look that all plots share: settings, colours and markers, titles and legends.
+"""The style of all figures: settings, colours and markers, titles and legends.
 
-* `LOOK` are the settings within which figures are made; `looks` gives each estimator its colour and marker; `heading` and
-  `legend` title a figure and explain it.
+* `LOOK` holds the settings for every figure; `looks` gives each estimator its colour and marker; `heading` and `legend` add
+  the title and the legend of a figure.
 
-Figures are made without pyplot: nothing global is changed, and no window opens.
+Figures are made without pyplot: no global state changes, and no window opens.
 """
 
 import textwrap
@@ -27,16 +27,16 @@ LOOK: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 9,
 }
-"""Settings within which figures are made, whatever the caller's are."""
+"""Matplotlib settings for every figure, independent of the caller's."""
 
-# Okabe and Ito's palette, told apart with any colour vision; the markers say it once more.
+# Okabe and Ito's palette, which is readable with any colour vision; the markers repeat the distinction.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 @dataclass(frozen=True)
 class Look:
-    """An estimator's colour and marker, the same in every picture, and the width of its lines."""
+    """Colour, marker and line width of an estimator, the same in every figure."""
 
     colour: str
     marker: str
@@ -44,14 +44,14 @@ class Look:
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """The look of each estimator, by its place among the names.
+    """Return the look of each estimator, which depends on its position among the names.
 
     Example:
         >>> looks(["trace", "mean_field"])["trace"].colour
         '#0072B2'
     """
     listed = list(names)
-    # Later lines are thinner and drawn over the others: of two that coincide, both are seen.
+    # Later lines are thinner and drawn over earlier ones, so that two coinciding lines are both visible.
     widths = np.linspace(2.6, 1.0, len(listed)) if len(listed) > 1 else [1.6]
     return {
         name: Look(_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)], float(widths[i]))
@@ -60,16 +60,16 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
 
 
 def heading(figure: Figure, comparison: Comparison, what: str) -> None:
-    """Title a figure: what it shows, and of which model, guide and data."""
+    """Title a figure with what it shows, and with the model, the guide and the data."""
     of = f"model {comparison.model}, guide {comparison.guide}, data {comparison.data.spec.name}"
     width = int(13 * figure.get_figwidth())
     text = "\n".join([*textwrap.wrap(what, width), *textwrap.wrap(of, width)])
-    # Names are people's own: a dollar sign in one is no mathematics.
+    # Names come from users: a dollar sign in one must not start mathematics.
     figure.suptitle(text, fontsize=10, parse_math=False)
 
 
 def legend(figure: Figure, entries: Mapping[str, Artist] | None = None) -> None:
-    """One legend below the panels, as wide as the figure allows: by default of what the panels name."""
+    """Add one legend below the panels, as wide as the figure allows; by default for everything labelled in the panels."""
     if entries is None:
         found = [panel.get_legend_handles_labels() for panel in figure.axes]
         entries = {text: handle for handles, texts in found for handle, text in zip(handles, texts, strict=True)}

@@ -1,8 +1,8 @@
-"""Pictures of what fitted pairs make: reconstructions, draws from the prior, walks through the latent space.
+"""Figures of what fitted pairs generate: reconstructions, draws from the prior, latent traversals.
 
-* They read nothing of a program but its traces: what is shown of x is the mean of the observed site's distribution,
-  E[x | z], or a draw where it has no finite mean.
-* Data with an ``image_shape`` are drawn as images, other data as lines over the features, single numbers as points.
+* They use only the traces of a program. A figure shows the mean E[x | z] of the observed site's distribution, or a draw if
+  it has no finite mean.
+* Data with an ``image_shape`` are drawn as images, other data as lines over the features, and scalar data as points.
 """
 
 import math
@@ -27,7 +27,7 @@ from pyro_vi.programs import Pair, Site, evaluating, isolated
 from pyro_vi.reporting.look import LOOK, heading, legend, looks
 
 STEPS, MOST = 9, 8
-"""Values that a latent dimension takes in a traversal, and how many dimensions it shows at most."""
+"""Number of values of a latent dimension in a traversal, and the largest number of dimensions shown."""
 T = TypeVar("T")
 SPREAD = np.linspace(-3, 3, STEPS)
 
@@ -38,14 +38,14 @@ def reconstructions(comparison: Comparison, *, n: int = 10, seed: int = 0) -> Fi
 
     Args:
         comparison: fitted pairs and their data.
-        n: number of data, the first of the held-out ones.
-        seed: of the draw, the same for all pairs.
+        n: number of data: the first n of the held-out data.
+        seed: seed of the draw, the same for all pairs.
 
     Raises:
-        InputError: a program fails on these rows, or what it observes has no row for each datum.
+        InputError: a program fails on these rows, or an observed site does not have one row per datum.
     """
     args = _rows(comparison.data.heldout, range(min(n, len(comparison.data.heldout[0]))))
-    found = _each(comparison, seed, lambda pair: _observed(pair, args, _trace(pair.guide, args)))
+    found = _of_each_pair(comparison, seed, lambda pair: _observed(pair, args, _trace(pair.guide, args)))
     data, shown = next(iter(found.values()))[0], {name: mean for name, (_, mean) in found.items()}
     styles, shape, count = looks(shown), _image_shape(comparison, data), len(data)
     if shape is not None:
@@ -57,7 +57,7 @@ def reconstructions(comparison: Comparison, *, n: int = 10, seed: int = 0) -> Fi
             colour = styles[name].colour if name in styles else "black"
             axes.set_ylabel(name, rotation=0, ha="right", va="center", color=colour, parse_math=False)
     else:
-        # A single number makes no line: all data then share one panel.
+        # Scalar data make no line, so that all of them share one panel.
         groups = [slice(None)] if data.shape[1] == 1 else [slice(k, k + 1) for k in range(count)]
         across, down = min(5, len(groups)), math.ceil(len(groups) / 5)
         figure = Figure(figsize=(max(5.6, 2.0 * across), 1.6 + 1.7 * down), layout="constrained")
@@ -74,21 +74,21 @@ def reconstructions(comparison: Comparison, *, n: int = 10, seed: int = 0) -> Fi
 
 @matplotlib.rc_context(LOOK)
 def prior_samples(comparison: Comparison, *, rows: int = 4, columns: int = 8, seed: int = 0) -> Figure:
-    """E[x | z] at rows × columns draws z ~ p(z) of each estimator's model; with held-out data if they are not images.
+    """E[x | z] at rows × columns draws z ~ p(z) from each estimator's model; with the held-out data, unless they are images.
 
     Args:
         comparison: fitted pairs and their data.
-        rows: of the grid of images.
-        columns: of the same.
-        seed: of the draws, the same for all pairs.
+        rows: number of rows of the grid of images.
+        columns: number of its columns.
+        seed: seed of the draws, the same for all pairs.
 
     Raises:
-        InputError: the model fails on so many rows, or what it observes has no row for each datum.
+        InputError: the model fails on this number of rows, or an observed site does not have one row per datum.
     """
     count = rows * columns
-    # Of the batch only the length matters, and what the model is conditioned on, where it is.
+    # Only the length of the batch matters, and the inputs of a model that is conditioned on some.
     args = _rows(comparison.data.heldout, [i % len(comparison.data.heldout[0]) for i in range(count)])
-    found = _each(comparison, seed, lambda pair: _observed(pair, args))
+    found = _of_each_pair(comparison, seed, lambda pair: _observed(pair, args))
     data, shown = next(iter(found.values()))[0], {name: mean for name, (_, mean) in found.items()}
     styles, shape = looks(shown), _image_shape(comparison, data)
     across, down = min(3, len(shown)), math.ceil(len(shown) / 3)
@@ -114,45 +114,45 @@ def prior_samples(comparison: Comparison, *, rows: int = 4, columns: int = 8, se
 def latent_traversal(comparison: Comparison, *, datum: int = 0, seed: int = 0) -> Figure:
     """E[x | z] as one latent dimension at a time goes from −3 to 3 prior standard deviations, the others at E_q[z | x].
 
-    At most 8 dimensions are shown: those in which the posterior means of the held-out data vary most, in that order. One
-    that the model does not use changes nothing.
+    At most 8 dimensions are shown: those in which the posterior means of the held-out data vary most, in that order.
+    Varying a dimension that the model does not use changes nothing.
 
     Args:
         comparison: fitted pairs and their data.
-        datum: row of the held-out data from whose posterior mean the walks start.
-        seed: of the draws.
+        datum: row of the held-out data at whose posterior mean the other dimensions are fixed.
+        seed: seed of the draws.
 
     Raises:
-        InputError: the model has not exactly one latent site, in the data plate, real-valued and a vector.
+        InputError: the model does not have exactly one latent site, or the site is not a real vector in the data plate.
     """
-    walks = _each(comparison, seed, lambda pair: _walk(pair, comparison.data.heldout, datum))
-    styles, values = looks(walks), next(iter(walks.values()))[2]
-    shape, most = _image_shape(comparison, values[0]), max(len(dims) for dims, _, _ in walks.values())
+    traversals = _of_each_pair(comparison, seed, lambda pair: _traverse(pair, comparison.data.heldout, datum))
+    styles, values = looks(traversals), next(iter(traversals.values()))[2]
+    shape, most = _image_shape(comparison, values[0]), max(len(dims) for dims, _, _ in traversals.values())
     if shape is not None:
-        across, down = min(3, len(walks)), math.ceil(len(walks) / 3)
+        across, down = min(3, len(traversals)), math.ceil(len(traversals) / 3)
         size = (max(3.6 * across + 0.8, 5.2), (3.3 * most / STEPS * shape[0] / shape[1] + 0.4) * down + 0.8)
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.add_gridspec(down, across + 1, width_ratios=[0.16] + [1.0] * across)
         start = comparison.data.heldout[0][datum].double().cpu().numpy()
         _draw_images(figure.add_subplot(grid[0, 0], title="datum", anchor="N"), start.reshape(1, 1, *shape), comparison)
-        for k, (name, (dims, mean, values)) in enumerate(walks.items()):
+        for k, (name, (dims, mean, values)) in enumerate(traversals.items()):
             axes = figure.add_subplot(grid[k // across, 1 + k % across])
             axes.set_title(name, color=styles[name].colour, parse_math=False)
             cell = _draw_images(axes, values.reshape(len(dims), STEPS, *shape), comparison)
             middle, top = (np.arange(STEPS) + 0.5) * cell[1] - 0.5, np.arange(len(dims)) * cell[0] - 0.5
-            # Where among the values the walk's start lies: the other rows keep this dimension there.
+            # The line marks the posterior mean of this dimension, at which the other rows fix it.
             axes.vlines(np.interp(mean, SPREAD, middle), top, top + shape[0], color=styles[name].colour, linewidth=1.6)
             axes.set_xticks(middle[[0, STEPS // 2, -1]], ["−3", "0", "3"])
             axes.set_yticks(top + cell[0] / 2, [f"$z_{{{d + 1}}}$" for d in dims])
             axes.tick_params(length=0)
         figure.supxlabel("prior standard deviations (line: posterior mean)")
     else:
-        figure = Figure(figsize=(max(5.6, 1.4 * most + 1.4), 1.5 * len(walks) + 1.4), layout="constrained")
-        panels = figure.subplots(len(walks), most, squeeze=False, sharex=True, sharey=True)
+        figure = Figure(figsize=(max(5.6, 1.4 * most + 1.4), 1.5 * len(traversals) + 1.4), layout="constrained")
+        panels = figure.subplots(len(traversals), most, squeeze=False, sharex=True, sharey=True)
         single, features = values.shape[-1] == 1, 1 + np.arange(values.shape[-1])
         marker = "." if len(features) < 4 else ""
         rainbow = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, STEPS))
-        for row, (name, (dims, _, values)) in zip(panels, walks.items(), strict=True):
+        for row, (name, (dims, _, values)) in zip(panels, traversals.items(), strict=True):
             row[0].set_ylabel(f"{name}\nE[x | z]", color=styles[name].colour, parse_math=False)
             for axes, d, lines in zip(row, dims, values, strict=False):
                 axes.set_prop_cycle(color=[styles[name].colour] if single else rainbow)
@@ -166,8 +166,8 @@ def latent_traversal(comparison: Comparison, *, datum: int = 0, seed: int = 0) -
     return figure
 
 
-def _each(comparison: Comparison, seed: int, read: Callable[[Pair], T]) -> dict[str, T]:
-    """What is read of each fitted pair, in evaluation mode and from the same seed."""
+def _of_each_pair(comparison: Comparison, seed: int, read: Callable[[Pair], T]) -> dict[str, T]:
+    """Apply ``read`` to each fitted pair, in evaluation mode and with the same seed; return the results by estimator."""
     found = {}
     for name, result in comparison.results.items():
         with evaluating(result.run.pair), isolated(seed, validation=False), torch.no_grad():
@@ -185,9 +185,10 @@ def _rows(args: Batch, index: Iterable[int]) -> Batch:
 
 
 def _observed(pair: Pair, args: Batch, replayed: Any = None) -> tuple[np.ndarray, np.ndarray]:
-    """x and E[x | z], each of shape ``(B, features)``: z from the trace that is replayed, else from the prior.
+    """Return x and E[x | z], each of shape ``(B, features)``; z is that of the replayed trace, or a draw from the prior.
 
-    x is the site that observes the first column; if none does (it is an input), all observed sites side by side.
+    x is the site that observes the first column. If no site does (the column is an input), all observed sites are
+    concatenated.
     """
     n = len(args[0])
     plate = pair.layouts(args)[0].data_plate(n)
@@ -201,10 +202,13 @@ def _observed(pair: Pair, args: Batch, replayed: Any = None) -> tuple[np.ndarray
         axis = 0 if plate is None else plate.dim + len(fn.batch_shape)
         value, mean = (v.expand(fn.shape()) for v in (node["value"], _moment(fn, "mean", 1)))
         if not value.dim() or value.shape[axis] != n:
-            raise InputError(f"what the model observes, of shape {tuple(value.shape)}, has no row for each of {n} data")
+            raise InputError(
+                f"an observed site of shape {tuple(value.shape)} does not have a row for each of {n} data; "
+                "put it in the data plate"
+            )
         pairs.append(tuple(v.movedim(axis, 0).reshape(n, -1).double().cpu() for v in (value, mean)))
     if not pairs:
-        raise InputError("the model observes nothing, so there is nothing to draw")
+        raise InputError("the model has no observed site, so there is nothing to draw; add one with obs=")
     first = args[0].reshape(n, -1).double().cpu()
     chosen = [p for p in pairs if p[0].shape == first.shape and torch.equal(p[0], first)][:1] or pairs
     data, means = (torch.cat(columns, 1).numpy() for columns in zip(*chosen, strict=True))
@@ -212,7 +216,7 @@ def _observed(pair: Pair, args: Batch, replayed: Any = None) -> tuple[np.ndarray
 
 
 def _moment(fn: Any, name: Literal["mean", "stddev"], draws: int) -> Tensor:
-    """A distribution's mean or standard deviation; where it has none, or none in closed form, that of so many draws."""
+    """Mean or standard deviation of a distribution; from ``draws`` draws if it is not finite or has no closed form."""
     try:
         value: Tensor = getattr(fn, name)
         if bool(value.isfinite().all()):
@@ -223,9 +227,12 @@ def _moment(fn: Any, name: Literal["mean", "stddev"], draws: int) -> Tensor:
     return values.mean(0) if name == "mean" else values.std(0)
 
 
-def _walk(pair: Pair, heldout: Batch, datum: int) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Dimensions, where the walk starts in prior standard deviations, and E[x | z]: ``(D,), (D,), (D, STEPS, features)``."""
-    site = _vector(pair, heldout)
+def _traverse(pair: Pair, heldout: Batch, datum: int) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """Return the dimensions shown, their posterior means in prior standard deviations, and E[x | z] along each of them.
+
+    Their shapes are ``(D,)``, ``(D,)`` and ``(D, STEPS, features)``.
+    """
+    site = _latent_vector(pair, heldout)
     posterior = _trace(pair.guide, heldout).nodes[site.name]["fn"]
     means = _moment(posterior, "mean", 200).expand(len(heldout[0]), -1)
     dims = means.var(0, correction=0).argsort(descending=True)[:MOST]
@@ -241,7 +248,7 @@ def _walk(pair: Pair, heldout: Batch, datum: int) -> tuple[list[int], np.ndarray
     return dims.tolist(), ((means[datum] - loc) / scale)[dims].double().cpu().numpy(), values
 
 
-def _vector(pair: Pair, args: Batch) -> Site:
+def _latent_vector(pair: Pair, args: Batch) -> Site:
     layout, _ = pair.layouts(args)
     plate, sites = layout.data_plate(len(args[0])), list(layout.latents.values())
     if len(sites) == 1 and plate is not None and plate.name in sites[0].plates:
@@ -251,7 +258,7 @@ def _vector(pair: Pair, args: Batch) -> Site:
         vector = len(sites[0].event_shape) == 1 and sites[0].batch_shape == (len(args[0]),)
         if vector and isinstance(support, type(constraints.real)):
             return sites[0]
-    raise InputError("a walk through the latent space needs one latent site: real vectors, one for each datum")
+    raise InputError("a latent traversal needs a model with exactly one latent site, a real vector for each datum")
 
 
 def _image_shape(comparison: Comparison, values: np.ndarray) -> tuple[int, int] | None:
@@ -260,12 +267,12 @@ def _image_shape(comparison: Comparison, values: np.ndarray) -> tuple[int, int] 
 
 
 def _draw_images(axes: Axes, images: np.ndarray, comparison: Comparison) -> tuple[int, int]:
-    """Draw images of shape ``(rows, columns, height, width)`` as one; gives back height and width of a cell."""
+    """Draw images of shape ``(rows, columns, height, width)`` as one mosaic; return the height and width of a cell."""
     gap = max(1, images.shape[3] // 14)
     cells = np.pad(images, ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=np.nan)
     rows, columns, height, width = cells.shape
     mosaic = cells.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)[:-gap, :-gap]
-    # The scale is the data's, not each image's: the same grey is the same number everywhere.
+    # All images share the grey scale of the data, so that equal greys are equal numbers.
     x, support = comparison.data.heldout[0], comparison.data.spec.support
     low, high = (0.0, 1.0) if support in ("boolean", "unit_interval") else (float(x.min()), float(x.max()))
     grey = matplotlib.colormaps["gray"].with_extremes(bad="white")
@@ -277,7 +284,7 @@ def _draw_images(axes: Axes, images: np.ndarray, comparison: Comparison) -> tupl
 
 
 def _draw_lines(axes: Axes, values: np.ndarray, colour: Any, label: str, marker: str, width: float = 0.8) -> None:
-    """Draw rows of values over their features, or as points if the width is 0; single numbers as points over the rows."""
+    """Draw rows of values over their features, as points if the width is 0; draw scalar data as points over the rows."""
     single = values.shape[1] == 1
     lines = values.T if single else values
     axes.locator_params(axis="x", integer=True)
@@ -288,11 +295,11 @@ def _draw_lines(axes: Axes, values: np.ndarray, colour: Any, label: str, marker:
 
 
 def _label(panels: np.ndarray, used: int, across: int, x: str, y: str) -> None:
-    """Label the outer panels of a grid of which so many are used, and remove the others."""
+    """Label the outer panels of a grid of which the first ``used`` are used, and remove the others."""
     for k, axes in enumerate(panels[:used]):
         if k % across == 0:
             axes.set_ylabel(y)
-        if k + across >= used:  # nothing is below it
+        if k + across >= used:  # no panel is below this one
             axes.set_xlabel(x)
             axes.tick_params(labelbottom=True)
     for axes in panels[used:]:

@@ -1,6 +1,6 @@
-"""Plots of what was measured: curves of the fits, and moments of the audits.
+"""Figures of measurements: training curves of the fits, and moments from the audits.
 
-Each function takes a comparison and gives back a figure.
+Each function takes a comparison and returns a figure.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ PARTS = ("model", "guide")
 
 @matplotlib.rc_context(LOOK)
 def training_curves(comparison: Comparison) -> Figure:
-    """The ELBO of each fit, of training batches and of held-out data, and its two parts, against the step.
+    """ELBO of each fit, on training and on held-out data, and its two parts, against the step.
 
-    Vertical ranges are those of the steps after the first quarter: from where a fit starts, all that follows would be flat.
+    The vertical ranges are those of the steps after the first quarter: with the first steps, all later ones would look flat.
     """
     panels = {"ELBO": ("elbo", "heldout_elbo"), "reconstruction": ("reconstruction",), "KL": ("kl",)}
     styles = looks(comparison.results)
@@ -41,7 +41,7 @@ def training_curves(comparison: Comparison) -> Figure:
                     color=styles[name].colour,
                     linestyle="--" if heldout else "-",
                     linewidth=max(1.4, width) if heldout else max(0.9, 0.6 * width),
-                    alpha=0.55 if "heldout_elbo" in keys and not heldout else 0.9,  # the batches' noise stands back
+                    alpha=0.55 if "heldout_elbo" in keys and not heldout else 0.9,  # the training ELBO is noisier
                     marker=styles[name].marker if len(steps) < 25 else "",
                     markersize=3.5,
                     zorder=3 if heldout else 2,
@@ -61,25 +61,11 @@ def training_curves(comparison: Comparison) -> Figure:
     return figure
 
 
-def _series(history: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of the records that have a finite value of that name."""
-    found = [(r["step"], r[key]) for r in history if r.get(key) is not None and np.isfinite(r[key])]
-    steps, values = np.array(found, dtype=float).reshape(-1, 2).T
-    return steps, values
-
-
-def _limit(axes: Axes, values: np.ndarray) -> None:
-    if len(values):
-        low, high = np.quantile(values, (0.01, 0.99))
-        margin = 0.12 * (high - low) or 0.05 * abs(high) or 1.0
-        axes.set_ylim(low - margin, high + margin)
-
-
 @matplotlib.rc_context(LOOK)
 def gradient_variance(comparison: Comparison) -> Figure:
-    """The gradient's variance by estimator and owner of the parameters over the fit, ±2 standard errors, logarithmic.
+    """Gradient variance at each audit, by estimator and owner of the parameters, with ±2 standard errors, logarithmic.
 
-    All estimators are taken at the same parameters. Points of one step stand side by side, so that equal ones are seen.
+    All estimators are audited at the same parameters. Points of one step are side by side, so that equal ones are visible.
     """
     steps, names = list(comparison.audits), _audited(comparison)
     styles = looks(names)
@@ -89,7 +75,7 @@ def gradient_variance(comparison: Comparison) -> Figure:
         for i, name in enumerate(names):
             variance = _moment(comparison, "part_grad_var", name, part)
             error = _moment(comparison, "part_grad_var_se", name, part)
-            shown = np.where(variance > 0, variance, np.nan)  # 0 has no place on a logarithmic axis: it is told below
+            shown = np.where(variance > 0, variance, np.nan)  # a logarithmic axis cannot show 0: a note says so
             place = np.arange(len(steps)) + 0.09 * (i - (len(names) - 1) / 2)
             look = styles[name]
             axes.errorbar(
@@ -105,7 +91,7 @@ def gradient_variance(comparison: Comparison) -> Figure:
             if not (variance > 0).all():
                 zero.append(name)
         _logarithmic(axes, zero, len(names), y=True)
-        # Audits stand at equal distances: their steps may be far closer at the start than later.
+        # Audits are equally spaced, because their steps may be much closer together at the start than later.
         axes.set_xticks(range(len(steps)), [str(step) for step in steps])
         axes.set_xlim(-0.5, len(steps) - 0.5)
         axes.set(title=f"{part} parameters", xlabel="step of the audit")
@@ -119,9 +105,9 @@ def gradient_variance(comparison: Comparison) -> Figure:
 
 @matplotlib.rc_context(LOOK)
 def value_against_gradient(comparison: Comparison) -> Figure:
-    """How far the ELBO's value spreads against how far its gradient spreads, a point an estimator and audit.
+    """Standard deviation of the ELBO's value against that of its gradient, one point per estimator and audit.
 
-    A small spread of the value does not make the gradient's small: the one does not tell the other.
+    A small standard deviation of the value does not imply a small one of the gradient.
     """
     steps, names = list(comparison.audits), _audited(comparison)
     styles = looks(names)
@@ -135,13 +121,13 @@ def value_against_gradient(comparison: Comparison) -> Figure:
             look = styles[name]
             x, y = np.where(kept, value, np.nan), np.where(kept, gradient, np.nan)
             axes.plot(x, y, color=look.colour, marker=look.marker, linewidth=0.8, label=name)
-            # Of two points close together the upper one has its step above it, the lower one below.
+            # Of two close points the upper one is labelled above and the lower one below, so that labels do not overlap.
             logs = np.log([x, y])
             apart = np.abs(logs[:, :, None] - logs[:, None]).sum(0) + np.diag(np.full(len(x), np.inf))
             nearest = y[np.nan_to_num(apart, nan=np.inf).argmin(1)]
-            # Of many estimators only the ends are told, which say the direction.
-            told = range(len(steps)) if len(names) <= 3 else {0, len(steps) - 1}
-            for k in (k for k in told if kept[k]):
+            # With many estimators only the first and the last audit are labelled, which shows the direction.
+            labelled = range(len(steps)) if len(names) <= 3 else {0, len(steps) - 1}
+            for k in (k for k in labelled if kept[k]):
                 place = (5, 4 if y[k] >= nearest[k] else -11)
                 axes.annotate(
                     str(steps[k]), (x[k], y[k]), place, textcoords="offset points", fontsize=8, color=look.colour
@@ -159,20 +145,34 @@ def value_against_gradient(comparison: Comparison) -> Figure:
     return figure
 
 
+def _series(history: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the records in which ``key`` has a finite value."""
+    found = [(r["step"], r[key]) for r in history if r.get(key) is not None and np.isfinite(r[key])]
+    steps, values = np.array(found, dtype=float).reshape(-1, 2).T
+    return steps, values
+
+
+def _limit(axes: Axes, values: np.ndarray) -> None:
+    if len(values):
+        low, high = np.quantile(values, (0.01, 0.99))
+        margin = 0.12 * (high - low) or 0.05 * abs(high) or 1.0
+        axes.set_ylim(low - margin, high + margin)
+
+
 def _audited(comparison: Comparison) -> list[str]:
-    # Fits come first, so that colours are the same in every picture.
+    # Fitted estimators come first, so that colours are the same in every figure.
     found = dict.fromkeys(str(name) for audit in comparison.audits.values() for name in audit.elbo.values)
     return [*(n for n in comparison.results if n in found), *(n for n in found if n not in comparison.results)]
 
 
 def _moment(comparison: Comparison, variable: str, name: str, part: str | None = None) -> np.ndarray:
-    """A variable of one estimator in all audits."""
+    """Values of a variable for one estimator, one for each audit."""
     where = {"elbo": name} if part is None else {"elbo": name, "part": part}
     return np.array([float(audit[variable].sel(where)) for audit in comparison.audits.values()])
 
 
 def _logarithmic(axes: Axes, zero: Sequence[str], names: int, x: bool = False, y: bool = False) -> None:
-    """Logarithmic axes, whose labels read as numbers within a decade too; a note on what is 0 and has no place on them."""
+    """Make axes logarithmic, with readable labels also within a decade; note the estimators whose value is 0."""
     if zero:
         text = "0 for all estimators" if len(zero) == names else f"0 at a step, not shown: {', '.join(zero)}"
         axes.text(

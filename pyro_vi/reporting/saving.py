@@ -1,4 +1,4 @@
-"""All pictures of a comparison, written to a folder."""
+"""Writing of all figures of a comparison to a folder."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ from pyro_vi.reporting import plots_of_fits as plots
 
 
 def save(comparison: Comparison, out: Path) -> list[Path]:
-    """Write every picture that applies to the comparison as PNG into a folder, which is made if it is not there.
+    """Write every figure that applies to the comparison as a PNG file.
 
     Args:
         comparison: fits and audits.
-        out: the folder.
+        out: the folder, which is made if it does not exist.
 
     Returns:
-        The paths, in the order in which the pictures are to be read.
+        The paths, in reading order.
     """
     out.mkdir(parents=True, exist_ok=True)
     drawn = [plots.training_curves]
@@ -28,7 +28,7 @@ def save(comparison: Comparison, out: Path) -> list[Path]:
         try:
             figure = picture(comparison)
         except InputError:
-            continue  # not of this kind of model; what it needs stands in its docstring
+            continue  # the figure does not apply to this model; its docstring says when it does
         path = out / f"{picture.__name__}.png"
         figure.savefig(path, dpi=150)
         paths.append(path)

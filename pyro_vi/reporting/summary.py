@@ -1,4 +1,4 @@
-"""A comparison in words: the table for people, and the conclusions that its numbers support."""
+"""Tables of comparisons and audits, and the conclusions that the numbers of a comparison support."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,11 +15,11 @@ from pyro_vi.comparison import Comparison, Result
 from pyro_vi.elbo import standard_error
 
 CERTAIN = 2.0
-"""Standard errors beyond which a difference is called one."""
+"""Number of standard errors beyond which a difference is reported."""
 
 
 def table(comparison: Comparison) -> Table:
-    """The comparison at a glance: a row for each number, a column for each estimator; nats per datum of held-out data."""
+    """Return the table of a comparison: one row per quantity, one column per estimator; held-out values in nats per datum."""
     results = comparison.results
     shown = Table(
         title=f"{comparison.model} with guide {comparison.guide} on {comparison.data.spec.name} "
@@ -38,7 +38,7 @@ def table(comparison: Comparison) -> Table:
     row("Pyro class", lambda name, result: result.cls)
     row("KL", lambda name, result: _sources(result))
     shown.add_section()
-    row("held-out ELBO", lambda name, result: f"{result.elbo_mean:.2f} ± {result.evaluation.se:.2f}")
+    row("held-out ELBO", lambda name, result: f"{result.elbo_mean:.2f} ± {result.evaluation.elbo_se:.2f}")
     row("  reconstruction", lambda name, result: f"{float(result.evaluation.reconstruction.mean()):.2f}")
     row("  KL", lambda name, result: f"{float(result.evaluation.kl.mean()):.2f}")
     row(f"evidence{_method(results)}", lambda name, result: _evidence(result))
@@ -54,37 +54,8 @@ def table(comparison: Comparison) -> Table:
     return shown
 
 
-def _sources(result: Result) -> str:
-    kinds = {source.split(" ")[0] for source in result.kl_source.values()}
-    if len(kinds) == 1:
-        return kinds.pop()
-    return ", ".join(f"{site}: {source.split(' ')[0]}" for site, source in result.kl_source.items())
-
-
-def _method(results: Mapping[str, Result]) -> str:
-    for result in results.values():
-        if result.evidence is not None:
-            attrs = result.evidence.attrs
-            return " (exact)" if attrs["method"] == "exact" else f" (importance, K = {attrs['particles']})"
-    return ""
-
-
-def _evidence(result: Result) -> str:
-    if result.evidence is None:
-        return "-"
-    return f"{result.evidence.attrs['value']:.2f} ± {result.evidence.attrs['se']:.2f}"
-
-
-def _variance(audit: xr.Dataset, part: str) -> Callable[[str, Result], str]:
-    def cell(name: str, result: Result) -> str:
-        value, error = (float(audit[key].sel(elbo=name, part=part)) for key in ("part_grad_var", "part_grad_var_se"))
-        return f"{value:.3g} ± {error:.1g}"
-
-    return cell
-
-
 def conclude(comparison: Comparison) -> list[str]:
-    """What the numbers support, in sentences; a difference within its error is said to be none."""
+    """Return the conclusions that the numbers support, as sentences; a difference within its error is reported as none."""
     sentences = _heldout(comparison) if len(comparison.results) > 1 else []
     if comparison.audits and len(comparison.results) > 1:
         sentences.append(_gradients(comparison))
@@ -99,89 +70,14 @@ def conclude(comparison: Comparison) -> list[str]:
             sentences.append(f"No evidence for {name}: {result.note}.")
         elif result.evidence is not None and _unsure(result.evidence):
             sentences.append(
-                f"Half of the held-out data have fewer than 10 effective draws in their evidence under {name}: "
-                "it reads low; use more particles."
+                f"Under {name} the evidence is probably too low: for half of the held-out data it rests on fewer than 10 "
+                "effective draws; use more particles."
             )
     return sentences
 
 
-def _unsure(evidence: xr.Dataset) -> bool:
-    return evidence.attrs["method"] == "iw" and float(evidence.ess.median()) < 10
-
-
-def _heldout(comparison: Comparison) -> list[str]:
-    results = comparison.results
-    sentences = [_ranked({name: result.evaluation.elbo for name, result in results.items()}, "ELBO")]
-    # A fit of another bound does not try for the highest ELBO: such fits are compared by their evidence.
-    found = {n: torch.as_tensor(r.evidence.log_evidence.values) for n, r in results.items() if r.evidence is not None}
-    if len({result.target for result in results.values()}) > 1 and len(found) > 1:
-        sentences.append(_ranked(found, "evidence"))
-    return sentences
-
-
-def _ranked(values: Mapping[str, Tensor], what: str) -> str:
-    best, second, *_ = sorted(values, key=lambda name: -float(values[name].mean()))
-    paired = values[best] - values[second]
-    difference, error = float(paired.mean()), standard_error(paired)
-    figure = f"{difference:.2f} ± {error:.2f} nats per datum, paired over {len(paired)} held-out data"
-    if difference > CERTAIN * error:
-        over = "" if len(values) == 2 else f" than that under {second}, the next"
-        return (
-            f"On held-out data the fit under {best} has the higher {what}{over}, by {figure}; "
-            "this is one seed, and another may differ by as much."
-        )
-    by = "" if what == "ELBO" else f" in {what}"
-    return f"On held-out data the fits under {best} and {second} do not differ{by} beyond error ({figure}; one seed)."
-
-
-def _gradients(comparison: Comparison) -> str:
-    first, *_, last = (*comparison.audits, *comparison.audits)
-    low, high = _extremes(comparison.audits[first], _of_one_bound(comparison))
-    parts = []
-    for part in ("guide", "model"):
-        start, end = (_ratio(comparison.audits[step], part, high, low) for step in (first, last))
-        parts.append(f"the {part}'s gradient variance under {high} is {start} at the start and {end} at the end")
-    return f"Against {low}, " + ", ".join(parts) + "."
-
-
-def _of_one_bound(comparison: Comparison) -> list[str]:
-    """The estimators of the bound that most of them share: gradients of different bounds are different things."""
-    targets = [result.target for result in comparison.results.values()]
-    most = max(targets, key=targets.count)
-    names = [name for name, result in comparison.results.items() if result.target == most]
-    return names if len(names) > 1 else list(comparison.results)
-
-
-def _extremes(audit: xr.Dataset, names: list[str]) -> tuple[str, str]:
-    """The two estimators whose guide gradients differ most."""
-
-    def variance(name: str) -> float:
-        return float(audit.part_grad_var.sel(elbo=name, part="guide"))
-
-    def spread(pair: tuple[str, str]) -> float:
-        return abs(math.log(max(variance(pair[0]), 1e-300) / max(variance(pair[1]), 1e-300)))
-
-    one, other = max(combinations(names, 2), key=spread)
-    return (one, other) if variance(one) <= variance(other) else (other, one)
-
-
-def _ratio(audit: xr.Dataset, part: str, above: str, below: str) -> str:
-    (a, b), (da, db) = (
-        [float(audit[key].sel(elbo=name, part=part)) for name in (above, below)]
-        for key in ("part_grad_var", "part_grad_var_se")
-    )
-    if a == b:
-        return "the same"
-    if min(a, b) <= 0:
-        return f"{a:.3g} (against {b:.3g})"
-    error = math.hypot(da / a, db / b)
-    if abs(math.log(a / b)) <= CERTAIN * error:
-        return f"equal within error ({a / b:.2f} ± {a / b * error:.2f} times)"
-    return f"{a / b:.3g} ± {a / b * error:.1g} times as large"
-
-
 def audit_table(audit: xr.Dataset, title: str) -> Table:
-    """An audit at a glance: a row for each estimator; gradients of the bound per datum, at the same parameters and draws."""
+    """Return the table of an audit: one row per estimator; gradients of the bound per datum, at equal parameters and draws."""
     shown = Table(
         title=f"{title}: {audit.attrs['draws']} draws, batch of {audit.attrs['batch_size']}",
         caption="Gradients of the bound per datum; ± one standard error. Work: variance × milliseconds. "
@@ -219,15 +115,120 @@ def audit_table(audit: xr.Dataset, title: str) -> Table:
     if audit.sizes["site"] > 1:
         for name in audit.elbo.values:
             shares = _shares(audit.sel(elbo=name, part="guide"))
-            shown.caption = f"{shown.caption}\nGuide's gradient variance that each site's draws make, {name}: {shares}."
+            line = f"Share of the guide's gradient variance due to each site's draws, {name}: {shares}."
+            shown.caption = f"{shown.caption}\n{line}"
     return shown
+
+
+def _sources(result: Result) -> str:
+    kinds = {source.split(" ")[0] for source in result.kl_source.values()}
+    if len(kinds) == 1:
+        return kinds.pop()
+    return ", ".join(f"{site}: {source.split(' ')[0]}" for site, source in result.kl_source.items())
+
+
+def _method(results: Mapping[str, Result]) -> str:
+    for result in results.values():
+        if result.evidence is not None:
+            attrs = result.evidence.attrs
+            return " (exact)" if attrs["method"] == "exact" else f" (importance, K = {attrs['particles']})"
+    return ""
+
+
+def _evidence(result: Result) -> str:
+    if result.evidence is None:
+        return "-"
+    return f"{result.evidence.attrs['value']:.2f} ± {result.evidence.attrs['se']:.2f}"
+
+
+def _variance(audit: xr.Dataset, part: str) -> Callable[[str, Result], str]:
+    def cell(name: str, result: Result) -> str:
+        value, error = (float(audit[key].sel(elbo=name, part=part)) for key in ("part_grad_var", "part_grad_var_se"))
+        return f"{value:.3g} ± {error:.1g}"
+
+    return cell
+
+
+def _unsure(evidence: xr.Dataset) -> bool:
+    return evidence.attrs["method"] == "iw" and float(evidence.ess.median()) < 10
+
+
+def _heldout(comparison: Comparison) -> list[str]:
+    results = comparison.results
+    sentences = [_ranked({name: result.evaluation.elbo_per_datum for name, result in results.items()}, "ELBO")]
+    # A fit of another bound does not maximise the ELBO, so such fits are compared by their evidence.
+    found = {n: torch.as_tensor(r.evidence.log_evidence.values) for n, r in results.items() if r.evidence is not None}
+    if len({result.target for result in results.values()}) > 1 and len(found) > 1:
+        sentences.append(_ranked(found, "evidence"))
+    return sentences
+
+
+def _ranked(values: Mapping[str, Tensor], what: str) -> str:
+    best, second, *_ = sorted(values, key=lambda name: -float(values[name].mean()))
+    paired = values[best] - values[second]
+    difference, error = float(paired.mean()), standard_error(paired)
+    figure = f"{difference:.2f} ± {error:.2f} nats per datum, paired over {len(paired)} held-out data"
+    if difference > CERTAIN * error:
+        over = "" if len(values) == 2 else f" than that under {second}, the next"
+        return (
+            f"On held-out data the fit under {best} has the higher {what}{over}, by {figure}; "
+            "this is one seed, and another may differ by as much."
+        )
+    by = "" if what == "ELBO" else f" in {what}"
+    return f"On held-out data the fits under {best} and {second} do not differ{by} beyond error ({figure}; one seed)."
+
+
+def _gradients(comparison: Comparison) -> str:
+    first, *_, last = (*comparison.audits, *comparison.audits)
+    low, high = _extremes(comparison.audits[first], _of_one_bound(comparison))
+    parts = []
+    for part in ("guide", "model"):
+        start, end = (_ratio(comparison.audits[step], part, high, low) for step in (first, last))
+        parts.append(f"the {part}'s gradient variance under {high} is {start} at the start and {end} at the end")
+    return f"Against {low}, " + ", ".join(parts) + "."
+
+
+def _of_one_bound(comparison: Comparison) -> list[str]:
+    """Estimators of the bound that most of them share; gradients of different bounds are not comparable."""
+    targets = [result.target for result in comparison.results.values()]
+    most = max(targets, key=targets.count)
+    names = [name for name, result in comparison.results.items() if result.target == most]
+    return names if len(names) > 1 else list(comparison.results)
+
+
+def _extremes(audit: xr.Dataset, names: list[str]) -> tuple[str, str]:
+    """The two estimators whose guide gradients differ most."""
+
+    def variance(name: str) -> float:
+        return float(audit.part_grad_var.sel(elbo=name, part="guide"))
+
+    def spread(pair: tuple[str, str]) -> float:
+        return abs(math.log(max(variance(pair[0]), 1e-300) / max(variance(pair[1]), 1e-300)))
+
+    one, other = max(combinations(names, 2), key=spread)
+    return (one, other) if variance(one) <= variance(other) else (other, one)
+
+
+def _ratio(audit: xr.Dataset, part: str, above: str, below: str) -> str:
+    (a, b), (da, db) = (
+        [float(audit[key].sel(elbo=name, part=part)) for name in (above, below)]
+        for key in ("part_grad_var", "part_grad_var_se")
+    )
+    if a == b:
+        return "the same"
+    if min(a, b) <= 0:
+        return f"{a:.3g} (against {b:.3g})"
+    error = math.hypot(da / a, db / b)
+    if abs(math.log(a / b)) <= CERTAIN * error:
+        return f"equal within error ({a / b:.2f} ± {a / b * error:.2f} times)"
+    return f"{a / b:.3g} ± {a / b * error:.1g} times as large"
 
 
 def _shares(one: xr.Dataset) -> str:
     whole = float(one.part_grad_var)
     parts = {str(site): float(one.site_var.sel(site=site)) for site in one.site.values}
     if not whole > 0 or any(math.isnan(part) for part in parts.values()):
-        return "not known, its draws cannot be told apart" if whole > 0 else "none"
+        return "unknown, because the draws of the sites cannot be separated" if whole > 0 else "none"
     return ", ".join(f"{site} {100 * part / whole:.0f} %" for site, part in parts.items())
 
 

@@ -1,8 +1,11 @@
-"""Small modules that know nothing of the rest.
+"""Small utilities that use nothing of the package but its exceptions.
 
-* `specs`: names with options, such as ``vae(latent_dim=8)``; `writing`: files written whole; `randomness`: the
-  generators that programs draw from; `threads`: how many threads a computation is worth; `packages`: versions of what
-  the numbers depend on.
+* `specs`: names with options, such as ``vae(latent_dim=8)``.
+* `writing`: atomic writing of files.
+* `randomness`: state and seeds of the random generators that programs draw from.
+* `threads`: the number of threads for a fit.
+* `packages`: versions of the packages that results depend on.
+* `private`, `torch_internals`, `pyro_internals`: the parts of other packages that are not public.
 """
 
 from pyro_vi.support.packages import versions

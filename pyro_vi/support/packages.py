@@ -1,4 +1,4 @@
-"""Versions of what the numbers depend on."""
+"""Versions of the packages that results depend on."""
 
 import platform
 from importlib.metadata import version
@@ -7,7 +7,7 @@ PACKAGES = ("pyro-vi", "pyro-ppl", "torch", "numpy")
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that every result depends on, by name.
+    """Return the versions of Python and of the packages that every result depends on, by name.
 
     Example:
         >>> sorted(versions())

@@ -1,7 +1,7 @@
-"""The generators that programs may draw from: those of torch, NumPy and Python.
+"""The random generators that programs may draw from: those of torch, NumPy and Python.
 
-* `generators` reads their state, `set_generators` puts it back: the one way in which anything saves and restores them.
-* `kept_generators` does both around a block, `seed_generators` seeds all three.
+* `generators` returns their state, and `set_generators` restores it. All saving and restoring goes through these two.
+* `kept_generators` does both around a block; `seed_generators` seeds all of them.
 """
 
 import random
@@ -14,7 +14,7 @@ import torch
 
 
 def generators() -> dict[str, Any]:
-    """State of every generator that a program may draw from, as tensors and plain numbers."""
+    """Return the state of every generator that a program may draw from, as tensors and plain numbers."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
@@ -25,7 +25,7 @@ def generators() -> dict[str, Any]:
 
 
 def set_generators(state: Mapping[str, Any]) -> None:
-    """Put back what `generators` gave."""
+    """Restore a state that `generators` returned."""
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -37,7 +37,7 @@ def set_generators(state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def kept_generators() -> Iterator[None]:
-    """Put the generators back after the block.
+    """Restore the state of the generators after the block.
 
     Example:
         >>> before = torch.get_rng_state()
@@ -54,7 +54,7 @@ def kept_generators() -> Iterator[None]:
 
 
 def seed_generators(seed: int) -> None:
-    """Seed all three; NumPy takes the seed modulo 2³²."""
+    """Seed the generators of torch, NumPy and Python; NumPy gets the seed modulo 2³²."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)

@@ -1,7 +1,7 @@
 """Names with options: `vae(latent_dim=8)`, `digits(binarize=False)`, `path/file.py:Name(x=1)`.
 
-Three roles, shared by programs and data sets: `parse` takes such a text apart without evaluating anything, `unknown`
-words the refusal of a name that is not in a table, and `check_options` refuses options that a thing does not have.
+* `parse` splits such a text into the name and its options, without evaluating anything.
+* `unknown` makes the error for a name that is not in a table; `check_options` rejects unknown options.
 """
 
 import ast
@@ -15,12 +15,12 @@ _PLAIN_TARGET = re.compile(r"[\w.:\-]+")
 
 
 def parse(text: str) -> tuple[str, dict[str, object]]:
-    """Take `target(option=literal, ...)` apart into the target and its options.
+    """Split `target(option=literal, ...)` into the target and its options.
 
-    The target is what stands before the options: a name, `path/file.py:Name` or `package.module:Name`. Values are
-    Python literals, read by `ast.literal_eval`.
+    The target is a name, `path/file.py:Name` or `package.module:Name`. Values are Python literals, read by
+    `ast.literal_eval`.
 
-    Raises UsageError for positional arguments, for values that are not literals, and for what cannot be read.
+    Raises UsageError for positional arguments, for values that are not literals, and for other text that cannot be read.
 
     >>> parse("vae(latent_dim=8, hidden=(256, 128))")
     ('vae', {'latent_dim': 8, 'hidden': (256, 128)})
@@ -32,7 +32,7 @@ def parse(text: str) -> tuple[str, dict[str, object]]:
         if text.count("(") != text.count(")"):
             raise _unreadable(text)
         return _target(text, text), {}
-    # A folder's name may hold parentheses too: the options are the first part, up to the end, that reads as one call.
+    # A folder's name may contain parentheses too: options start at the first "(" from which the rest reads as one call.
     for opening in re.finditer(r"\(", text):
         try:
             call = ast.parse("f" + text[opening.start() :], mode="eval").body
@@ -41,6 +41,41 @@ def parse(text: str) -> tuple[str, dict[str, object]]:
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
             return _target(text[: opening.start()].strip(), text), _options(call, text)
     raise _unreadable(text)
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """Make the error for a name that is not in a table; it names the nearest match (difflib) and all known names.
+
+    >>> str(unknown("data set", "digts", ["digits", "mnist"]))
+    "no data set named 'digts'; did you mean 'digits'? Available: digits, mnist"
+    """
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return UsageError(f"no {kind} named {name!r}{hint} Available: {', '.join(names) or 'none'}")
+
+
+def check_options(what: str, options: Iterable[str], known: Iterable[str]) -> None:
+    """Check that every option is known.
+
+    Args:
+        what: name of the program or data set, for the message.
+        options: the options given.
+        known: the options that it has.
+
+    Raises:
+        UsageError: an option is unknown; the message names the first such option, its nearest match and the known options.
+
+    >>> check_options("data set 'digits'", {"binarize": True}, ["binarize"])
+    """
+    names = list(known)
+    for option in options:
+        if option not in names:
+            if not names:
+                raise UsageError(f"{what} has no option {option!r}; it takes no options, so leave it out")
+            near = difflib.get_close_matches(option, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise UsageError(f"{what} has no option {option!r}{hint} Its options are: {', '.join(names)}")
 
 
 def _target(target: str, text: str) -> str:
@@ -73,32 +108,3 @@ def _options(call: ast.Call, text: str) -> dict[str, object]:
 
 def _unreadable(text: str) -> UsageError:
     return UsageError(f"cannot read {text!r}; write name or name(option=value, ...) with Python literals as values")
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """The error for a name that a table does not have: the nearest match (difflib) and what there is.
-
-    >>> str(unknown("data set", "digts", ["digits", "mnist"]))
-    "no data set named 'digts'; did you mean 'digits'? There are: digits, mnist"
-    """
-    names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    return UsageError(f"no {kind} named {name!r}{hint} There are: {', '.join(names) or 'none'}")
-
-
-def check_options(what: str, options: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse options that `what` does not have.
-
-    Raises UsageError that names the first such option, the nearest match and the options there are.
-
-    >>> check_options("data set 'digits'", {"binarize": True}, ["binarize"])
-    """
-    names = list(known)
-    for option in options:
-        if option not in names:
-            if not names:
-                raise UsageError(f"{what} has no option {option!r}; it has no options: leave it out")
-            near = difflib.get_close_matches(option, names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise UsageError(f"{what} has no option {option!r}{hint} Its options are: {', '.join(names)}")

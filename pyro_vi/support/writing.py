@@ -1,4 +1,4 @@
-"""Files and folders written whole: under a temporary name and renamed, so that an interrupted write loses nothing."""
+"""Atomic writing: a file is written under a temporary name and then renamed, so that an interruption loses nothing."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pyro_vi.errors import InputError
 
 
 def slug(text: str) -> str:
-    """A name as a part of a path, with nothing in it that a shell minds.
+    """Turn a name into a part of a path, without characters that are special to a shell.
 
     Example:
         >>> slug("iwae(num_particles=8)")
@@ -21,10 +21,10 @@ def slug(text: str) -> str:
 
 
 def make_folder(path: str | Path) -> Path:
-    """Make a folder and see that it can be written.
+    """Make a folder and check that files can be written to it.
 
     Raises:
-        InputError: it cannot.
+        InputError: the folder cannot be made or written to.
     """
     folder = Path(path).expanduser()
     probe = folder / ".writable"
@@ -40,7 +40,12 @@ def make_folder(path: str | Path) -> Path:
 
 
 def write_through(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Write a file under a temporary name and rename it: whoever looks finds the old one or the new one, never a half."""
+    """Write a file under a temporary name and rename it: a reader finds the old file or the new one, never half of one.
+
+    Args:
+        path: the file.
+        write: writes the content to the path that it is called with.
+    """
     temporary = path.with_name(path.name + ".tmp")
     write(temporary)
     os.replace(temporary, path)
@@ -48,13 +53,13 @@ def write_through(path: Path, write: Callable[[Path], Any]) -> Path:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON in one go: numbers that are not finite become null, as JSON has none."""
+    """Write a value as JSON, atomically; numbers that are not finite become null, because JSON has none."""
     text = json.dumps(finite(value), indent=2, allow_nan=False) + "\n"
     write_through(path, lambda temporary: temporary.write_text(text))
 
 
 def finite(value: Any) -> Any:
-    """``value`` with None for each number that is not finite.
+    """Return ``value`` with None in place of each number that is not finite.
 
     Example:
         >>> finite({"a": [1.0, float("nan")]})

@@ -1,15 +1,14 @@
 """What a graph would freeze: state of Python that a program reads or changes while it runs.
 
 A graph holds tensor operations. A number that a program counts up itself, a draw from NumPy's generator, a tensor that it
-keeps from one call to the next would stay as they were at the capture. `watched` sees whether a run of the programs changes
-any of these, and says what.
+keeps from one call to the next would stay as they were at the capture.
 
-* `same_twice` also captures twice, and compares the graphs.
-* `put_back` undoes what runs of the programs change of it.
+* `watched` raises where a run of the programs changes such state; `put_back` undoes what runs of the programs change of it.
+* `same_twice` also captures twice, under different states of Python's generator, and compares the graphs.
 """
 
+import pickle
 import random
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from pyro_vi.errors import NoGraph
 from pyro_vi.support import generators, set_generators
-from pyro_vi.tracing.errors import NoGraph
-from pyro_vi.tracing.reach import walk
+from pyro_vi.tracing.reach import Walk
 
 
 @contextmanager
@@ -28,40 +27,36 @@ def watched(*programs: nn.Module) -> Iterator[None]:
     """Within the block programs are run; it must leave what they can reach in Python as it was.
 
     Raises:
-        NoGraph: it did not: an attribute or variable has another value, or a generator of Python or NumPy was drawn from.
+        NoGraph: an attribute or variable has another value, a generator of Python or NumPy was drawn from, or the programs
+            reach what cannot be watched.
     """
-    before, drawn = walk(*programs), (random.getstate(), _numpy_state())
+    before, drawn = Walk(*programs), _drawn()
     yield
-    # beartype's checks of types draw from it too, and say nothing about the programs.
-    if random.getstate() != drawn[0] and "beartype" not in sys.modules:
-        raise NoGraph(
-            "the programs draw from Python's generator, once for all steps in a graph; draw with torch or pyro"
-        )
-    if _numpy_state() != drawn[1]:
-        raise NoGraph(
-            "the programs draw from NumPy's generator, once for all steps in a graph; draw with torch or pyro"
-        )
-    after = walk(*programs)
-    for place in sorted({*before.found, *after.found}):
-        if before.found.get(place) != after.found.get(place):
+    for owner, state in _drawn().items():
+        if state != drawn[owner]:
             raise NoGraph(
-                f"the programs change {place} as they run, which would stay as it is in a graph; "
-                "hold it in a buffer (a tensor) that is changed in place"
+                f"the programs draw from {owner}'s generator, once for all steps in a graph; draw with torch or pyro"
             )
+    place = before.changed()
+    if place:
+        raise NoGraph(
+            f"the programs change {place} as they run, which would stay as it is in a graph; "
+            "hold it in a buffer (a tensor) that is changed in place"
+        )
 
 
 @contextmanager
 def put_back(*programs: nn.Module) -> Iterator[None]:
     """Whatever the programs change within the block in the state that they hold in Python, is as it was afterwards.
 
-    Where it can be seen and set: not how far a generator function has come.
+    Raises:
+        NoGraph: they hold what cannot be put back; the block is not entered.
     """
-    undo = walk(*programs).undo
+    before = Walk(*programs)
     try:
         yield
     finally:
-        for step in reversed(undo):
-            step()
+        before.put_back()
 
 
 def same_twice(trace: Callable[[], fx.GraphModule], *programs: nn.Module) -> fx.GraphModule:
@@ -84,8 +79,8 @@ def same_twice(trace: Callable[[], fx.GraphModule], *programs: nn.Module) -> fx.
         set_generators(start)
     if not _same(first, second):
         raise NoGraph(
-            "two captures differ: the programs depend on what changes in Python from call to call, such as a number that they "
-            "count up or a draw from Python's generator; hold it in a buffer, or draw with torch or pyro"
+            "two captures differ: the programs depend on what changes in Python from call to call, such as the time; "
+            "hold it in a buffer"
         )
     return first
 
@@ -101,6 +96,5 @@ def _constants(graph: fx.GraphModule) -> list[Any]:
     return [getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
 
 
-def _numpy_state() -> tuple[Any, ...]:
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    return (kind, np.asarray(keys).tobytes(), *rest)
+def _drawn() -> dict[str, Any]:
+    return {"Python": random.getstate(), "NumPy": pickle.dumps(np.random.get_state())}

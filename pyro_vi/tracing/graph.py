@@ -1,7 +1,7 @@
 """The graph of programs that decide nothing by the values of tensors.
 
 * `trace` makes it, or raises an error; `reason` says in one line why there is none.
-* `without_items` puts the stand-ins of `STAND_INS` in place for the time of a block, where Pyro's estimators themselves look at
+* `without_items` puts `stand_ins` in place for the time of a block, where Pyro's estimators themselves look at
   values.
 
 A trace has no values to decide by, but it runs on real tensors, of which a program may ask what is then held for ever: numbers
@@ -26,26 +26,18 @@ batch, the support of a Binomial, and programs that look at values themselves.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import wraps
+from functools import cache, partial, wraps
 from typing import Any
 from unittest import mock
 
 import torch
-from pyro.distributions import BetaBinomial
-from pyro.infer import trace_elbo, trace_mean_field_elbo, traceenum_elbo, tracetmc_elbo
-from pyro.infer import util as infer_util
-from pyro.infer.util import Dice
 from torch import Tensor, fx
-from torch.distributions import Binomial
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, make_fx
 from torch.overrides import TorchFunctionMode
 
-from pyro_vi.errors import first_line, kind_and_line
-from pyro_vi.tracing.errors import NoGraph
+from pyro_vi.errors import NoGraph, first_line, kind_and_line
+from pyro_vi.support.pyro_internals import looks_at_values
+from pyro_vi.support.torch_internals import graph_in_the_making, make_fx, varies
 from pyro_vi.tracing.shapes import refuse_varying_shapes
-
-_fulldot: Callable[[Tensor, Tensor], Tensor] = infer_util._fulldot
-_compute_expectation: Callable[..., Any] = Dice.compute_expectation
 
 
 def trace(function: Callable[..., Any], *inputs: Tensor, state: int = 0) -> fx.GraphModule:
@@ -60,9 +52,9 @@ def trace(function: Callable[..., Any], *inputs: Tensor, state: int = 0) -> fx.G
 
     def checked(*inputs: Tensor) -> Any:
         result = function(*inputs)
-        mode = get_proxy_mode()
-        assert mode is not None
-        refuse_varying_shapes(mode.tracer.graph, state)  # here, as what is not used any more is dropped at the end
+        graph = graph_in_the_making()
+        assert graph is not None
+        refuse_varying_shapes(graph, state)  # here, as what is not used any more is dropped at the end
         return result
 
     with without_items(), _Opaque():
@@ -76,7 +68,7 @@ def without_items() -> Iterator[None]:
     It is for tracing only: warnings of nan are off.
     """
     with ExitStack() as stack:
-        for owner, name, stand_in in STAND_INS:
+        for owner, name, stand_in in stand_ins():
             stack.enter_context(mock.patch.object(owner, name, stand_in))
         stack.enter_context(_Lookup())
         yield
@@ -104,17 +96,11 @@ class _Opaque(TorchFunctionMode):
     """Values of a tracing tensor are not handed to Python, which would decide by those of one batch."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__) and _tracing(args[0]):
+        if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__) and varies(args[0]):
             raise NoGraph(
                 f"the programs take values out of a tensor ({func.__name__}), by which nothing in a graph can be decided"
             )
         return func(*args, **(kwargs or {}))
-
-
-def _tracing(value: Tensor) -> bool:
-    mode = get_proxy_mode()
-    proxy: Any = None if mode is None else get_proxy_slot(value, mode.tracer, None)
-    return proxy is not None and proxy.constant is None
 
 
 def _constant(value: Any) -> Any:
@@ -146,18 +132,24 @@ class _All(TorchFunctionMode):
         return True if func is Tensor.all else func(*args, **(kwargs or {}))
 
 
-def _expectation(dice: Dice, costs: Any) -> Any:
-    with _All():
-        return _compute_expectation(dice, costs)
+def _of_all(original: Callable[..., Any]) -> Callable[..., Any]:
+    def expectation(dice: Any, costs: Any) -> Any:
+        with _All():
+            return original(dice, costs)
+
+    return expectation
 
 
-def _dot_of_possible(prob: Tensor, cost: Tensor) -> Tensor:
-    # Not prob == 0: Pyro leaves a nan out as well.
-    impossible = ~(prob > 0)
-    return _fulldot(prob.masked_fill(impossible, 0), cost.masked_fill(impossible, 0))
+def _of_possible(original: Callable[..., Any]) -> Callable[..., Any]:
+    def dot(prob: Tensor, cost: Tensor) -> Any:
+        # Not prob == 0: Pyro leaves a nan out as well.
+        impossible = ~(prob > 0)
+        return original(prob.masked_fill(impossible, 0), cost.masked_fill(impossible, 0))
+
+    return dot
 
 
-def _explained(original: Callable[..., Any], reason: str) -> Callable[..., Any]:
+def _explained(reason: str, original: Callable[..., Any]) -> Callable[..., Any]:
     """The function itself, but where it looks into a tensor that varies, the error says why and not only that it does."""
 
     @wraps(original)
@@ -173,17 +165,21 @@ def _explained(original: Callable[..., Any], reason: str) -> Callable[..., Any]:
 _SCALES = "sites are enumerated in the model under a scale that is computed, and Pyro compares scales by their values"
 _SUPPORT = "a Binomial is enumerated, and the size of its support is the value of a tensor"
 
-STAND_INS: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
-    (trace_elbo, "torch_item", _constant),
-    (trace_elbo, "warn_if_nan", _same),
-    (trace_mean_field_elbo, "torch_item", _constant),
-    (trace_mean_field_elbo, "warn_if_nan", _same),
-    (traceenum_elbo, "warn_if_nan", _same),
-    (tracetmc_elbo, "warn_if_nan", _same),
-    (Dice, "compute_expectation", _expectation),
-    (infer_util, "_fulldot", _dot_of_possible),
-    (traceenum_elbo, "_get_common_scale", _explained(traceenum_elbo._get_common_scale, _SCALES)),
-    (Binomial, "enumerate_support", _explained(Binomial.enumerate_support, _SUPPORT)),
-    (BetaBinomial, "enumerate_support", _explained(BetaBinomial.enumerate_support, _SUPPORT)),
-)
-"""Where a name stands, the name, and what replaces it while a pair is traced."""
+_MAKERS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+    "item": lambda original: _constant,
+    "warning": lambda original: _same,
+    "expectation": _of_all,
+    "dot": _of_possible,
+    "scale": partial(_explained, _SCALES),
+    "support": partial(_explained, _SUPPORT),
+}
+
+
+@cache
+def stand_ins() -> tuple[tuple[Any, str, Callable[..., Any]], ...]:
+    """Where a name stands, the name, and what replaces it while a pair is traced.
+
+    Raises:
+        NoGraph: this Pyro lacks one of the names.
+    """
+    return tuple((owner, name, _MAKERS[purpose](original)) for purpose, owner, name, original in looks_at_values())

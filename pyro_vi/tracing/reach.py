@@ -1,292 +1,300 @@
-"""The state of Python that programs can reach: what they hold, close over and refer to.
+"""State of Python that programs can reach: what they hold, close over and refer to.
 
-* `walk` looks at it, by where it stands, and knows how to put it back; `state_of` is its flat picture.
+`Walk` takes a picture of it, says what has changed since, and puts it back. It must see
+
+* attributes of modules, of plain objects (also in slots), of functions and of classes; also new ones;
+* variables of closures and globals, also those of other Python modules (``counts.calls``, ``package.counts.calls``, of a module
+  that is imported within a function); defaults of arguments, hooks, bound methods, `functools.partial`, cached functions;
+* what lists, dicts, sets, deques and arrays of bytes or numbers hold, at any place within each other;
+* tensors and NumPy arrays that no module holds: the elements of small ones, the version of large tensors;
+* context variables.
+
+Refused before the programs run: iterators, generators of random numbers that programs own, and more than `MOST` objects.
+Not seen: the state of libraries, objects more than `DEPTH` references away, elements of large arrays, and what has no
+attributes (the entries of a cache, the position in a file). Parameters and buffers are inputs of a graph, no state of Python.
 """
 
-import copy
-import inspect
 import random
 import sys
-import warnings
+from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
-from itertools import islice
-from types import CodeType, FunctionType, GeneratorType, MethodType, ModuleType
+from io import IOBase
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyro_vi.errors import NoGraph
+from pyro_vi.support.torch_internals import hooks_of, times_changed
+
 DEPTH, MOST = 6, 20_000
-"""How far objects are followed, and how many things are looked at."""
+"""How far objects are followed, and how many. A tensor or array of fewer elements is small."""
+LIBRARIES = {"torch", "pyro", "numpy", "pyro_vi", "zuko", "scipy", "jaxtyping", "beartype", "builtins", "logging"}
+HELD = {"state", "param_groups", "_pyro_name", "_pyro_context", "_pyro_params", "_pyro_samples"}.union(
+    name for name in vars(nn.Module()) if name.startswith("_")
+)
+"""Attributes of modules and optimizers that are there to change: parameters, hooks and the like."""
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), np.number, np.bool_)
-_LIBRARIES = ("torch", "pyro", "numpy", "pyro_vi", "zuko", "scipy", "builtins", "collections", "functools", "typing")
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.BitGenerator, np.random.RandomState, random.Random)
+_COMMON: Any = (random.getstate.__self__, np.random.get_state.__self__)  # type: ignore[attr-defined]
+"""The generators of Python and NumPy that everyone shares, which `pyro_vi.tracing.frozen` watches."""
+
+Named = dict[Any, Any]
+Place = Callable[[Any], str]
 
 
-def state_of(*programs: nn.Module) -> dict[str, Any]:
-    """Numbers, strings, tensors and generators that programs hold or refer to, by where they stand.
+@dataclass
+class Held:
+    """One thing that holds state: where its names stand in the programs, how it is read by name, how it is put back."""
 
-    Tensors that belong to a module (parameters, buffers) are not among them: a graph takes these as inputs.
+    place: Place
+    read: Callable[[], Named]
+    write: Callable[[Named], Any]
 
-    Example:
-        >>> class Counting(nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.calls = 0
-        >>> {place: value for place, value in state_of(Counting()).items() if "calls" in place}
-        {"attribute 'calls' of Counting": 0}
-    """
-    return walk(*programs).found
+    def __post_init__(self) -> None:
+        self.before = self.read()
 
+    def changed(self) -> str:
+        """Where something else stands than before; empty if nowhere."""
+        before, now = self.before, self.read()
+        for name in {**before, **now}:
+            if name not in before or name not in now or not _alike(before[name], now[name]):
+                return self.place(name)
+        return "" if list(before) == list(now) else self.place(next(iter(before)))
 
-def walk(*programs: nn.Module) -> "Walk":
-    """All that programs can reach now."""
-    found = Walk()
-    for program in programs:
-        found.look(program, type(program).__name__, 0)
-    return found
+    def put_back(self) -> None:
+        now = self.read()
+        if list(now) != list(self.before) or any(not _same(now[name], item) for name, item in self.before.items()):
+            self.write(self.before)
 
 
 class Walk:
-    """What was found, by where it stands, and how to put it back (which also keeps it alive, so that no id comes twice)."""
+    """The state of Python that programs, or an optimizer, reach now.
 
-    def __init__(self) -> None:
-        self.found: dict[str, Any] = {}
-        self.undo: list[Callable[[], None]] = []
-        self.seen: set[int] = set()
-        self.classes: set[type] = set()
-        self.iterators: dict[int, tuple[Any, Any, Any]] = {}
+    Raises:
+        NoGraph: they reach what cannot be put back.
 
-    def look(self, value: Any, place: str, depth: int) -> None:
-        if isinstance(value, _PLAIN):
-            self.note(place, value if value == value else "nan")
+    Example:
+        >>> program = nn.Linear(1, 1)
+        >>> program.calls = 0
+        >>> before = Walk(program)
+        >>> program.calls += 1
+        >>> before.changed()
+        "attribute 'calls' of Linear"
+        >>> before.put_back()
+        >>> program.calls
+        0
+    """
+
+    def __init__(self, *programs: Any) -> None:
+        self.held: list[Held] = []
+        self.seen: dict[int, Any] = {}  # kept alive, so that no id comes twice
+        for program in programs:
+            self._look(program, type(program).__name__, 0)
+
+    def changed(self) -> str:
+        """Where something has changed since; empty if nowhere."""
+        return next(filter(None, (held.changed() for held in self.held)), "")
+
+    def put_back(self) -> None:
+        """Put everything back that has changed since."""
+        for held in self.held:
+            held.put_back()
+
+    def _look(self, value: Any, place: str, depth: int) -> None:
+        if isinstance(value, _PLAIN) or id(value) in self.seen or depth > DEPTH:
             return
-        if id(value) in self.seen or depth > DEPTH or len(self.seen) > MOST:
-            return
-        self.seen.add(id(value))
-        if isinstance(value, Tensor):
-            self.note(place, (id(value), value._version, _bytes(value)))
-            self.undo.append(partial(_restore_tensor, value, value.detach().clone() if value.numel() < MOST else None))
-        elif isinstance(value, np.ndarray):
-            self.note(place, (id(value), hash(value.tobytes()) if value.size < MOST else value.shape))
-            if value.size < MOST and value.flags.writeable:
-                self.undo.append(partial(value.__setitem__, ..., value.copy()))
-        elif isinstance(value, torch.Generator):
-            self.note(place, value.get_state().numpy().tobytes())
-            self.undo.append(partial(_set_state, value, value.get_state()))
-        elif isinstance(value, np.random.Generator):
-            self.note(place, repr(value.bit_generator.state))
-            self.undo.append(
-                partial(_restore, value.bit_generator, "state", partial(_same_one, value.bit_generator.state))
-            )
-        elif isinstance(value, np.random.RandomState):
-            state: Any = value.get_state(legacy=True)
-            self.note(place, repr((state[1].tobytes(), *state[2:])))
-            self.undo.append(partial(value.set_state, value.get_state()))
-        elif isinstance(value, random.Random):
-            self.note(place, hash(value.getstate()))
-            self.undo.append(partial(value.setstate, value.getstate()))
-        elif isinstance(value, Mapping):
-            self.note(f"the length of {place}", len(value))
-            items = list(islice(value.items(), MOST))
-            for key, item in items:
-                self.look(item, f"{place}[{key!r}]" if isinstance(key, _PLAIN) else place, depth + 1)
-            if isinstance(value, dict) and len(items) == len(value):
-                self.undo.append(partial(_restore_mapping, value, {key: self.kept(item) for key, item in items}))
-        elif isinstance(value, (list, tuple, set, frozenset, deque, bytearray)):
-            self.note(f"the length of {place}", len(value))
-            parts: list[Any] = list(islice(value, MOST))
-            for number, item in enumerate(parts):
-                self.look(item, f"{place}[{number}]", depth + 1)
-            if isinstance(value, (list, set, deque, bytearray)) and len(parts) == len(value):
-                self.undo.append(partial(_restore_items, value, [self.kept(part) for part in parts]))
+        if len(self.seen) > MOST:
+            raise NoGraph(f"the programs reach more than {MOST} objects in Python; hold their data in tensors")
+        self.seen[id(value)] = value
+        if isinstance(value, _GENERATORS) and value not in _COMMON:
+            raise NoGraph(f"{place} is a generator of random numbers, which no graph can hold; draw with torch or pyro")
+        if isinstance(value, (Tensor, np.ndarray)):
+            kept = _copy(value)
+            self._hold(lambda _: place, lambda: {"": _picture(value)}, lambda _: _overwrite(value, kept), depth)
+        elif isinstance(value, ContextVar):
+            self._hold(lambda _: place, lambda: {"": value.get(None)}, lambda before: value.set(before[""]), depth)
+        elif isinstance(value, dict):
+            at = lambda key: f"{place}[{key!r}]" if isinstance(key, _PLAIN) else place  # noqa: E731
+            self._hold(at, lambda: dict(value), partial(_fill, value), depth)
+        elif isinstance(value, set):
+            self._hold(lambda _: place, lambda: {item: item for item in value}, partial(_fill, value), depth)
+        elif isinstance(value, (list, deque, bytearray, array)):
+            self._hold(lambda _: place, lambda: dict(enumerate(value)), partial(_fill, value), depth)
+        elif isinstance(value, (tuple, frozenset)):
+            self._each(value, place, depth)
         elif isinstance(value, partial):
-            self.look((value.func, value.args, value.keywords), place, depth)
-        elif isinstance(value, (FunctionType, MethodType)):
-            self.function(value, depth)
-        elif isinstance(value, nn.Module):
-            self.module(value, depth)
-        elif hasattr(value, "__next__"):
-            self.note(place, _position(value))
-        elif inspect.isclass(value):
-            self.of_class(value, depth)
-        elif not isinstance(value, ModuleType) and not _library(type(value)):
-            self.attributes(_attributes(value), type(value).__name__, depth, value)
-            self.undo.append(partial(_remove_attributes, value, set(_attributes(value))))
-            self.of_class(type(value), depth)
+            self._each((value.func, value.args, value.keywords), place, depth)
+        elif isinstance(value, MethodType):
+            self._each((value.__self__, value.__func__), place, depth)
+        elif isinstance(value, Iterator) and not isinstance(value, IOBase):
+            raise NoGraph(f"{place} is an iterator, which goes on with each call; hold a number in a buffer")
+        elif isinstance(value, FunctionType):
+            self._function(value, depth)
+        elif isinstance(value, CellType):
+            self._names(
+                lambda _: place, lambda: _content(value), partial(setattr, value), partial(delattr, value), depth
+            )
+        elif isinstance(value, type):
+            self._class(value, depth)
+        elif isinstance(value, (nn.Module, torch.optim.Optimizer)):
+            self._module(value, depth)
+        elif hasattr(value, "__wrapped__"):  # a cached function
+            self._look(value.__wrapped__, place, depth)
+        elif not isinstance(value, ModuleType) and not _library(type(value).__module__, standard=False):
+            self._object(value, type(value).__name__, depth)
 
-    def note(self, place: str, value: Any) -> None:
-        while place in self.found:
-            place += "'"
-        self.found[place] = value
+    def _each(self, items: Any, place: str, depth: int) -> None:
+        for number, item in enumerate(items):
+            self._look(item, f"{place}[{number}]", depth + 1)
 
-    def kept(self, item: Any) -> Callable[[], Any]:
-        """Gives what to put back for an item: itself, but an iterator that has gone on cannot go back, and gives a copy."""
-        if not hasattr(item, "__next__") or inspect.isclass(item):
-            return partial(_same_one, item)
-        if id(item) not in self.iterators:
-            self.iterators[id(item)] = item, _position(item), _copied(item)
-        return partial(_iterator, *self.iterators[id(item)])
+    def _hold(self, place: Place, read: Callable[[], Named], write: Callable[[Named], Any], depth: int) -> None:
+        self.held.append(Held(place, read, write))
+        for name, item in self.held[-1].before.items():
+            self._look(item, place(name), depth + 1)
 
-    def attributes(self, values: Mapping[str, Any], name_of: str, depth: int, owner: Any) -> None:
-        for name, item in list(values.items()):
-            self.look(item, f"attribute '{name}' of {name_of}", depth + 1)
-            self.undo.append(partial(_restore, owner, name, self.kept(item)))
+    def _names(self, place: Place, read: Callable[[], Named], put: Any, drop: Any, depth: int) -> None:
+        """Names that are set and deleted one by one."""
 
-    def module(self, module: nn.Module, depth: int) -> None:
-        owner = type(module).__name__
-        own = {k: v for k, v in vars(module).items() if not k.startswith("_") or k == "_hidden"}
-        if not _library(type(module)):
-            hidden = {k: v for k, v in vars(module).items() if k.startswith("_") and not k.startswith("__")}
-            standard = set(vars(nn.Module())) | {"_pyro_name", "_pyro_context", "_pyro_params", "_pyro_samples"}
-            own |= {k: v for k, v in hidden.items() if k not in standard}
-        self.attributes(own, owner, depth, vars(module))
-        self.undo.append(partial(_remove, vars(module), set(vars(module))))
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            self.look(tuple(hooks.values()), f"the hooks of {owner}", depth)
-        self.of_class(type(module), depth)
-        for child in module._modules.values():
-            if child is not None:
-                self.look(child, owner, depth)
+        def write(before: Named) -> None:
+            for name in read().keys() - before.keys():
+                drop(name)
+            for name, item in before.items():
+                put(name, item)
 
-    def of_class(self, cls: type, depth: int) -> None:
-        """What the methods of a class refer to, and what it counts up itself."""
-        for base in cls.__mro__:
-            if base in self.classes or _library(base) or _standard(base):
-                continue
-            self.classes.add(base)
-            for name, item in list(vars(base).items()):
-                inner = getattr(item, "__func__", getattr(item, "fget", item))
-                if isinstance(inner, FunctionType):
-                    self.look(inner, name, depth + 1)
-                elif not name.startswith("__"):
-                    self.attributes({name: item}, base.__name__, depth, base)
+        self._hold(place, read, write, depth)
 
-    def function(self, function: Any, depth: int) -> None:
-        if isinstance(function, MethodType):
-            self.look(function.__self__, type(function.__self__).__name__, depth + 1)
-            function = function.__func__
-        if not isinstance(function, FunctionType) or _foreign(function):
+    def _object(self, value: Any, of: str, depth: int, keep: Callable[[str], bool] = bool) -> None:
+        """Attributes of an object, in its dictionary and in slots, and its class."""
+        place = lambda name: f"attribute '{name}' of {of}"  # noqa: E731
+        own: Named = getattr(value, "__dict__", {})
+        self._names(place, lambda: {k: own[k] for k in own if keep(k)}, own.__setitem__, own.__delitem__, depth)
+        put, drop = partial(object.__setattr__, value), partial(object.__delattr__, value)  # of frozen ones too
+        self._names(place, lambda: _slots(value), put, drop, depth)
+        self._look(type(value), of, depth)
+
+    def _module(self, module: Any, depth: int) -> None:
+        hidden = "_" if _library(type(module).__module__) else "__"
+        self._object(
+            module,
+            type(module).__name__,
+            depth,
+            lambda name: name == "_hidden" or not (name.startswith(hidden) or name in HELD),
+        )
+        if isinstance(module, nn.Module):
+            self._each([hook for hooks in hooks_of(module) for hook in hooks.values()], "a hook", depth)
+            for child in module.children():
+                self._look(child, type(module).__name__, depth)
+
+    def _class(self, cls: type, depth: int) -> None:
+        """The methods of a class, and what it holds itself."""
+        for base in () if _library(cls.__module__) else cls.__bases__:
+            self._look(base, base.__name__, depth)
+        if not _library(cls.__module__):
+            self._each(map(_method, list(vars(cls).values())), cls.__name__, depth)
+            self._names(
+                lambda name: f"attribute '{name}' of {cls.__name__}",
+                lambda: {k: v for k, v in vars(cls).items() if not k.startswith("__") and _method(v) is None},
+                partial(setattr, cls),
+                partial(delattr, cls),
+                depth,
+            )
+
+    def _function(self, function: FunctionType, depth: int) -> None:
+        # By its own name and by where it was written: `functools.wraps` changes the first.
+        if _library(function.__module__) and _library(function.__globals__.get("__name__")):
             return
-        for name, item, owner, at in [*_closure(function), *_globals(function)]:
-            self.look(item, f"variable '{name}' of {function.__name__}", depth + 1)
-            self.undo.append(partial(_restore, owner, at, self.kept(item)))
-        for defaults in (function.__defaults__, function.__kwdefaults__):
-            self.look(defaults, f"a default of {function.__name__}", depth + 1)
-        self.attributes(vars(function), function.__name__, depth, vars(function))
-        self.undo.append(partial(_remove, vars(function), set(vars(function))))
+        of, names = function.__name__, _used(function.__code__)
+        self._object(function, of, depth)
+        self._each((function.__defaults__, function.__kwdefaults__), f"a default of {of}", depth)
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            self._look(cell, f"variable '{name}' of {of}", depth)
+        self._variables(function.__globals__, names, "", of, depth)
+        for name in names & set(sys.modules):  # imported within the function
+            self._variables(vars(sys.modules[name]), names, f"{name}.", of, depth)
+
+    def _variables(self, values: Named, names: set[str], prefix: str, of: str, depth: int) -> None:
+        """Variables of a Python module under some names, and of the modules among them."""
+        if depth > DEPTH or _library(values.get("__name__")):
+            return
+        place = lambda name: f"variable '{prefix}{name}' of {of}"  # noqa: E731
+        read = lambda: {name: values[name] for name in sorted(names) if name in values}  # noqa: E731
+        self._names(place, read, values.__setitem__, values.__delitem__, depth)
+        for name, item in read().items():
+            if isinstance(item, ModuleType):
+                self._variables(vars(item), names, f"{prefix}{name}.", of, depth + 1)
 
 
-def _bytes(value: Tensor) -> Any:
-    # In-place changes of `.data` and of NumPy's view leave the version as it is.
-    if value.numel() >= MOST or value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
-        return None
-    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+def _copy(value: Any) -> Any:
+    """A copy of a small tensor or array; None of others."""
+    if isinstance(value, Tensor):
+        small = value.numel() < MOST and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
+        return value.detach().clone() if small else None
+    return value.copy() if value.size < MOST and not value.dtype.hasobject else None
 
 
-def _position(iterator: Any) -> Any:
-    """How far an iterator has come, where that can be seen."""
-    if isinstance(iterator, GeneratorType):
-        frame = iterator.gi_frame
-        return frame and (frame.f_lasti, repr(frame.f_locals))
-    if isinstance(iterator, (tuple, list)):
-        return [_position(part) for part in iterator]
-    if not hasattr(iterator, "__next__") or inspect.isclass(iterator):
-        return repr(iterator)
-    with suppress(Exception), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python 3.14 takes it from itertools
-        return [type(iterator).__name__, _position(iterator.__reduce__()[1:])]
-    return repr(iterator)
+def _picture(value: Any) -> Any:
+    # In-place changes of `.data` and of NumPy's view leave a tensor's version as it is.
+    copied = _copy(value)
+    if copied is None:
+        return times_changed(value) if isinstance(value, Tensor) else value.shape
+    if isinstance(copied, Tensor):
+        copied = copied.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return copied.tobytes()
 
 
-def _copied(iterator: Any) -> Any:
-    with suppress(Exception), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return copy.deepcopy(iterator)
-    return iterator
+def _overwrite(value: Any, kept: Any) -> None:
+    if kept is not None:
+        (value.detach().copy_ if isinstance(value, Tensor) else partial(np.copyto, value))(kept)
 
 
-def _same_one(item: Any) -> Any:
-    return item
-
-
-def _iterator(item: Any, position: Any, copied: Any) -> Any:
-    return item if _position(item) == position else copied
-
-
-def _restore_tensor(value: Tensor, before: Tensor | None) -> None:
-    if before is not None and _bytes(value) != _bytes(before):
-        value.detach().copy_(before)
-
-
-def _set_state(generator: torch.Generator, state: Tensor) -> None:
-    generator.set_state(state)
-
-
-def _restore_mapping(value: dict[Any, Any], items: Mapping[Any, Callable[[], Any]]) -> None:
-    before = {key: item() for key, item in items.items()}
-    if list(map(id, value.values())) != list(map(id, before.values())) or list(value) != list(before):
+def _fill(value: Any, before: Named) -> None:
+    """Put back what a container held."""
+    if isinstance(value, (dict, set)):
         value.clear()
         value.update(before)
+    else:
+        while value:
+            value.pop()
+        value.extend(before.values())
 
 
-def _restore_items(value: Any, items: list[Callable[[], Any]]) -> None:
-    before = [item() for item in items]
-    if list(map(id, value)) != list(map(id, before)):
-        value.clear()
-        (value.update if isinstance(value, set) else value.extend)(before)
+def _content(cell: CellType) -> Named:
+    return {} if cell == CellType() else {"cell_contents": cell.cell_contents}
 
 
-def _restore(owner: Any, name: str, item: Callable[[], Any]) -> None:
-    value = item()
-    with suppress(AttributeError, TypeError, ValueError):  # such as a read-only one
-        if isinstance(owner, dict):
-            owner[name] = value
-        elif (vars(owner).get(name) if inspect.isclass(owner) else getattr(owner, name, None)) is not value:
-            setattr(owner, name, value)
+def _slots(value: Any) -> Named:
+    state = object.__getstate__(value)
+    return state[1] if isinstance(state, tuple) else {}
 
 
-def _remove(values: dict[str, Any], names: set[str]) -> None:
-    for name in set(values) - names:
-        del values[name]
+def _method(item: Any) -> FunctionType | None:
+    inner = getattr(item, "__func__", getattr(item, "fget", item))
+    return inner if isinstance(inner, FunctionType) else None
 
 
-def _remove_attributes(value: Any, names: set[str]) -> None:
-    for name in set(_attributes(value)) - names:
-        with suppress(AttributeError, TypeError):
-            delattr(value, name)
+def _same(one: Any, two: Any) -> bool:
+    return one is two or (isinstance(one, _PLAIN) and type(one) is type(two) and repr(one) == repr(two))
 
 
-def _attributes(value: Any) -> dict[str, Any]:
-    slots = [name for base in type(value).__mro__ for name in _names(getattr(base, "__slots__", ()))]
-    return {**{name: getattr(value, name) for name in slots if hasattr(value, name)}, **getattr(value, "__dict__", {})}
-
-
-def _names(slots: Any) -> tuple[str, ...]:
-    return (slots,) if isinstance(slots, str) else tuple(slots)
-
-
-def _closure(function: FunctionType) -> Iterator[tuple[str, Any, Any, str]]:
-    """Names, values, and where they are held under what name."""
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            yield name, cell.cell_contents, cell, "cell_contents"
-        except ValueError:  # not set yet
-            continue
-
-
-def _globals(function: FunctionType) -> Iterator[tuple[str, Any, Any, str]]:
-    names, values = _used(function.__code__), function.__globals__
-    for name in sorted(names & set(values)):
-        item = values[name]
-        yield name, item, values, name
-        if isinstance(item, ModuleType) and not _named_library(item.__name__) and not _named_standard(item.__name__):
-            yield from (
-                (f"{name}.{inner}", vars(item)[inner], item, inner) for inner in sorted(names & set(vars(item)))
-            )
+def _alike(one: Any, two: Any, depth: int = 0) -> bool:
+    """Whether a program may put the second in the place of the first without a change that matters."""
+    if _same(one, two):
+        return True
+    if type(one) is not type(two) or isinstance(one, (*_PLAIN, Tensor, np.ndarray)) or depth > DEPTH:
+        return False
+    if isinstance(one, dict):
+        return list(one) == list(two) and all(_alike(item, two[key], depth + 1) for key, item in one.items())
+    try:
+        return (hasattr(one, "__dict__") and _library(type(one).__module__)) or bool(one == two)
+    except Exception:  # tensors within it
+        return False
 
 
 def _used(code: CodeType) -> set[str]:
@@ -295,23 +303,7 @@ def _used(code: CodeType) -> set[str]:
     return set(code.co_names).union(*inner)
 
 
-def _named_library(name: str | None) -> bool:
-    return (name or "").split(".")[0] in _LIBRARIES
-
-
-def _named_standard(name: str | None) -> bool:
-    return (name or "").split(".")[0] in sys.stdlib_module_names
-
-
-def _foreign(function: FunctionType) -> bool:
-    """Whether it is of a library, by its own name and by where it was written: `functools.wraps` changes the first."""
-    names = (function.__module__, function.__globals__.get("__name__"))
-    return all(_named_library(name) or _named_standard(name) for name in names)
-
-
-def _standard(thing: Any) -> bool:
-    return _named_standard(getattr(thing, "__module__", None))
-
-
-def _library(thing: Any) -> bool:
-    return _named_library(getattr(thing, "__module__", None))
+def _library(name: Any, standard: bool = True) -> bool:
+    """Whether a Python module is of a library, or (``standard``) Python's own."""
+    first = str(name or "").split(".")[0]
+    return first in LIBRARIES or (standard and first in sys.stdlib_module_names)

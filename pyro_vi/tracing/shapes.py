@@ -10,9 +10,12 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 
-from pyro_vi.tracing.errors import NoGraph
+from pyro_vi.errors import NoGraph
+from pyro_vi.support.torch_internals import schema
+
+OPERATION = type(torch.ops.aten.mm.default)
+"""What the operations of a graph are, but for those of Python."""
 
 UNTAGGED = ("_pack_padded_sequence", "_to_sparse", "unique_dim_consecutive")
 """Operations whose results have a shape that depends on values, and which torch does not tag so."""
@@ -57,7 +60,7 @@ def refuse_varying_shapes(graph: fx.Graph, state: int = 0) -> None:
 def _shaping(node: fx.Node) -> list[fx.Node]:
     """The inputs by whose values the shape of a node's result is decided."""
     operation = node.target
-    if not isinstance(operation, OpOverload):  # such as an item of a tuple
+    if not isinstance(operation, OPERATION):  # such as an item of a tuple
         return []
     if operation is torch.ops.aten.index.Tensor:
         indices: Any = node.args[1]
@@ -68,10 +71,11 @@ def _shaping(node: fx.Node) -> list[fx.Node]:
 
 def _written(node: fx.Node) -> list[fx.Node]:
     """What a node writes into, and all that this is a view of."""
-    if not isinstance(node.target, OpOverload) or not node.target._schema.is_mutable:
+    if not isinstance(node.target, OPERATION) or not schema(node.target).is_mutable:
         return []
-    given = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False)) | node.kwargs
-    into = [given.get(a.name) for a in node.target._schema.arguments if a.alias_info and a.alias_info.is_write]
+    arguments = schema(node.target).arguments
+    given = dict(zip((a.name for a in arguments), node.args, strict=False)) | node.kwargs
+    into = [given.get(a.name) for a in arguments if a.alias_info and a.alias_info.is_write]
     found = [part for value in into for part in (value if isinstance(value, list | tuple) else [value])]
     return [base for one in found if isinstance(one, fx.Node) for base in _memory(one)]
 
@@ -80,7 +84,7 @@ def _memory(node: fx.Node) -> list[fx.Node]:
     """A node, and all that it is a view of."""
     chain = [node]
     # A view, an operation in place, and an item of a list of views share memory with their first input.
-    while not isinstance(node.target, OpOverload) or any(r.alias_info for r in node.target._schema.returns):
+    while not isinstance(node.target, OPERATION) or any(r.alias_info for r in schema(node.target).returns):
         if not node.all_input_nodes:
             break
         node = node.all_input_nodes[0]
@@ -89,4 +93,4 @@ def _memory(node: fx.Node) -> list[fx.Node]:
 
 
 def _name(operation: Any) -> str:
-    return str(operation._schema.name).removeprefix("aten::")
+    return str(schema(operation).name).removeprefix("aten::")

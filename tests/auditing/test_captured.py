@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from pyro_vi.auditing.auditor import audit
 from pyro_vi.auditing.captured import Captured, capture
 from pyro_vi.data.dataset import Batch
+from pyro_vi.errors import NoGraph
 from pyro_vi.estimators.table import TABLE, get
 from pyro_vi.estimators.traits import differentiable_loss
 from pyro_vi.programs.build import pair_of
 from pyro_vi.programs.isolation import isolated
 from pyro_vi.programs.pair import Pair
-from pyro_vi.tracing.errors import NoGraph
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 ELBOS = {
@@ -218,9 +218,8 @@ def test_captured_value_and_gradients_are_the_eager_ones(name, elbo_name):
 
     assert not torch.equal(drawn(graph, 2)[0], drawn(graph, 3)[0])
     stacked = [torch.stack(column) for column in zip(*(drawn(graph, seed) for seed in (2, 3, 4)), strict=True)]
-    for chunk in (None, 2):
-        many = graph.many(moved, stacked, other, chunk)
-        torch.testing.assert_close(list(many), [torch.stack(column) for column in zip(*single, strict=True)], **EXACT)
+    many = graph.many(moved, stacked, other)
+    torch.testing.assert_close(list(many), [torch.stack(column) for column in zip(*single, strict=True)], **EXACT)
 
 
 @pytest.mark.parametrize("name", ["closure", "linear_gaussian_exact", "pyro_module", "tied"])

@@ -1,11 +1,13 @@
 """The command line as people meet it: a line for each bad input, one JSON document, and Ctrl-C."""
 
+import configparser
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ GREY = "digits(binarize=False)"
 
 
 BAD: dict[str, tuple[tuple[str, ...], int, str]] = {
-    "unknown model": (("fit", "vea"), 2, "no model named 'vea'; did you mean 'vae'? There are: "),
+    "unknown model": (("fit", "vea"), 2, "no model named 'vea'; did you mean 'vae'? Available: "),
     "unknown guide": (("compare", "vae", "diag_norml"), 2, "no guide named 'diag_norml'; did you mean 'diag_normal'?"),
     "unknown data": (("fit", "--data", "digts"), 2, "no data set named 'digts'; did you mean 'digits'?"),
     "unknown estimator": (("fit", "--elbo", "tracee"), 2, "no ELBO estimator named 'tracee'; did you mean 'trace'?"),
@@ -35,8 +37,8 @@ BAD: dict[str, tuple[tuple[str, ...], int, str]] = {
         "ModuleNotFoundError: No module named 'nothing_of_this_name'",
     ),
     "not in the program file": (("fit", "programs.py:Wdie"), 2, "named 'Wdie'; did you mean 'Wide'?"),
-    "program file without a name": (("fit", "programs.py"), 2, "names a file but nothing in it"),
-    "no such package": (("fit", "no.package:Model"), 2, "does not import"),
+    "program file without a name": (("fit", "programs.py"), 2, "names a file but no program in it"),
+    "no such package": (("fit", "no.package:Model"), 2, "cannot be imported"),
     "no such data file": (("fit", "--data", "absent.npy"), 1, "there is no file 'absent.npy'"),
     "other width": (("fit", "programs.py:Wide", "--data", "five.npy"), 1, "on a batch of shape (36, 5)"),
     "width that broadcasts": (("fit", "programs.py:Wide(width=1)", "--data", "five.npy"), 1, "scored several times"),
@@ -79,8 +81,8 @@ BAD: dict[str, tuple[tuple[str, ...], int, str]] = {
     "few particles": (("compare", "--particles", "0"), 2, "particles must be at least 2"),
     "unwritable folder": (("fit", "--steps", "2", "--out", "file/run"), 1, "the folder 'file/run' cannot be written"),
     "a file as folder": (("compare", "--steps", "2", "--out", "file"), 1, "cannot be written"),
-    "resume what": (("fit", "--resume"), 2, "to resume a run, say which: --out FOLDER --resume"),
-    "resume which comparison": (("compare", "--resume"), 2, "to resume a run, say which: --out FOLDER --resume"),
+    "resume what": (("fit", "--resume"), 2, "--resume needs the folder of a run; give it with --out FOLDER"),
+    "resume which comparison": (("compare", "--resume"), 2, "--resume needs the folder of a run; give it with --out"),
     "audit of no run": (("audit", "--run", "absent"), 1, "'absent' holds no run"),
     "evidence of no run": (("evidence", "--run", "."), 1, "'.' holds no run"),
     "exact evidence of a vae": (("evidence", "--method", "exact"), 1, "has no closed form log_evidence(x)"),
@@ -125,6 +127,17 @@ def test_the_real_command_gives_one_line_and_leaves_nothing(case, folder):
     assert files(folder) == before
 
 
+def test_version_is_that_of_the_distribution(folder, capsys):
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[2] / "setup.cfg", encoding="utf-8")
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr() == (f"pyro-vi {setup['metadata']['version']}\n", "")
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--help"])
+    assert caught.value.code == 0
+    assert "--version" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "args",
     [
@@ -165,7 +178,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(folder):
     """To the same bits as a run that was left alone, though the folder was not named."""
     args = ("fit", *SMALL, "--data", "five.npy", "--steps", "20000", "--batch-size", "20")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pyro_vi.cli.entry", *args]
+    command = [sys.executable, "-m", "pyro_vi", *args]
     process = subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -177,7 +190,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(folder):
     assert process.returncode == 130, err
     run = next(folder.glob("runs/*"))
     assert out == ""
-    assert err.splitlines()[-1] == f"interrupted; go on with --out {run.relative_to(folder)} --resume"
+    assert err.splitlines()[-1] == f"interrupted; continue with --out {run.relative_to(folder)} --resume"
     state = torch.load(run / "checkpoint.pt", weights_only=True)
     assert 0 < state["position"]["step"] < 20000
     config = json.loads((run / "config.json").read_text())
@@ -199,7 +212,7 @@ def test_ctrl_c_and_resume_in_one_process(folder, monkeypatch, capsys):
     monkeypatch.setattr(Progress, "update", press)
     assert cli.main([*args, "one"]) == 130
     out, err = capsys.readouterr()
-    assert out == "" and err.splitlines()[-1] == "interrupted; go on with --out one --resume"
+    assert out == "" and err.splitlines()[-1] == "interrupted; continue with --out one --resume"
     monkeypatch.setattr(Progress, "update", update)
     assert cli.main([*args, "one", "--resume", "--json"]) == 0
     resumed = json.loads(capsys.readouterr().out)

@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pyro_vi.compiling import inductor
 from pyro_vi.compiling.decompositions import _addmm, _power
 from pyro_vi.compiling.inductor import compile_graph, why_not
-from pyro_vi.tracing.errors import NoGraph
+from pyro_vi.errors import NoGraph
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 MISSING = "there is no C++ compiler that works; install g++ (or set CXX to a C++ compiler)"
@@ -255,7 +255,7 @@ def test_no_compiler(tmp_path):
 
 @pytest.mark.slow
 def test_a_fit_without_a_compiler(tmp_path):
-    fit = ("-m", "pyro_vi.cli.entry", "fit", "--steps", "3", "--out", "run", "--compile")
+    fit = ("-m", "pyro_vi", "fit", "--steps", "3", "--out", "run", "--compile")
     done = without_compiler(*fit, "yes", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     error = f"error: the step cannot be compiled: {MISSING}; or fit with compile='auto'"

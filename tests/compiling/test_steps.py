@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -18,13 +19,14 @@ from estimator_catalogue import SERVES, SMALL, functions, make, modules
 from torch import Tensor, nn
 
 from pyro_vi import FitError, Run, fit
+from pyro_vi.compiling.cost import SECONDS, Estimate
 from pyro_vi.data.loading import load
 from pyro_vi.errors import InputError
 from pyro_vi.estimators.table import TABLE
 from pyro_vi.fitting.loop import Loop
 from pyro_vi.programs.build import build_pair
 from pyro_vi.programs.lookup import available
-from pyro_vi.tracing.graph import STAND_INS
+from pyro_vi.tracing.graph import stand_ins
 
 ROWS, SIZE = 20, 8  # an epoch is 8 + 8 + 4
 KEYS = ("step", "epoch", "loss", "elbo", "reconstruction", "kl", "grad_norm", "lr", "beta")
@@ -105,30 +107,28 @@ def test_estimators_as_machine_code_and_in_eager_steps_by_turns(name, one_length
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_each_estimator_on_functions_and_shorter_batches(name, interpreted):
+def test_each_estimator_on_functions_shorter_batches_and_a_weight_that_is_given_at_each_step(name, interpreted):
+    """From 0, through fractions, to 1, where eager steps leave it out."""
     for kind in SERVES[name].pairs:
         pair = functions(SMALL[kind], infer=SERVES[name].infer.get(kind))
-        assert_compiled_is_eager(*pair, elbo=make(name), clip_norm=0.4)
-
-
-@pytest.mark.parametrize("name", TABLE)
-def test_each_estimator_with_a_weight_that_is_given_at_each_step(name, interpreted, one_length):
-    """From 0, through fractions, to 1, where eager steps leave it out."""
-    kind = SERVES[name].pairs[-1]
-    pair = modules(SMALL[kind], infer=SERVES[name].infer.get(kind))
-    assert_compiled_is_eager(*pair, {8}, elbo=make(name), warmup=5)
+        assert_compiled_is_eager(*pair, elbo=make(name), clip_norm=0.4, warmup=5)
 
 
 # ---- programs
 
 
 BITS = (columns(ROWS) > 0).double()
-TOGETHER = [(model, guide) for model in available("model") for guide in available("guide")]
+MODELS, GUIDES = list(available("model")), list(available("guide"))
+TOGETHER = [(model, guide) for model in MODELS for guide in GUIDES]
+AS_CODE = {(MODELS[i % len(MODELS)], GUIDES[i % len(GUIDES)]) for i in range(max(len(MODELS), len(GUIDES)))}
+"""Each model and each guide as machine code at least once; all others by their graph."""
 APART = {("vae", "exact"): "only a linear-Gaussian model has an exact guide"}
 
 
 @pytest.mark.parametrize(("model", "guide"), TOGETHER, ids=str)
-def test_each_model_with_each_guide(model, guide, one_length):
+def test_each_model_with_each_guide(model, guide, one_length, request):
+    if (model, guide) not in AS_CODE:
+        request.getfixturevalue("interpreted")
     if (model, guide) in APART:
         with pytest.raises(InputError):
             build_pair(model, guide, load(BITS, heldout=0.0))
@@ -159,7 +159,7 @@ def test_each_pair_of_the_catalogue(name, interpreted):
         assert_compiled_is_eager(model, guide, {len(entry.batch[0])}, **options)
 
 
-@pytest.mark.parametrize("name", ["global", "nested_outside", "pyro_module", "closure"])
+@pytest.mark.parametrize("name", ["nested_outside", "pyro_module"])
 def test_pairs_of_other_structure_as_machine_code(name):
     entry = CATALOGUE[name]
     options = {"values": load(entry.batch, heldout=0.0), "batch_size": len(entry.batch[0]), "steps": 5}
@@ -218,7 +218,7 @@ def test_each_optimizer(name, settings, interpreted, one_length):
     assert_compiled_is_eager(*small(), {8}, digits=COARSE.get(name, 1e-9), optimizer=OPTIMIZERS[name], **settings)
 
 
-@pytest.mark.parametrize("name", ["Adam, fused", "SGD, Nesterov", "RMSprop"])
+@pytest.mark.parametrize("name", ["Adam, fused", "RMSprop"])
 def test_optimizers_as_machine_code(name, one_length):
     assert_compiled_is_eager(*small(), {8}, optimizer=OPTIMIZERS[name], **VARYING)
 
@@ -228,13 +228,12 @@ def grouped(parameters: Any) -> torch.optim.Optimizer:
     return ADAM([{"params": others, "lr": 0.002}, {"params": [first], "betas": (0.5, 0.9)}], lr=0.1)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
 def test_groups_of_parameters_keep_their_own_rates(schedule, interpreted, one_length):
     assert_compiled_is_eager(*small(), {8}, optimizer=grouped, schedule=schedule)
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.3])
-@pytest.mark.parametrize("warmup", [0, 12])
+@pytest.mark.parametrize(("beta", "warmup"), [(0.0, 0), (0.3, 12)])
 def test_the_weight_of_the_kl(beta, warmup, interpreted, one_length):
     assert_compiled_is_eager(*small(), {8}, beta=beta, warmup=warmup)
 
@@ -282,11 +281,32 @@ class InGroup(Counting):
         return torch.optim.SGD.step(self, closure)
 
 
+class Hidden(InGroup):
+    """Counts where only its own code looks."""
+
+    def step(self, closure: Any = None) -> Any:
+        self._calls = getattr(self, "_calls", 0) + 1
+        return torch.optim.SGD.step(self, closure)
+
+
+def closing(parameters: Any) -> torch.optim.Optimizer:
+    made = [0]
+
+    class Closing(InGroup):
+        def step(self, closure: Any = None) -> Any:
+            made.append(1)
+            return torch.optim.SGD.step(self, closure)
+
+    return Closing(parameters)
+
+
 UNTRACEABLE = {
     "hooks": hooked,
-    "numbers of Python": Counting,
+    "changes attribute 'calls' of Counting": Counting,
+    "changes attribute '_calls' of Hidden": Hidden,
+    "changes variable 'made' of step": closing,
     "is no tensor": InState,
-    "numbers of Python that": InGroup,
+    "changes a number in its groups": InGroup,
 }
 
 
@@ -310,9 +330,9 @@ def test_an_optimizer_that_wants_a_closure_says_so():
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> None:
     """With "auto", compiling always pays."""
-    for name in ("TRACING", "COMPILING", "PER_NODE", "PER_CALL"):
-        monkeypatch.setattr(f"pyro_vi.compiling.choice.{name}", 0.0)
-    monkeypatch.setattr("pyro_vi.fitting.loop.Loop._overhead", lambda self: 1.0)
+    for name in SECONDS:
+        monkeypatch.setitem(SECONDS, name, 0.0)
+    monkeypatch.setattr("pyro_vi.fitting.loop.estimate_step", lambda *_: Estimate(1.0, 0.0, 0))
 
 
 # ---- bits, seeds and interruptions
@@ -333,12 +353,14 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return lambda step: stop.__setitem__(0, step)
 
 
-def interrupted(press: Callable[[int], None], out: Path, stops: tuple[int, ...], **options: Any) -> Run:
+def interrupted(
+    press: Callable[[int], None], out: Path, stops: tuple[int, ...], pair: Callable[[], Any] = small, **options: Any
+) -> Run:
     for i, stop in enumerate(stops):
         press(stop)
         with pytest.raises(KeyboardInterrupt):
-            taken(*small(), out=out, resume=i > 0, **options)
-    return taken(*small(), out=out, resume=True, **options)
+            taken(*pair(), out=out, resume=i > 0, **options)
+    return taken(*pair(), out=out, resume=True, **options)
 
 
 def test_a_resumed_compiled_fit_has_the_bits_of_an_uninterrupted_one(interpreted, interrupt, tmp_path):
@@ -362,8 +384,8 @@ def test_what_was_chosen_stays_so_over_an_interruption(
     pays, monkeypatch, interpreted, one_length, free, interrupt, tmp_path
 ):
     """Also where the machine that goes on would choose otherwise."""
-    monkeypatch.setattr("pyro_vi.fitting.loop.Loop._overhead", lambda self: float(pays))
-    monkeypatch.setattr("pyro_vi.compiling.choice.TRACING", 0.5)
+    monkeypatch.setattr("pyro_vi.fitting.loop.estimate_step", lambda *_: Estimate(float(pays), 0.0, 0))
+    monkeypatch.setitem(SECONDS, "graph", 0.5)
     whole = taken(*small(), "auto")
     assert whole.choice is not None and bool(whole.choice.lengths) == pays
     interrupt(5)
@@ -371,7 +393,7 @@ def test_what_was_chosen_stays_so_over_an_interruption(
         taken(*small(), "auto", out=tmp_path)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert sorted(state["compiled"]["lengths"]) == ([8] if pays else [])
-    monkeypatch.setattr("pyro_vi.fitting.loop.Loop._overhead", lambda self: float(not pays))
+    monkeypatch.setattr("pyro_vi.fitting.loop.estimate_step", lambda *_: Estimate(float(not pays), 0.0, 0))
     resumed = taken(*small(), "auto", out=tmp_path, resume=True)
     assert resumed.choice is not None and bool(resumed.choice.lengths) == pays
     assert same_bits(whole, resumed)
@@ -384,7 +406,7 @@ def test_what_was_chosen_stays_so_over_an_interruption(
 @pytest.fixture
 def many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several steps in a call always pay, and there are few records to stop at."""
-    monkeypatch.setattr("pyro_vi.compiling.choice.PER_CALL", 1e9)
+    monkeypatch.setitem(SECONDS, "several", 1e9)
     monkeypatch.setattr("pyro_vi.fitting.loop.LOGGED", 2)
 
 
@@ -421,7 +443,7 @@ def test_a_loss_that_is_not_finite_is_told_as_by_eager_steps(
     """Also where the datum is in a batch that the compiled step is proved on."""
     if together:
         request.getfixturevalue("many")
-    monkeypatch.setattr("pyro_vi.fitting.loop.ROWS", 2)
+    monkeypatch.setattr("pyro_vi.fitting.records.ROWS", 2)
     values = scalars(200)
     values[datum] = 99.0
     texts = []
@@ -449,6 +471,83 @@ def test_a_loss_that_overflows_is_told_as_by_eager_steps(interpreted):
     assert "at step" in texts[0] and "at step 1 " not in texts[0]
 
 
+class Jittered(nn.Module):
+    """x ~ N(w l z, 1), where l comes from a Cholesky factor that does not exist at one step, nor for data above 50.
+
+    Args:
+        catches: whether it then takes another, as with jitter.
+    """
+
+    def __init__(self, bad: int, catches: bool = True) -> None:
+        super().__init__()
+        self.bad, self.catches, self.w = bad, catches, nn.Parameter(number(0.5))
+        self.register_buffer("count", number(0.0))
+
+    def forward(self, x: Tensor) -> None:
+        if self.training:
+            self.count += 1
+        matrix = torch.eye(2, dtype=x.dtype) * torch.where((self.count == self.bad) | (x > 50).any(), -1.0, 1.0)
+        try:
+            factor = torch.linalg.cholesky(matrix)
+        except RuntimeError:
+            if not self.catches:
+                raise
+            factor = torch.linalg.cholesky(matrix + 5 * torch.eye(2, dtype=x.dtype))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(number(0.0), 1.0))
+            pyro.sample("x", dist.Normal(self.w * factor[0, 0] * z, 1.0), obs=x)
+
+
+RAISES = r"linalg.cholesky: .* not positive-definite\)"
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_where_a_compiled_step_raises_on_a_value_the_fit_goes_on_eagerly(
+    together, free, interpreted, one_length, interrupt, request, tmp_path
+):
+    """To the same bits over an interruption before, and one after; the programs catch what is raised."""
+    if together:
+        request.getfixturevalue("many")
+
+    def pair() -> Any:
+        return Jittered(22), slope
+
+    options = {"values": data(100), "steps": 60, **VARYING}
+    eager, auto = (taken(*pair(), compile, **options) for compile in (False, "auto"))
+    assert_same(eager, auto)
+    assert auto.choice is not None and not auto.compiled
+    step = 14 + 8 if not together else 22 - (22 - 14) % 8
+    assert re.match(rf"eager steps from step {step} on: the compiled step raised \({RAISES}\)$", auto.choice.note)
+    assert same_bits(auto, interrupted(interrupt, tmp_path, (10, 40), pair, compile="auto", **options))
+
+
+def test_where_machine_code_raises_on_a_value_the_fit_goes_on_eagerly(free, one_length):
+    eager, auto = (taken(Jittered(7), slope, compile, steps=12) for compile in (False, "auto"))
+    assert_same(eager, auto)
+    assert auto.choice is not None and re.match(f"eager steps from step 7 on: .*{RAISES}", auto.choice.note)
+    with pytest.raises(FitError, match=rf"^the compiled step raises at step 7 .*{RAISES}; fit with compile='auto'$"):
+        taken(Jittered(7), slope, True, steps=12)
+
+
+@pytest.mark.parametrize("datum", [3, 10])
+def test_a_graph_that_raises_where_it_is_traced_or_proved_is_not_used(datum, free, interpreted):
+    values = scalars(100)
+    values[datum] = 99.0
+    values = load(values, heldout=0.0)
+    eager, auto = (taken(Jittered(-1), slope, compile, values, steps=8) for compile in (False, "auto"))
+    assert auto.choice is not None and re.match(rf"eager steps: the graph raises.*{RAISES}", auto.choice.note)
+    assert same_bits(eager, auto)
+
+
+def test_what_the_programs_raise_is_told_as_by_eager_steps(free, interpreted):
+    texts = []
+    for compile in (False, "auto", True):
+        with pytest.raises(FitError, match=rf"^the pair fails at step 7 .*{RAISES}") as caught:
+            taken(Jittered(7, catches=False), slope, compile, steps=12)
+        texts.append(str(caught.value))
+    assert texts[0] == texts[1] == texts[2]
+
+
 # ---- what outlives a fit
 
 
@@ -456,7 +555,7 @@ def surroundings() -> list[Any]:
     """Everything global that compiling touches."""
     import torch._inductor.config as inductor
 
-    pyro_s = [getattr(owner, name) for owner, name, _ in STAND_INS]
+    pyro_s = [getattr(owner, name) for owner, name, _ in stand_ins()]
     threads, grad, dtype = torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype()
     generators = torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()
     flag, settings = torch.compiler._is_compiling_flag, pyro.settings.get()

@@ -100,8 +100,8 @@ def test_to_changes_dtype_and_not_the_draws() -> None:
 
 def test_positive_sizes() -> None:
     data = load("digits")
-    assert message(data.batches, 0, 0) == "batch_size=0 is not possible; use a whole number from 1"
-    assert message(data.example, 0) == "size=0 is not possible; use a whole number from 1"
+    assert message(data.batches, 0, 0) == "batch_size must be a whole number of at least 1, not 0"
+    assert message(data.example, 0) == "size must be a whole number of at least 1, not 0"
     assert "must not be negative; use whole numbers from 0" in message(load, "digits", seed=-1)
     assert "must not be negative" in message(data.train, -1)
     text = "dtype=torch.int64 is not a floating dtype; use torch.float32 or torch.float64"

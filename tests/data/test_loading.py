@@ -93,8 +93,11 @@ NAN = torch.tensor([[0.0, 1.0], [float("nan"), 2.0], [float("inf"), float("nan")
         (np.ma.masked_array([1.0, 2.0], [True, False]), "is a masked array; drop or fill the masked rows"),
         (torch.tensor([1j, 1]), "is a sparse, quantised or complex tensor; give a dense one of real numbers"),
         (torch.eye(3).to_sparse(), "is a sparse, quantised or complex tensor"),
-        (np.array([1.0, 1e300]), "holds numbers that torch.float32 cannot; load with dtype=torch.float64, or rescale"),
-        (torch.tensor([1, 2**24 + 1]), "holds numbers that torch.float32 cannot"),
+        (
+            np.array([1.0, 1e300]),
+            "holds numbers that torch.float32 cannot represent; load with dtype=torch.float64, or rescale",
+        ),
+        (torch.tensor([1, 2**24 + 1]), "holds numbers that torch.float32 cannot represent"),
         ((), "cannot take data from a tuple; give a name, a path, a tensor, a NumPy array, or a tuple of"),
         ([1.0, 2.0], "cannot take data from a list"),
         ({"x": 1}, "cannot take data from a dict"),

@@ -107,19 +107,19 @@ def test_available() -> None:
     [
         (
             "digts",
-            "no data set named 'digts'; did you mean 'digits'? There are: digits, mnist, mnist_static, omniglot; or",
+            "no data set named 'digts'; did you mean 'digits'? Available: digits, mnist, mnist_static, omniglot; or",
         ),
         ("digts(binarize=False)", "did you mean 'digits'?"),
         (
             "digits(binarise=False)",
             "data set 'digits' has no option 'binarise'; did you mean 'binarize'? Its options are",
         ),
-        ("digits(binarize='no')", "data set 'digits': binarize='no' is not possible; use True or False"),
-        ("digits(binarize=1)", "binarize=1 is not possible; use True or False"),
+        ("digits(binarize='no')", "data set 'digits': binarize='no' is not allowed; use True or False"),
+        ("digits(binarize=1)", "binarize=1 is not allowed; use True or False"),
         ("digits(binarize=True, standardize=True)", "exclude each other; leave one out"),
         ("digits(False)", "'False' has no option name; write it as option=value"),
         ("digits(binarize=", "cannot read 'digits(binarize='"),
-        ("omniglot(heldout_part='train')", "heldout_part='train' is not possible; use 'test' or 'valid'"),
+        ("omniglot(heldout_part='train')", "heldout_part='train' is not allowed; use 'test' or 'valid'"),
         ("mnist(standardize=True)", "has no option 'standardize'; did you mean 'binarize'? Its options are: binarize"),
     ],
 )
@@ -144,7 +144,7 @@ def test_missing_and_damaged_folders(
     text = f"data set '{name}': PYRO_VI_DATA is not set; set it to a folder that has {relative}"
     assert message(load, name) == text
     monkeypatch.setenv("PYRO_VI_DATA", str(tmp_path))
-    assert message(load, name) == text.replace("is not set", f"has no {relative} now")
+    assert message(load, name) == text.replace("is not set", f"has no {relative}")
     (tmp_path / relative).parent.mkdir()
     (tmp_path / relative).write_bytes(b"PK\x03\x04 damaged")
     text = message(load, name)

@@ -31,7 +31,7 @@ def test_a_pair_that_does_not_vectorize_is_evaluated_by_single_draws():
     x, count = scalars(), 500
     variance = torch.tensor([5.0] + [3.0] * 7, dtype=torch.float64)
     exact = dist.Normal(number(0.0), 1.0).log_prob(x) - 0.5 * variance
-    found = evaluate(pair, (x,), draws=count, seed=1).elbo
+    found = evaluate(pair, (x,), draws=count, seed=1).elbo_per_datum
     # log p = c - (x - u)² / 2 with u ~ N(0, v): its variance is x² v + v² / 2.
     error = ((x**2 * variance + variance**2 / 2) / count).sqrt()
     assert ((found - exact).abs() < 4 * error).all()
@@ -44,14 +44,14 @@ def test_evaluate_averages_to_the_exact_elbo(kl):
     exact = exact_elbo(model, wrong.distribution(x), x)
     with isolated(4):
         (one,) = stream(Pair(model, wrong), (x,), 2000, kl=kl)
-    assert ((found.elbo - exact).abs() < 4 * one.elbo.std(0) / 4000**0.5).all()
+    assert ((found.elbo_per_datum - exact).abs() < 4 * one.elbo.std(0) / 4000**0.5).all()
     if kl == "analytic":
         prior = dist.Normal(torch.zeros(2, dtype=x.dtype), 1.0).to_event(1)
         torch.testing.assert_close(
             found.kl, kl_divergence(wrong.distribution(x), prior).detach(), rtol=1e-10, atol=1e-10
         )
-    torch.testing.assert_close(found.elbo, found.reconstruction - found.kl, rtol=1e-12, atol=1e-12)
-    assert found.se == pytest.approx(float(found.elbo.std()) / 20**0.5, rel=1e-12)
+    torch.testing.assert_close(found.elbo_per_datum, found.reconstruction - found.kl, rtol=1e-12, atol=1e-12)
+    assert found.elbo_se == pytest.approx(float(found.elbo_per_datum.std()) / 20**0.5, rel=1e-12)
 
 
 def test_the_data_may_be_taken_in_parts():
@@ -60,7 +60,7 @@ def test_the_data_may_be_taken_in_parts():
     x = columns(11)
     for rows in (3, 4, 11, 100):
         found = evaluate(Pair(model, guide), (x,), draws=3, kl="sampled", rows=rows)
-        torch.testing.assert_close(found.elbo, model.log_evidence(x).detach(), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(found.elbo_per_datum, model.log_evidence(x).detach(), rtol=1e-10, atol=1e-10)
 
 
 def test_programs_that_draw_their_own_minibatch_are_refused():
@@ -72,7 +72,7 @@ def test_programs_that_draw_their_own_minibatch_are_refused():
 
 def test_draws_are_without_gradients_and_seeded():
     pair = Pair(linear_gaussian(), WrongGuide())
-    first, again, other = (evaluate(pair, (columns(),), draws=5, seed=seed).elbo for seed in (1, 1, 2))
+    first, again, other = (evaluate(pair, (columns(),), draws=5, seed=seed).elbo_per_datum for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert not first.requires_grad

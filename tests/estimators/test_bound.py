@@ -1,4 +1,4 @@
-"""How bounds, gradients and treatments of the KL compose, and what a bound is of where data share a latent."""
+"""Combinations of bounds, gradients and treatments of the KL; bounds of data that share a latent."""
 
 import itertools
 import math
@@ -86,6 +86,8 @@ def test_what_does_not_compose_is_refused_with_a_remedy(bound, gradient, kl):
         ({"gradient": "relaxed", "temperature": -1.0}, "positive"),
         ({"gradient": "relaxed", "temperature": math.nan}, "positive"),
         ({"gradient": "relaxed", "temperature": math.inf}, "finite"),
+        ({"bound": "iwae", "gradient": "relaxed"}, "bias .* is not known; use 'vimco'"),
+        ({"bound": "renyi", "gradient": "relaxed"}, "bias .* is not known; use 'vimco'"),
         ({"bound": "renyi", "alpha": 1.0}, "use 'trace'"),
         ({"bound": "renyi", "alpha": math.nan}, "alpha must be a finite number"),
         ({"bound": "renyi", "alpha": math.inf}, "alpha must be a finite number"),

@@ -83,7 +83,7 @@ def test_at_the_posterior_the_sampled_value_has_no_variance_and_the_analytic_one
 
 @pytest.mark.parametrize("name", ["analytic", "stl", "iwae", "dreg", "renyi", "relaxed"])
 def test_a_draw_that_cannot_be_reparameterised_is_refused_with_the_remedy(name):
-    """Pyro would take its draw as a constant, and its gradient would be lost without a word."""
+    """Pyro would take its draw as a constant, and its gradient would be lost silently."""
 
     def model(x):
         with pyro.plate("data", len(x)):

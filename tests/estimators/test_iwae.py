@@ -162,7 +162,7 @@ def bounds_of(elbo, batch, evaluations):
 @pytest.mark.parametrize("vectorize", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["vectorized", "loop"])
 @pytest.mark.parametrize("name", ["iwae", "renyi", "vimco", "dreg"])
 def test_under_a_subsampled_plate_the_mean_over_minibatches_is_the_bound_of_all_data(name, vectorize):
-    """Whether the particles are made at once or one by one: they share the minibatch, which they weigh datum by datum."""
+    """Particles made at once or one by one share the minibatch, which they weigh datum by datum."""
     count = 50 if vectorize else 5
     elbo = estimators.get(name, num_particles=count, vectorize_particles=vectorize)
     part, full = bounds_of(elbo, 2, 350), bounds_of(elbo, None, 60)
@@ -174,7 +174,7 @@ def test_under_a_subsampled_plate_the_mean_over_minibatches_is_the_bound_of_all_
 
 
 def test_pyros_own_is_above_the_evidence_there():
-    """What is guarded against: with N / B inside the logarithm, 8 data look better than they can."""
+    """The error that is guarded against: with N / B inside the logarithm, 8 data look better than they can."""
     found = bounds_of(RenyiELBO(alpha=0, num_particles=50, vectorize_particles=True, max_plate_nesting=1), 2, 300)
     assert float(found.mean()) > EVIDENCE + 4 * float(found.std()) / math.sqrt(len(found))
     ours = bounds_of(estimators.get("iwae", num_particles=50, vectorize_particles=True), 2, 300)

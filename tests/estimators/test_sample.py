@@ -1,4 +1,4 @@
-"""What an estimator sees of a pair: draws, the same draws as constants, and what is found out once."""
+"""Draws of a pair, the same draws as constants, and the facts about a pair that are found out once."""
 
 import pyro
 import pyro.distributions as dist
@@ -15,12 +15,8 @@ from pyro_vi.programs.handlers import Give, Straighten
 from pyro_vi.programs.isolation import isolated
 
 
-class Owner:
-    """Keeps plans."""
-
-
-def draw(pair, batch, count=3, vectorize=None, kl="sampled"):
-    return draw_sample(Owner(), *pair, batch, {}, count, vectorize, kl, None)
+def draw(pair, batch, vectorize=None, kl="sampled"):
+    return draw_sample({}, *pair, batch, {}, 3, vectorize, kl, None)
 
 
 WRITTEN_FOR_ONE_DRAW = ("no_plate", "sequential")
@@ -123,7 +119,7 @@ def test_keyword_arguments_reach_the_programs():
 
 def test_the_plan_is_made_once_and_moves_no_generator():
     model, guide = functions(SMALL["continuous"])
-    owner = Owner()
+    plans = {}
     calls = []
 
     def counted(x):
@@ -134,7 +130,7 @@ def test_the_plan_is_made_once_and_moves_no_generator():
     for _ in range(3):
         calls.clear()
         torch.manual_seed(4)
-        sample = draw_sample(owner, model, counted, (DATA,), {}, 3, None, "analytic", None)
+        sample = draw_sample(plans, model, counted, (DATA,), {}, 3, None, "analytic", None)
         found.append((sample.live.elbo, len(calls)))
     assert [count for _, count in found[1:]] == [1, 1]
     assert found[0][1] > 1

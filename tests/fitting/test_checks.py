@@ -160,7 +160,7 @@ WRONG: dict[str, tuple[Any, Any, Tensor, dict[str, Any], tuple[str, str, str | N
     ),
     "7: a network that is not registered": (
         *(MODEL, unregistered(), X, {}),
-        ("unregistered", "error", None, "2 tensors that need gradients are no parameters of the pair"),
+        ("unregistered", "error", None, "2 tensors that need gradients are not parameters of the pair"),
     ),
     "8: a batch that counts as all data": (
         *(global_model(None), global_guide, X, {"num_data": 600}),
@@ -180,7 +180,12 @@ WRONG: dict[str, tuple[Any, Any, Tensor, dict[str, Any], tuple[str, str, str | N
     ),
     "16: a normal guide for a positive latent": (
         *(GAMMA, GUIDE, X, {}),
-        ("guide-support", "error", "z", "the guide's Normal for site 'z' has another support than the model's Gamma"),
+        (
+            "guide-support",
+            "error",
+            "z",
+            "the guide's Normal for site 'z' has a different support from the model's Gamma",
+        ),
     ),
     "20: NaN in the data": (
         *(MODEL, GUIDE, torch.tensor([1.0, math.nan, math.inf]), {}),
@@ -192,11 +197,16 @@ WRONG: dict[str, tuple[Any, Any, Tensor, dict[str, Any], tuple[str, str, str | N
     ),
     "a model of width 1 for wider data": (
         *(NARROW, vector(1), columns(12), {}),
-        ("observed-shape", "error", "x", "site 'x' has shape (12, 1) in the model, but its observed values (12, 3)"),
+        (
+            "observed-shape",
+            "error",
+            "x",
+            "site 'x' has shape (12, 1) in the model, but its observed values have shape (12, 3)",
+        ),
     ),
     "1: tensor Monte Carlo of a minibatch": (
         *(program(NORMAL, around, plate=60), program(NORMAL, plate=60), X, {"elbo": "tmc"}),
-        ("tmc-subsampled", "error", None, "the scale of 12 of 60 data stands inside a logarithm"),
+        ("tmc-subsampled", "error", None, "the scale of 12 of 60 data inside a logarithm"),
     ),
     "5: marked for a sum that the estimator does not make": (
         *(summed_out, lambda x: None, X, {"elbo": "trace"}),

@@ -101,7 +101,12 @@ def test_programs_that_share_a_network_still_share_it_in_the_pair(data):
         ("vae(latent=2)", "diag_normal", UsageError, "did you mean 'latent_dim'"),
         ("vae", "diag_normal(data=3)", UsageError, "has no option 'data'"),
         ("vae", "exact", InputError, "has none: use guide 'diag_normal'"),
-        ("FILE:Model", "FILE:function_guide(scale=3)", UsageError, "is used as it is and takes no options"),
+        (
+            "FILE:Model",
+            "FILE:function_guide(scale=3)",
+            UsageError,
+            "is not a class and takes no options; leave out scale",
+        ),
         ("FILE:Model", "FILE:Guide(scale=-1)", InputError, "cannot be built: RuntimeError: no good"),
     ],
 )

@@ -53,13 +53,13 @@ def test_a_path_may_be_relative(file, monkeypatch, path):
 @pytest.mark.parametrize(
     ("text", "kind", "words"),
     [
-        ("vea", "model", "no model named 'vea'; did you mean 'vae'? There are: vae, linear_gaussian"),
-        ("diag_normal", "model", "no model named 'diag_normal'. There are: vae"),
+        ("vea", "model", "no model named 'vea'; did you mean 'vae'? Available: vae, linear_gaussian"),
+        ("diag_normal", "model", "no model named 'diag_normal'. Available: vae"),
         ("diagnormal(hidden=(3,))", "guide", "did you mean 'diag_normal'"),
-        ("FILE:Modle", "model", "did you mean 'Model'? There are: Model, Guide, function_guide"),
-        ("FILE", "model", "names a file but nothing in it"),
+        ("FILE:Modle", "model", "did you mean 'Model'? Available: Model, Guide, function_guide"),
+        ("FILE", "model", "names a file but no program in it; write"),
         ("nowhere.py:Model", "model", "file 'nowhere.py' does not exist"),
-        ("pyro_vi.nowhere:Model", "model", "'pyro_vi.nowhere' does not import: ModuleNotFoundError"),
+        ("pyro_vi.nowhere:Model", "model", "'pyro_vi.nowhere' cannot be imported: ModuleNotFoundError"),
         ("pyro_vi.models.vae:VEA", "model", "did you mean 'VAE'"),
         ("vae(3)", "model", "has no option name"),
         ("vae(latent_dim=open)", "model", "not a Python literal"),
@@ -75,9 +75,9 @@ def test_what_does_not_exist_is_refused_with_what_does(file, text, kind, words):
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("def Model(:\n", "does not import: SyntaxError"),
-        ("\nraise RuntimeError('first\\nsecond')", "does not import: RuntimeError: first"),
-        ("import nowhere_at_all", "does not import: ModuleNotFoundError"),
+        ("def Model(:\n", "cannot be imported: SyntaxError"),
+        ("\nraise RuntimeError('first\\nsecond')", "cannot be imported: RuntimeError: first"),
+        ("import nowhere_at_all", "cannot be imported: ModuleNotFoundError"),
     ],
 )
 def test_a_file_that_does_not_import_says_why_in_one_line(tmp_path, source, words):

@@ -3,6 +3,7 @@
 import json
 import math
 
+import arviz as az
 import arviz_base
 import numpy as np
 import pyro
@@ -89,6 +90,37 @@ def test_arviz_reads_it(exact, tmp_path):
         densities = arviz_base.extract(again, group="log_likelihood", var_names=["x"])
         assert dict(densities.sizes) == {"sample": DRAWS, "data": BATCH}
         assert arviz_base.convert_to_datatree(again).posterior.sizes["draw"] == DRAWS
+
+
+def test_arviz_gives_the_evidence_from_a_result_file(tmp_path):
+    """LOO of a datum with a latent of its own is log p(x): 1 / E[1 / p(x | z)] under the exact posterior.
+
+    z ~ N(0, 1), x | z ~ N(z / 3, 1): the weights 1 / p(x | z) are light-tailed, so that ArviZ has nothing to warn of.
+    """
+    slope, x = 1 / 3, scalars()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+            pyro.sample("x", dist.Normal(slope * z, 1.0), obs=x)
+
+    def guide(x):
+        variance = 1 / (1 + slope**2)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(variance * slope * x, variance**0.5))
+
+    tree = to_datatree(model, guide, x, draws=DRAWS)
+    found = az.from_netcdf(write(tree, tmp_path / "result.nc"))
+
+    means = az.summary(found, kind="stats", round_to="none")["mean"].to_numpy()
+    np.testing.assert_allclose(means, tree.posterior.z.values[0].mean(0), rtol=1e-12)
+
+    loo = az.loo(found)
+    weights = np.exp(-tree.log_likelihood.x.values[0])
+    error = np.sqrt((weights.var(0) / weights.mean(0) ** 2).sum() / DRAWS)
+    evidence = float(dist.Normal(0.0, math.sqrt(1 + slope**2)).log_prob(x).sum())
+    elpd = loo.elpd if hasattr(loo, "elpd") else loo.elpd_loo  # as arviz 1 and arviz 0.23 name it
+    assert abs(elpd - evidence) < 4 * error
 
 
 def test_groups_of_a_fit_are_written_too(tmp_path):

@@ -256,7 +256,7 @@ def test_the_audit_table_shows_what_has_parameters_and_what_each_site_adds():
     text = console.file.getvalue()
     assert "guide parameters" in text and "model parameters" not in text
     assert "KL of z: analytic under mean_field." in text and "KL of z: sampled under trace." in text
-    shares = re.findall(r"site's draws make, (\w+): w (\d+) %, z (\d+) %", text)
+    shares = re.findall(r"due to each site's draws, (\w+): w (\d+) %, z (\d+) %", text)
     assert [name for name, *_ in shares] == ["trace", "mean_field"]
     for name, w, z in shares:
         here = found.sel(elbo=name, part="guide")

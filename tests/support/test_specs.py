@@ -53,10 +53,10 @@ def test_parse_refuses(text: str, problem: str) -> None:
 
 
 def test_unknown_lists_and_suggests() -> None:
-    text = "no data set named 'digts'; did you mean 'digits'? There are: digits, mnist"
+    text = "no data set named 'digts'; did you mean 'digits'? Available: digits, mnist"
     assert str(specs.unknown("data set", "digts", ["digits", "mnist"])) == text
-    assert str(specs.unknown("guide", "zzz", ["a", "b"])) == "no guide named 'zzz'. There are: a, b"
-    assert str(specs.unknown("guide", "zzz", [])) == "no guide named 'zzz'. There are: none"
+    assert str(specs.unknown("guide", "zzz", ["a", "b"])) == "no guide named 'zzz'. Available: a, b"
+    assert str(specs.unknown("guide", "zzz", [])) == "no guide named 'zzz'. Available: none"
 
 
 def test_check_options() -> None:
@@ -64,4 +64,4 @@ def test_check_options() -> None:
     text = message(specs.check_options, "vae", {"latent": 1}, ["latent_dim", "hidden"], error=UsageError)
     assert text == "vae has no option 'latent'; did you mean 'latent_dim'? Its options are: latent_dim, hidden"
     text = message(specs.check_options, "vae", {"x": 1}, [], error=UsageError)
-    assert text == "vae has no option 'x'; it has no options: leave it out"
+    assert text == "vae has no option 'x'; it takes no options, so leave it out"

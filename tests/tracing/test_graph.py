@@ -19,13 +19,13 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_vi.auditing.captured import Captured, capture
+from pyro_vi.errors import NoGraph
 from pyro_vi.estimators.table import get
 from pyro_vi.estimators.traits import differentiable_loss
 from pyro_vi.programs.build import pair_of
 from pyro_vi.programs.isolation import isolated
 from pyro_vi.programs.pair import Pair
-from pyro_vi.tracing.errors import NoGraph
-from pyro_vi.tracing.graph import STAND_INS, without_items
+from pyro_vi.tracing.graph import stand_ins, without_items
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12, "equal_nan": True}
 PARALLEL, SEQUENTIAL = {"enumerate": "parallel"}, {"enumerate": "sequential"}
@@ -398,7 +398,7 @@ def assert_untouched() -> None:
 
 
 def test_each_stand_in_is_for_a_name_of_pyro_that_the_estimators_use():
-    assert [(owner, name) for owner, name, _ in STAND_INS] == [(owner, name) for owner, name, _ in ORIGINALS]
+    assert [(owner, name) for owner, name, _ in stand_ins()] == [(owner, name) for owner, name, _ in ORIGINALS]
     assert_untouched()
     assert "warn_if_nan" in TraceEnum_ELBO.differentiable_loss.__code__.co_names
     assert "warn_if_nan" in TraceTMC_ELBO.differentiable_loss.__code__.co_names

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from pyro_vi.tracing.errors import NoGraph
+from pyro_vi.errors import NoGraph
 from pyro_vi.tracing.graph import trace
 
 X = torch.tensor([0.5, -1.0, 2.0])

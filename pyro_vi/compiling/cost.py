@@ -1,0 +1,240 @@
+"""Costs of compiling, and the saving that is set against them.
+
+* `SECONDS` is the one table of measured constants, and `to_compile` the time that compiling a graph takes.
+* `measure` times an eager computation, and estimates the time of the same computation compiled.
+* `estimate_step` measures a step of a fit, which stands afterwards where it stood.
+* `eager_because` is the one sentence that says why compiling does not pay.
+"""
+
+import copy
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from pyro_vi.compiling.products import by_onednn, is_large
+from pyro_vi.data import Batch
+from pyro_vi.errors import NoGraph
+from pyro_vi.estimators.objective import Objective
+from pyro_vi.programs import kept_buffers
+from pyro_vi.support import generators, set_generators
+from pyro_vi.support.torch_internals import each_operation
+from pyro_vi.tracing import put_back, reason
+
+SECONDS = {"first": 2.5, "graph": 1.5, "node": 0.011, "operation": 4e-6, "call": 3e-5, "several": 1.2e-5}
+"""Seconds as `scripts/benchmark_choice.py` measures them, without the compiler's cache on disk (with it: a tenth).
+
+* first: to load the compiler and to prepare its headers, once in a process;
+* graph, node: to trace, prove and compile any graph, and for each of its operations;
+* operation, call: of an eager operation, and of a call of compiled code, beside their arithmetic;
+* several: of a call that several steps in one call save for each step.
+"""
+PER_TENSOR = 13
+"""Operations of a graph for each tensor that a step changes: its update, and keeping it where the loss is not finite."""
+FUSED = 0.3
+"""Fraction of their eager arithmetic that element-wise operations and sums take once they are fused."""
+RUNS, LONG = 5, 0.3
+"""Most runs that are timed, and the seconds after which no further one is."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of one run.
+
+    Attributes:
+        eager: as measured.
+        compiled: as estimated.
+        operations: tensor operations of the eager run.
+    """
+
+    eager: float
+    compiled: float
+    operations: int
+
+    @property
+    def saving(self) -> float:
+        """Seconds that compiling saves in each run."""
+        return max(0.0, self.eager - self.compiled)
+
+
+def to_compile(operations: int, changed: int = 0) -> float:
+    """Seconds to trace, prove and compile a computation.
+
+    Args:
+        operations: tensor operations of the eager computation.
+        changed: tensors that it changes in place: parameters, the optimizer's state, buffers.
+    """
+    nodes = operations + PER_TENSOR * changed
+    return (0.0 if loaded() else SECONDS["first"]) + SECONDS["graph"] + SECONDS["node"] * nodes
+
+
+def loaded() -> bool:
+    """Whether this process has compiled before."""
+    return "torch._inductor.compile_fx" in sys.modules
+
+
+def eager_because(what: str, saved: float, cost: float) -> str:
+    """The sentence for what stays eager.
+
+    Example:
+        >>> eager_because("steps", 3.14, 9.2)
+        'eager steps: compiling would save about 3.1 s and take about 9.2 s'
+    """
+    return f"eager {what}: compiling would save about {shown(saved)} and take about {shown(cost)}"
+
+
+def shown(seconds: float) -> str:
+    """Seconds for people, with a decimal below 10."""
+    return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+
+
+def measure(run: Callable[[], object]) -> Estimate:
+    """Time a computation, and estimate its time compiled.
+
+    The compiler fuses element-wise operations and sums, of which `FUSED` is left. All else (products, convolutions, random
+    numbers, sorting, fused optimizers) takes as long as before, large products as long as the library does that compiled code
+    calls (`pyro_vi.products`). What Python takes goes.
+
+    Args:
+        run: the computation; it is run twice to ten times.
+    """
+    on_gpu = torch.cuda.is_initialized()
+    # On one thread the processor's time for it is what a quiet machine would take, whatever else this one is doing.
+    clock = time.thread_time if torch.get_num_threads() == 1 and not on_gpu else time.perf_counter
+    wait = torch.cuda.synchronize if on_gpu else _nothing
+    start, eager, runs = time.perf_counter(), math.inf, list[list[float]]()
+    while len(runs) < RUNS and (not runs or time.perf_counter() - start < LONG):
+        wait()
+        begin = clock()
+        run()
+        wait()
+        eager = min(eager, clock() - begin)
+        operations = _Operations(clock, wait)
+        with each_operation(operations):
+            run()
+        runs.append(operations.seconds)
+    alike = len({len(run) for run in runs}) == 1
+    # The least time of each operation is one in which nothing else was done.
+    least = [min(times) for times in zip(*runs, strict=True)] if alike else min(runs, key=sum)
+    return Estimate(eager, SECONDS["call"] + sum(least), len(least))
+
+
+def estimate_step(
+    objective: Objective,
+    weight: float,
+    optimizer: torch.optim.Optimizer,
+    clip_norm: float | None,
+    fetch: Callable[[], Batch],
+) -> Estimate:
+    """Measure a step of a fit: batch, loss, gradients, clipping, and the optimizer's update of copies of the parameters.
+
+    The fit stands where it stood: parameters, buffers, optimizer, generators, and the Python state of the programs. The update
+    of an optimizer that cannot be copied is taken to cost the same eager and compiled.
+
+    Raises:
+        NoGraph: the programs fail.
+    """
+    parameters = _fitted(optimizer)
+    update = _Update(optimizer, clip_norm)
+
+    def run() -> None:
+        loss = objective(fetch(), weight)
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        float(loss.detach())
+        update(gradients)
+
+    start, before = generators(), [(p, p.detach().clone()) for p in objective.pair.parameters()]
+    try:
+        with kept_buffers(objective.pair), put_back(objective.pair.model, objective.pair.guide):
+            return measure(run)
+    except Exception as error:  # the fit will come to it, and say at which step
+        raise NoGraph(reason(error)) from error
+    finally:
+        with torch.no_grad():
+            for parameter, value in before:
+                parameter.copy_(value)
+        set_generators(start)
+
+
+class _Update:
+    """The update of an optimizer, of copies of its parameters and its state."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, clip_norm: float | None) -> None:
+        self.clip_norm = clip_norm
+        self.twin: Any = None
+        with suppress(Exception):
+            self.twin = copy.deepcopy(optimizer)  # without hooks
+
+    def __call__(self, gradients: Sequence[Tensor | None]) -> None:
+        if self.twin is None:
+            return
+        moved = _fitted(self.twin)
+        for parameter, gradient in zip(moved, gradients, strict=True):
+            parameter.grad = gradient
+        try:
+            if self.clip_norm is not None:
+                clip_grad_norm_(moved, self.clip_norm)
+            self.twin.step()
+        except Exception:
+            self.twin = None
+
+
+_MADE_OF_SUCH = {
+    getattr(torch.ops.aten, name)
+    for name in (
+        *("binary_cross_entropy_with_logits", "softplus_backward", "log_sigmoid_forward", "log_sigmoid_backward"),
+        *("_softmax", "_softmax_backward_data", "_log_softmax", "_log_softmax_backward_data", "native_layer_norm"),
+        *("native_layer_norm_backward", "native_batch_norm", "native_batch_norm_backward", "_to_copy", "copy_", "cat"),
+        *("stack", "fill_", "zero_", "new_zeros", "zeros_like", "ones_like", "empty", "arange", "_foreach_add_"),
+    )
+}
+"""Operations that are compiled as element-wise operations and sums, but have no tag that says so."""
+
+
+def _fitted(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+
+_FACTORS = {torch.ops.aten.mm.default: (0, 1), torch.ops.aten.addmm.default: (1, 2)}
+"""Where the factors of a product stand among the arguments."""
+
+
+class _Operations:
+    """The operations of a block.
+
+    Attributes:
+        seconds: that the arithmetic of each takes once it is compiled.
+    """
+
+    def __init__(self, clock: Callable[[], float], wait: Callable[[], None]) -> None:
+        self.clock, self.wait, self.seconds = clock, wait, list[float]()
+
+    def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result, seconds = self._timed(partial(func, *args, **kwargs))
+        tagged = torch.Tag.pointwise in func.tags or torch.Tag.reduction in func.tags
+        fused = tagged or func.overloadpacket in _MADE_OF_SUCH
+        if func in _FACTORS:
+            one, two = (args[i] for i in _FACTORS[func])
+            if is_large(one, two):
+                _, seconds = self._timed(partial(by_onednn, one, two))
+        self.seconds.append(0.0 if func.is_view else seconds * FUSED if fused else seconds)
+        return result
+
+    def _timed(self, call: Callable[[], Any]) -> tuple[Any, float]:
+        """The result of an operation, and the seconds that its arithmetic takes."""
+        self.wait()
+        begin = self.clock()
+        result = call()
+        self.wait()
+        return result, max(0.0, self.clock() - begin - SECONDS["operation"])
+
+
+def _nothing() -> None: ...

@@ -1,0 +1,63 @@
+"""The private and undocumented parts of Pyro that pyro_vi uses, each as a function whose docstring says why it is needed.
+
+Each part is looked up on use, so that a version of Pyro without it breaks nothing else. A function raises
+`pyro_vi.support.private.Missing` if Pyro lacks its part, unless it has a substitute.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyro_vi.support.private import attribute, part
+
+_part = partial(part, "pyro-ppl")
+_attribute = partial(attribute, "pyro-ppl")
+
+
+def context_of(module: nn.Module) -> Any:
+    """Return the object in which a PyroModule keeps state during a call, or None; it is set up for local parameters."""
+    return vars(module).get("_pyro_context")
+
+
+def name_of(module: nn.Module) -> str:
+    """Return the name of a PyroModule in the parameter store, or the name of its class if Pyro gives it none."""
+    return str(getattr(module, "_pyro_name", type(module).__name__))
+
+
+def mask_of(masked: Any) -> Any:
+    """Return the mask of a MaskedDistribution, which a closed form of its KL needs."""
+    return _attribute(masked, "_mask", "pyro.distributions.MaskedDistribution._mask")
+
+
+def loss_and_surrogate(elbo: Any) -> Callable[..., tuple[Any, Tensor]]:
+    """Return TraceGraph_ELBO's method for its loss and its surrogate loss, because it has no `differentiable_loss`."""
+    found: Callable[..., tuple[Any, Tensor]]
+    found = _attribute(elbo, "_loss_and_surrogate_loss", "pyro.infer.TraceGraph_ELBO._loss_and_surrogate_loss")
+    return found
+
+
+LOOKS = (
+    ("item", "pyro.infer.trace_elbo", "torch_item"),
+    ("warning", "pyro.infer.trace_elbo", "warn_if_nan"),
+    ("item", "pyro.infer.trace_mean_field_elbo", "torch_item"),
+    ("warning", "pyro.infer.trace_mean_field_elbo", "warn_if_nan"),
+    ("warning", "pyro.infer.traceenum_elbo", "warn_if_nan"),
+    ("warning", "pyro.infer.tracetmc_elbo", "warn_if_nan"),
+    ("expectation", "pyro.infer.util", "Dice.compute_expectation"),
+    ("dot", "pyro.infer.util", "_fulldot"),
+    ("scale", "pyro.infer.traceenum_elbo", "_get_common_scale"),
+    ("support", "torch.distributions", "Binomial.enumerate_support"),
+    ("support", "pyro.distributions", "BetaBinomial.enumerate_support"),
+)
+"""Functions with which Pyro's estimators read the values of tensors: purpose, module, and name in the module."""
+
+
+def looks_at_values() -> list[tuple[str, Any, str, Callable[..., Any]]]:
+    """Return the functions of `LOOKS`, which a trace replaces: purpose, owner, name in the owner, and function."""
+    found = []
+    for purpose, module, name in LOOKS:
+        owner, _, last = name.rpartition(".")
+        found.append((purpose, _part(module, owner), last, _part(module, name)))
+    return found

@@ -1,0 +1,215 @@
+"""The private and experimental parts of torch that pyro_vi uses, each as a function whose docstring says why it is needed.
+
+Each part is looked up on use, so that a version of torch without it breaks nothing else. A function raises
+`pyro_vi.support.private.Missing` if torch lacks its part: fits, audits and the evidence then continue eagerly and report it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache, partial
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor, fx, nn
+
+from pyro_vi.support.private import Missing, attribute, part
+
+_part = partial(part, "torch")
+_attribute = partial(attribute, "torch")
+
+
+# Programs and optimizers.
+
+
+def tensors_of(module: nn.Module) -> tuple[dict[str, Tensor | None], dict[str, Tensor | None]]:
+    """Return the dictionaries of a module's own parameters and buffers, in which other tensors can be put in their place."""
+    parameters = _attribute(module, "_parameters", "torch.nn.Module._parameters")
+    return parameters, _attribute(module, "_buffers", "torch.nn.Module._buffers")
+
+
+def hooks_of(module: nn.Module) -> tuple[Mapping[int, Any], Mapping[int, Any]]:
+    """Return the hooks that run before and after a module; they may hold state that a graph would freeze."""
+    before = _attribute(module, "_forward_pre_hooks", "torch.nn.Module._forward_pre_hooks")
+    return before, _attribute(module, "_forward_hooks", "torch.nn.Module._forward_hooks")
+
+
+def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """True if hooks run before or after an optimizer's step; a graph would omit them."""
+    before = _attribute(optimizer, "_optimizer_step_pre_hooks", "torch.optim.Optimizer._optimizer_step_pre_hooks")
+    after = _attribute(optimizer, "_optimizer_step_post_hooks", "torch.optim.Optimizer._optimizer_step_post_hooks")
+    return bool(before or after)
+
+
+def times_changed(tensor: Tensor) -> int:
+    """Return the number of in-place changes of a tensor; a graph would miss them."""
+    count: int = _attribute(tensor, "_version", "torch.Tensor._version")
+    return count
+
+
+# Tracing.
+
+
+def make_fx(function: Callable[..., Any], **options: Any) -> Callable[..., fx.GraphModule]:
+    """Return a function that traces ``function`` on its inputs and returns the flat graph."""
+    made: Callable[..., fx.GraphModule] = _part("torch.fx.experimental.proxy_tensor", "make_fx")(function, **options)
+    return made
+
+
+def graph_in_the_making() -> fx.Graph | None:
+    """Return the graph that is being traced, or None; operations in it are counted and some are rejected."""
+    mode = _part("torch.fx.experimental.proxy_tensor", "get_proxy_mode")()
+    graph: fx.Graph | None = None if mode is None else mode.tracer.graph
+    return graph
+
+
+def varies(value: Tensor) -> bool:
+    """True if a tensor is the result of a traced operation and not a constant, so that Python must not read its value."""
+    mode = _part("torch.fx.experimental.proxy_tensor", "get_proxy_mode")()
+    slot = _part("torch.fx.experimental.proxy_tensor", "get_proxy_slot")
+    proxy = None if mode is None else slot(value, mode.tracer, None)
+    return proxy is not None and proxy.constant is None
+
+
+def untraced() -> AbstractContextManager[Any]:
+    """Within the block, do not trace operations, so that current values of tensors can be compared."""
+    context: AbstractContextManager[Any] = _part("torch.utils._python_dispatch", "_disable_current_modes")()
+    return context
+
+
+def each_operation(handle: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> AbstractContextManager[Any]:
+    """Within the block ``handle(operation, arguments, keywords)`` carries out each tensor operation: to time it."""
+    base: Any = _part("torch.utils._python_dispatch", "TorchDispatchMode")
+
+    class Handled(base):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return handle(func, args, kwargs or {})
+
+    context: AbstractContextManager[Any] = Handled()
+    return context
+
+
+@contextmanager
+def as_compiling() -> Iterator[None]:
+    """Within the block, torch's optimizers keep step counts and learning rates as tensors, as under `torch.compile`."""
+    _part("torch.compiler", "_is_compiling_flag")
+    with mock.patch.object(torch.compiler, "_is_compiling_flag", True):
+        yield
+
+
+@cache
+def schema(operation: Any) -> Any:
+    """Return the schema of an operation in a graph: its arguments, and those that it writes to or returns views of."""
+    return _attribute(operation, "_schema", "torch._ops.OpOverload._schema")
+
+
+# Inductor.
+
+
+class Inductor(NamedTuple):
+    """The parts of torch that compile a flat graph.
+
+    Attributes:
+        compile: the compiler of a graph and its inputs.
+        config: its settings.
+        decompositions: returns its table of operations that are replaced by others.
+        common: removes repeated computations from a graph.
+        tables: the module of ``common``, with its list of random operations.
+        tracing, context: make the compiler's state for one graph.
+        virtualized: gives access to the compiler's state.
+    """
+
+    compile: Callable[..., Any]
+    config: Any
+    decompositions: Callable[[], dict[Any, Any]]
+    common: Callable[[fx.Graph], fx.Graph]
+    tables: Any
+    tracing: Callable[[Any], AbstractContextManager[Any]]
+    context: Callable[[Any], Any]
+    virtualized: Any
+
+
+def inductor() -> Inductor:
+    """Return the compiler of flat graphs that `torch.compile` uses; the first call takes a second or two."""
+    _part("torch._functorch.compile_utils", "rand_ops")
+    return Inductor(
+        compile=_part("torch._inductor.compile_fx", "compile_fx_inner"),
+        config=_part("torch._inductor.config"),
+        decompositions=_part("torch._inductor.decomposition", "select_decomp_table"),
+        common=_part("torch._functorch.compile_utils", "fx_graph_cse"),
+        tables=_part("torch._functorch.compile_utils"),
+        tracing=_part("torch._guards", "tracing"),
+        context=_part("torch._guards", "TracingContext"),
+        virtualized=_part("torch._inductor.virtualized", "V"),
+    )
+
+
+def cpp_compiler() -> Callable[[], str]:
+    """Return Inductor's lookup of a C++ compiler, which runs the compiler to read its version."""
+    look: Callable[[], str] = _part("torch._inductor.cpp_builder", "get_cpp_compiler")
+    return look
+
+
+def has_triton() -> bool:
+    """True if Triton can compile for the GPU."""
+    return bool(_part("torch.utils._triton", "has_triton")())
+
+
+# Products of matrices.
+
+
+class Lowering(NamedTuple):
+    """Parts with which Inductor can call oneDNN: its table of operations, its nodes, and the node of oneDNN's product."""
+
+    table: dict[Any, Any]
+    nodes: Any
+    product: Callable[..., Any]
+
+
+def has_onednn_product() -> bool:
+    """True if this torch has oneDNN's matrix product."""
+    return hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def lowering() -> Lowering | None:
+    """Return the parts with which Inductor calls oneDNN for a product; None if torch lacks them and uses its own product."""
+    try:
+        return Lowering(
+            _part("torch._inductor.lowering", "lowerings"),
+            _part("torch._inductor.ir"),
+            _part("torch._inductor.mkldnn_ir", "LinearUnary"),
+        )
+    except Missing:
+        return None
+
+
+def contiguous_rows() -> Callable[[Tensor, tuple[int, int]], Tensor] | None:
+    """Return Inductor's operation that gives a matrix other strides, for loops along its rows; None if it has none."""
+    try:
+        operation: Callable[[Tensor, tuple[int, int]], Tensor] = _part(
+            "torch._inductor.inductor_prims", "force_stride_order"
+        )
+    except Missing:
+        return None
+    return operation
+
+
+# Memory.
+
+
+def allocations(call: Callable[[], Any]) -> list[int]:
+    """Return the bytes of each allocation (positive) and each release (negative) of CPU memory during a call, in order.
+
+    The numbers are the allocator's own records. The public profiler takes a second to set up, and writes to stderr.
+    """
+    config = _part("torch._C._profiler", "ProfilerConfig")
+    on_cpu = _part("torch._C._profiler", "ProfilerState.CPU")
+    options = (False, True, False, False, False, _part("torch._C._profiler", "_ExperimentalConfig")())
+    start = _part("torch.autograd", "_enable_profiler_legacy")
+    stop = _part("torch.autograd", "_disable_profiler_legacy")
+    start(config(on_cpu, *options))
+    try:
+        call()
+    finally:
+        threads = stop()
+    return [record.cpu_memory_usage() for one in threads for record in one if record.kind() == "memory_alloc"]

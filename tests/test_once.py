@@ -1,0 +1,59 @@
+"""Work that is done once: data are read, and programs are bound and looked at, no more often than they have to be."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import pyro_vi
+from pyro_vi.cli.commands import Fit
+from pyro_vi.fitting.settings import Options
+from pyro_vi.programs import build
+
+
+@pytest.fixture
+def binds(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The programs that are bound."""
+    bound: list[object] = []
+    original = build.bind
+    monkeypatch.setattr(build, "bind", lambda program, *rest: bound.append(program) or original(program, *rest))
+    return bound
+
+
+def test_a_comparison_binds_its_two_programs_and_reads_its_data_once(binds, monkeypatch, tmp_path):
+    reads = []
+    original = torch.tensor([[1.0], [2.0], [3.0], [4.0], [5.0], [6.0]])
+    monkeypatch.setattr("pyro_vi.comparison.load", lambda data, **options: reads.append(data) or load(data, **options))
+    from pyro_vi.data import load
+
+    monkeypatch.setattr("pyro_vi.fitting.svi.load", lambda *_, **__: pytest.fail("a fit reads the data again"))
+    options = {"steps": 2, "audit_draws": 20, "particles": 2, "draws": 2, "progress": False, "out": tmp_path / "out"}
+    pyro_vi.compare("linear_gaussian(latent_dim=1)", "diag_normal", original.repeat(3, 1), **options)
+    assert len(binds) == 2
+    assert len(reads) == 1
+
+
+def test_a_fit_of_one_step_runs_its_model_eight_times(binds):
+    """Once to bind it, twice to read its layout, for the check, the sources of the KL, the step, and two records."""
+    runs = []
+
+    def model(x):
+        runs.append(len(x))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    pyro_vi.fit(model, guide, torch.arange(20.0), steps=1, progress=False)
+    assert len(binds) == 2
+    assert len(runs) == 8
+
+
+def test_the_command_line_and_python_share_their_defaults():
+    command = Fit().options()
+    assert {name: command[name] for name in command} == {name: getattr(Options(), name) for name in command}
+    assert (Options.lr, Options.schedule) == (3e-3, "cosine")
