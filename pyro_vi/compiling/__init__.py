@@ -1,8 +1,9 @@
 """Whole optimisation steps as machine code; see README.md beside this file.
 
-* `step` is one step as a pure function; `inductor` compiles a graph, with the faster forms of `decompositions` and
-  `products`; `steps` holds compiled steps and proves them; `cost` estimates what compiling takes and saves, and
-  `choice` decides.
+* `step` writes one step as a pure function.
+* `inductor` compiles a graph, with the faster operations of `decompositions` and `products`.
+* `steps` holds the compiled steps of a fit, and proves that they do what the eager steps do.
+* `cost` estimates the time that compiling takes and saves, and `choice` decides whether to compile.
 """
 
 from pyro_vi.compiling.choice import (

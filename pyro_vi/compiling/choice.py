@@ -1,7 +1,9 @@
-"""Whether the steps of a fit are compiled.
+"""The choice of which steps of a fit are compiled.
 
-* `choose` compiles what it is told to, or what pays: with ``"auto"``, each length of batch of which the steps to come save more
-  time than compiling it takes (`pyro_vi.cost`). What it chose, and why, is one line.
+* `choose` compiles the steps or leaves them eager. With ``"auto"`` it compiles a length of batch if the remaining steps of that
+  length save more time than compiling takes (`pyro_vi.compiling.cost`). One line states the choice and its reason.
+* `lengths_to_come` counts the remaining batches of each length.
+* `check_mode` and `refuse_without_compiler` raise an error before a fit starts.
 """
 
 import time
@@ -21,18 +23,18 @@ from pyro_vi.errors import InputError, NoGraph, UsageError
 
 Compile = bool | Literal["auto"]
 LENGTHS = 4
-"""Lengths of batches that are compiled at most: each takes a graph of its own."""
+"""Most lengths of batches that are compiled; each needs its own graph."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen.
+    """A choice, and its reason.
 
     Attributes:
-        lengths: lengths of batches whose steps are compiled.
-        together: those of them of which several steps in one call are compiled too.
-        note: what was chosen and why, in one line.
-        seconds: what finding out, tracing and compiling took.
+        lengths: lengths of the batches whose steps are compiled.
+        note: the choice and its reason, in one line.
+        seconds: time that measuring, tracing and compiling took.
+        together: those of ``lengths`` for which several steps per call are compiled too.
     """
 
     lengths: tuple[int, ...]
@@ -41,29 +43,29 @@ class Choice:
     together: tuple[int, ...] = ()
 
     def record(self) -> dict[str, list[int]]:
-        """What a fit that goes on after an interruption must do again to come to the same bits."""
+        """Return what a resumed fit must compile again to give the same bits."""
         return {"lengths": list(self.lengths), "together": list(self.together)}
 
 
 def check_mode(mode: object) -> None:
-    """Raise UsageError unless it is a mode of compiling."""
+    """Raise UsageError unless ``mode`` is True, False or ``"auto"``."""
     if not (isinstance(mode, bool) or mode == "auto"):
         raise UsageError(f"compile must be True, False or 'auto', not {mode!r}")
 
 
 def refuse_without_compiler(device: torch.device) -> None:
-    """Raise InputError where nothing can be compiled, before a fit that is to be compiled leaves anything behind."""
+    """Raise InputError if nothing can be compiled for this device; called before the fit writes anything."""
     missing = why_not(device)
     if missing:
         raise InputError(f"the step cannot be compiled: {missing}; or fit with compile='auto'")
 
 
 def lengths_to_come(num_data: int, batch_size: int, done: int, left: int) -> dict[int, int]:
-    """How many batches of each length are among the next ones, the shorter one that ends an epoch apart.
+    """Return the number of remaining batches by length; the last batch of an epoch may be shorter than the others.
 
     Args:
-        done: batches of this epoch that are done.
-        left: batches to come.
+        done: finished batches of this epoch.
+        left: remaining batches of the fit.
 
     Example:
         >>> lengths_to_come(num_data=20, batch_size=8, done=2, left=4)
@@ -83,25 +85,29 @@ def choose(
     estimate: Callable[[int], Estimate],
     before: Mapping[str, Sequence[int]] | None = None,
 ) -> tuple[Choice, CompiledSteps | None]:
-    """Compile the steps of a fit, or not.
+    """Compile the steps of a fit, or leave them eager.
 
     Args:
-        mode: True: all lengths, or an error; ``"auto"``: where it pays, else eager steps.
-        steps: makes what the compiled steps are put into.
-        coming: how many steps of each length of batch are to come.
-        sources: two sources of a length, each of as many batches as asked for, to prove compiled steps on.
-        estimate: measures a step on a batch of some length.
-        before: the record of what was chosen before the fit was interrupted.
+        mode: True: compile every length, or raise an error; ``"auto"``: compile where it pays.
+        steps: makes the holder of the compiled steps.
+        coming: number of remaining steps, by length of batch.
+        sources: called with a length and a number of batches, returns two sources of that many batches, for the proof.
+        estimate: measures a step on a batch of the given length.
+        before: `Choice.record` of the interrupted fit, if this fit is resumed.
+
+    Returns:
+        The choice, and the compiled steps, or None if all steps are eager.
 
     Raises:
-        InputError: with ``True``, the step cannot be compiled; the message says why and what to do.
+        InputError: ``mode`` is True and the step cannot be compiled; the message says why and what to do.
     """
     start = time.perf_counter()
 
     def chosen(what: str, lengths: Sequence[int] = ()) -> Choice:
         return Choice(tuple(lengths), what, time.perf_counter() - start)
 
-    # After an interruption also those that are not to come by the count, as an epoch may have been cut in two.
+    # A resumed fit compiles every length that it compiled before, also one that the count does not expect: it may resume within
+    # an epoch.
     wanted = {n: count for n, count in coming.items() if (count if before is None else n in before["lengths"])}
     wanted = dict(sorted(wanted.items(), key=lambda item: -item[1])[:LENGTHS])
     if not wanted or not any(coming.values()):
@@ -128,7 +134,7 @@ def choose(
             several = SECONDS["node"] * len(graph.graph.nodes) * MANY
             pays = compiled.short(length) and count * SECONDS["several"] > several
             if pays if before is None else length in before["together"]:
-                with suppress(NoGraph):  # then one by one
+                with suppress(NoGraph):  # then each step is its own call
                     compiled.add_several(length, graph, sources(length, MANY)[0])
     except NoGraph as error:
         if mode is True:

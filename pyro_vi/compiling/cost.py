@@ -1,9 +1,9 @@
-"""Costs of compiling, and the saving that is set against them.
+"""The cost of compiling, and the time that it saves.
 
-* `SECONDS` is the one table of measured constants, and `to_compile` the time that compiling a graph takes.
-* `measure` times an eager computation, and estimates the time of the same computation compiled.
-* `estimate_step` measures a step of a fit, which stands afterwards where it stood.
-* `eager_because` is the one sentence that says why compiling does not pay.
+* `SECONDS` is the table of measured constants. `to_compile` estimates the time to compile a graph.
+* `measure` times an eager computation, and estimates the time of the compiled one.
+* `estimate_step` measures a step of a fit and leaves the fit unchanged.
+* `eager_because` writes the sentence that says why compiling does not pay.
 """
 
 import copy
@@ -30,28 +30,28 @@ from pyro_vi.support.torch_internals import each_operation
 from pyro_vi.tracing import put_back, reason
 
 SECONDS = {"first": 2.5, "graph": 1.5, "node": 0.011, "operation": 4e-6, "call": 3e-5, "several": 1.2e-5}
-"""Seconds as `scripts/benchmark_choice.py` measures them, without the compiler's cache on disk (with it: a tenth).
+"""Seconds, measured by `scripts/benchmark_choice.py` without the compiler's cache on disk; with the cache they are a tenth.
 
-* first: to load the compiler and to prepare its headers, once in a process;
-* graph, node: to trace, prove and compile any graph, and for each of its operations;
-* operation, call: of an eager operation, and of a call of compiled code, beside their arithmetic;
-* several: of a call that several steps in one call save for each step.
+* first: loading the compiler and preparing its headers, once per process;
+* graph, node: tracing, proving and compiling one graph, and in addition each of its operations;
+* operation, call: overhead of an eager operation and of a call of compiled code, without their arithmetic;
+* several: saving per step where one call takes several steps.
 """
 PER_TENSOR = 13
-"""Operations of a graph for each tensor that a step changes: its update, and keeping it where the loss is not finite."""
+"""Operations in a graph for each tensor that a step changes: its update, and the selection of its old or new value."""
 FUSED = 0.3
-"""Fraction of their eager arithmetic that element-wise operations and sums take once they are fused."""
+"""Time of fused element-wise operations and sums, as a fraction of the time of their eager arithmetic."""
 RUNS, LONG = 5, 0.3
-"""Most runs that are timed, and the seconds after which no further one is."""
+"""Most timed runs, and the seconds after which no further run starts."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of one run.
+    """Seconds of one run, eager and compiled.
 
     Attributes:
-        eager: as measured.
-        compiled: as estimated.
+        eager: measured seconds.
+        compiled: estimated seconds.
         operations: tensor operations of the eager run.
     """
 
@@ -61,28 +61,28 @@ class Estimate:
 
     @property
     def saving(self) -> float:
-        """Seconds that compiling saves in each run."""
+        """Seconds that compiling saves per run; 0 if it saves none."""
         return max(0.0, self.eager - self.compiled)
 
 
 def to_compile(operations: int, changed: int = 0) -> float:
-    """Seconds to trace, prove and compile a computation.
+    """Estimate the seconds to trace, prove and compile a computation.
 
     Args:
         operations: tensor operations of the eager computation.
-        changed: tensors that it changes in place: parameters, the optimizer's state, buffers.
+        changed: number of tensors that it changes in place: parameters, optimizer states, buffers.
     """
     nodes = operations + PER_TENSOR * changed
     return (0.0 if loaded() else SECONDS["first"]) + SECONDS["graph"] + SECONDS["node"] * nodes
 
 
 def loaded() -> bool:
-    """Whether this process has compiled before."""
+    """True if this process has loaded the compiler."""
     return "torch._inductor.compile_fx" in sys.modules
 
 
 def eager_because(what: str, saved: float, cost: float) -> str:
-    """The sentence for what stays eager.
+    """Return the sentence that says why a computation stays eager.
 
     Example:
         >>> eager_because("steps", 3.14, 9.2)
@@ -92,22 +92,22 @@ def eager_because(what: str, saved: float, cost: float) -> str:
 
 
 def shown(seconds: float) -> str:
-    """Seconds for people, with a decimal below 10."""
+    """Format seconds, with one decimal below 10."""
     return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
 
 
 def measure(run: Callable[[], object]) -> Estimate:
-    """Time a computation, and estimate its time compiled.
+    """Time an eager computation, and estimate the time of the compiled one.
 
-    The compiler fuses element-wise operations and sums, of which `FUSED` is left. All else (products, convolutions, random
-    numbers, sorting, fused optimizers) takes as long as before, large products as long as the library does that compiled code
-    calls (`pyro_vi.products`). What Python takes goes.
+    The compiler fuses element-wise operations and sums, which then take `FUSED` of their time. All other operations (products,
+    convolutions, random numbers, sorting, fused optimizers) take as long as before, except large products: they are timed in
+    the library that compiled code calls (`pyro_vi.compiling.products`). Python code takes the time of one call only.
 
     Args:
-        run: the computation; it is run twice to ten times.
+        run: the computation; it runs two to ten times.
     """
     on_gpu = torch.cuda.is_initialized()
-    # On one thread the processor's time for it is what a quiet machine would take, whatever else this one is doing.
+    # The processor time of one thread is the time on an idle machine, even if this machine is busy.
     clock = time.thread_time if torch.get_num_threads() == 1 and not on_gpu else time.perf_counter
     wait = torch.cuda.synchronize if on_gpu else _nothing
     start, eager, runs = time.perf_counter(), math.inf, list[list[float]]()
@@ -122,7 +122,7 @@ def measure(run: Callable[[], object]) -> Estimate:
             run()
         runs.append(operations.seconds)
     alike = len({len(run) for run in runs}) == 1
-    # The least time of each operation is one in which nothing else was done.
+    # The least time of each operation is the one with the least interference from other processes.
     least = [min(times) for times in zip(*runs, strict=True)] if alike else min(runs, key=sum)
     return Estimate(eager, SECONDS["call"] + sum(least), len(least))
 
@@ -136,8 +136,8 @@ def estimate_step(
 ) -> Estimate:
     """Measure a step of a fit: batch, loss, gradients, clipping, and the optimizer's update of copies of the parameters.
 
-    The fit stands where it stood: parameters, buffers, optimizer, generators, and the Python state of the programs. The update
-    of an optimizer that cannot be copied is taken to cost the same eager and compiled.
+    Parameters, buffers, optimizer, generators and the Python state of the programs are unchanged afterwards. The update of an
+    optimizer that cannot be copied is left out, as if it took the same time eager and compiled.
 
     Raises:
         NoGraph: the programs fail.
@@ -155,7 +155,7 @@ def estimate_step(
     try:
         with kept_buffers(objective.pair), put_back(objective.pair.model, objective.pair.guide):
             return measure(run)
-    except Exception as error:  # the fit will come to it, and say at which step
+    except Exception as error:  # the fit will meet the same error and name the step
         raise NoGraph(reason(error)) from error
     finally:
         with torch.no_grad():
@@ -165,7 +165,7 @@ def estimate_step(
 
 
 class _Update:
-    """The update of an optimizer, of copies of its parameters and its state."""
+    """The update of an optimizer, applied to copies of its parameters and its state."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, clip_norm: float | None) -> None:
         self.clip_norm = clip_norm
@@ -196,7 +196,7 @@ _MADE_OF_SUCH = {
         *("stack", "fill_", "zero_", "new_zeros", "zeros_like", "ones_like", "empty", "arange", "_foreach_add_"),
     )
 }
-"""Operations that are compiled as element-wise operations and sums, but have no tag that says so."""
+"""Operations that the compiler fuses like element-wise operations and sums, although torch does not tag them so."""
 
 
 def _fitted(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -204,14 +204,14 @@ def _fitted(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 _FACTORS = {torch.ops.aten.mm.default: (0, 1), torch.ops.aten.addmm.default: (1, 2)}
-"""Where the factors of a product stand among the arguments."""
+"""Positions of the two factors among the arguments of a product."""
 
 
 class _Operations:
-    """The operations of a block.
+    """A timer of the tensor operations in a block.
 
     Attributes:
-        seconds: that the arithmetic of each takes once it is compiled.
+        seconds: estimated compiled time of each operation's arithmetic, in order.
     """
 
     def __init__(self, clock: Callable[[], float], wait: Callable[[], None]) -> None:
@@ -229,7 +229,7 @@ class _Operations:
         return result
 
     def _timed(self, call: Callable[[], Any]) -> tuple[Any, float]:
-        """The result of an operation, and the seconds that its arithmetic takes."""
+        """Return the result of an operation and the seconds of its arithmetic."""
         self.wait()
         begin = self.clock()
         result = call()

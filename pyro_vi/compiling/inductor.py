@@ -1,12 +1,12 @@
-"""A flat graph of tensor operations as compiled code.
+"""Compilation of a flat graph of tensor operations to machine code.
 
-* `compile_graph` turns a function of tensors, which may also change some of its arguments, into one call of machine code:
-  Inductor with its C++ wrapper on the CPU, with Triton on a GPU. What it has compiled is found again by other processes, in
-  Inductor's cache on disk.
-* `why_not` says what is missing on this machine, so that nobody waits for a compiler that is not there.
+* `compile_graph` turns a graph, which may change some of its inputs in place, into one call of machine code: by Inductor with
+  its C++ wrapper on the CPU, and with Triton on a GPU. Inductor's cache on disk lets other processes reuse the result.
+* `why_not` names what is missing on this machine, before any work is done.
+* `replayed` records a compiled step as a CUDA graph.
 
-Inductor is called below `torch.compile`: the graph is already flat, so that what stands between the two (guards on Python
-state, the handling of autograd) has nothing to do, and costs 20 to 40 microseconds in each call.
+Inductor is called directly, without `torch.compile`. The graph is already flat, so guards on Python state and the handling of
+autograd would do nothing, and would take 20 to 40 microseconds in each call.
 """
 
 import logging
@@ -28,30 +28,30 @@ from pyro_vi.support import torch_internals
 from pyro_vi.support.torch_internals import make_fx
 
 Compiled = Callable[[list[Tensor]], Sequence[Tensor]]
-"""Called with all arguments in a list, which it empties."""
+"""A compiled function. It takes all arguments in one list, and empties the list."""
 
 
 def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
-    """Compile a graph for inputs of these shapes; in-place changes of inputs are kept.
+    """Compile a graph for inputs of these shapes; the compiled call changes the inputs in place as the graph does.
 
-    Random operations are the ones of torch and take from its generator what they take uncompiled, in the same order.
+    Random operations are those of torch. They draw the same numbers from its generator, in the same order, as in eager mode.
 
     Raises:
-        NoGraph: with the first line of what the compiler says.
+        NoGraph: the graph cannot be compiled; the message has the first line of the compiler's error.
     """
     on_cpu = all(value.device.type == "cpu" for value in inputs)
     settings: dict[str, Any] = {
         "fallback_random": True,
         "cpp_wrapper": on_cpu,
-        # Read from torch otherwise, and then no part of the key under which the result is cached.
+        # Without this, Inductor asks torch, and the number of threads is not part of the cache's key.
         "cpp.threads": torch.get_num_threads(),
-        # One piece of memory for all that a call needs, and not forty: 3 to 7 % of a small step.
+        # One allocation per call instead of about forty; this saves 3 to 7 % of a small step.
         "memory_planning": on_cpu,
-        # Would change the order of random operations, and with it the draws.
+        # Reordering would change the order of random operations, and with it the draws.
         "reorder_for_peak_memory": False,
-        # Worker processes import torch anew: one graph is compiled sooner without them.
+        # Worker processes would import torch first; one graph compiles faster without them.
         "compile_threads": 1,
-        # Inductor tries the compiler on every set of instructions that the processor has: 10 seconds the first time.
+        # Skips a test compilation for every instruction set of the processor, which takes 10 seconds the first time.
         "cpp.vec_isa_ok": True,
     }
     graph, constants = _lifted(graph)
@@ -61,7 +61,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
                 compiled = _compile(graph, [*inputs, *constants], settings)
             except NoGraph:
                 raise
-            except Exception:  # an old compiler may not know all instructions
+            except Exception:  # an old compiler may not support all instruction sets
                 plain = {**settings, "cpp.vec_isa_ok": None, "memory_planning": False}
                 compiled = _compile(graph, [*inputs, *constants], plain)
         except NoGraph:
@@ -72,7 +72,10 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
 
 
 def _lifted(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
-    """The graph with the tensors that it holds as its last inputs: held, they cannot be followed with fake values."""
+    """Return the graph with its constant tensors as further inputs at the end, and these tensors.
+
+    The compiler traces the graph with fake tensors, and a constant would be a real one.
+    """
     held = {str(node.target): getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"}
     held = {name: value for name, value in held.items() if isinstance(value, Tensor)}
     lifted, at = fx.Graph(), {}
@@ -100,20 +103,21 @@ def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], settings: dict[str
         mode = fakes[0].fake_mode
         with parts.tracing(parts.context(mode)), parts.virtualized.set_fake_mode(mode), multiplying():
             compiled: Any = parts.compile(flat, fakes, is_inference=True, cpp_wrapper=parts.config.cpp_wrapper)
-    # What stands around the call is for profilers and CUDA graph trees.
+    # The code around the inner call serves only profilers and CUDA graph trees.
     inner: Compiled = getattr(compiled, "current_callable", None) or compiled
     return inner
 
 
 def _random(graph: fx.GraphModule) -> set[Any]:
-    # torch's own list of what must not become one operation lacks many: two draws of one distribution would be equal.
+    # If two random operations were merged, two draws of one distribution would be equal. torch's own list of operations that
+    # must not be merged lacks many.
     targets = {node.target for node in graph.graph.nodes if node.op == "call_function"}
     return {t.overloadpacket for t in targets if torch.Tag.nondeterministic_seeded in getattr(t, "tags", ())}
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Within the block the compiler says nothing of its own code; but what was asked for (TORCH_LOGS)."""
+    """Within the block, silence the compiler's warnings, except those that the user requested with TORCH_LOGS."""
     log = logging.getLogger("torch._inductor")
     before = log.level
     if log.getEffectiveLevel() == logging.WARNING:
@@ -127,7 +131,7 @@ def _quiet() -> Iterator[None]:
 
 
 def why_not(device: torch.device) -> str:
-    """What this machine or this torch lacks to compile, with the remedy; empty where nothing is missing."""
+    """Return what this machine or this torch lacks to compile, with the remedy; empty if nothing is missing."""
     if device.type not in ("cpu", "cuda"):
         return f"there is no compiler for device '{device.type}'; use device='cpu' or 'cuda'"
     try:
@@ -150,20 +154,20 @@ def _no_compiler() -> str:
 
 
 def replayed(compiled: Compiled, kept: Sequence[Tensor], source: Sequence[Tensor]) -> Compiled:
-    """A compiled step as a CUDA graph: launched at once, for inputs at fixed places, into which sources are copied.
+    """Return a compiled step as a CUDA graph, which launches all kernels at once and reads its inputs from fixed memory.
 
-    It is called as ``compiled`` is, with ``kept`` (changed in place) and a source of the same shapes. The generator's state
-    moves on at each replay, so that draws are fresh.
+    It is called as ``compiled`` is, with ``kept`` (changed in place) and a source of the same shapes, which is copied to the
+    fixed memory. The generator's state advances at each replay, so that draws are new.
 
     Raises:
-        NoGraph: it cannot be recorded.
+        NoGraph: the step cannot be recorded.
     """
     places = [value.clone() for value in source]
     stream = torch.cuda.Stream()
     try:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(3):  # what a kernel sets up at its first launches cannot be recorded
+            for _ in range(3):  # kernels set themselves up in their first launches, which cannot be recorded
                 compiled([*kept, *places])
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
@@ -176,7 +180,7 @@ def replayed(compiled: Compiled, kept: Sequence[Tensor], source: Sequence[Tensor
 
     def replay(inputs: list[Tensor]) -> Sequence[Tensor]:
         for i, value in enumerate(inputs[len(kept) :]):
-            if value is not last[i]:  # the rows of a batch are new at each step, the data once in an epoch at most
+            if value is not last[i]:  # row numbers are new in each step, the data at most once per epoch
                 places[i].copy_(value)
                 last[i] = value
         graph.replay()

@@ -1,9 +1,10 @@
 """One optimisation step as a pure function: loss, gradients, clipping, schedule and optimizer in one flat graph.
 
-* `several` makes one graph of some steps in a row.
-* `WholeStep` knows the tensors that a step changes (parameters, the optimizer's state, buffers) and traces the step for a
-  batch of some length; the graph changes these tensors in place, and gives back loss, norm of the gradient, and gradients.
-* The optimizer's own code is traced, so that every `torch.optim` optimizer whose update is made of tensor operations serves.
+* `WholeStep` holds the tensors that a step changes (parameters, optimizer states, buffers), and traces the step for a batch of
+  one length. The graph changes these tensors in place, and returns the loss, the norm of the gradient, and the gradients.
+* `several` makes one graph of several steps in a row.
+
+The optimizer's own code is traced. This works for every `torch.optim` optimizer whose update consists of tensor operations.
 """
 
 from collections import defaultdict
@@ -24,27 +25,27 @@ from pyro_vi.tracing.reach import Walk
 
 Optimizer = torch.optim.Optimizer
 MANY = 8
-"""Steps in one call, where several are: more make compiling longer, and save little."""
+"""Steps per call, where a call takes several. More steps would take longer to compile and save little."""
 
 
 class WholeStep:
-    """A fit's step, for an optimizer that has taken its first one (before, it has no state).
+    """A step of a fit, for an optimizer that has taken its first step; before that, it has no state.
 
     Args:
-        objective: what is descended.
-        optimizer: holds the parameters; its groups keep the rates of the first step in ``initial_lr``.
+        objective: the function that the fit minimises.
+        optimizer: holds the parameters; ``initial_lr`` of its groups is the learning rate of the first step.
         clip_norm: limit on the joint norm of the gradients.
-        weight: weight of the KL; None where it is given anew for each step.
-        rate: learning rates as a fraction of the first; None where it is given anew for each step.
+        weight: weight of the KL; None if it changes from step to step.
+        rate: learning rate as a fraction of the first; None if it changes from step to step.
 
     Attributes:
-        tensors: what a step changes, in the order of the graph's first inputs.
-        count: steps that the optimizer has taken, where it counts them alike for all parameters.
-        going: false once a loss was not finite: from then on steps change nothing.
+        tensors: the tensors that a step changes, in the order of the graph's first inputs.
+        count: number of steps that the optimizer has taken, if it is the same for all parameters.
+        going: false after a loss that is not finite; from then on, steps change nothing.
         control: weight and rate of each of the next steps, of shape ``(MANY, 2)``.
 
     Raises:
-        NoGraph: the optimizer's state is no tensor, or it has hooks.
+        NoGraph: the optimizer's state is not a tensor, or the optimizer has hooks.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class WholeStep:
         self.parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
         self.states = _states(optimizer, self.parameters)
         pair, own = objective.pair, {id(p) for p in self.parameters}
-        # A parameter that is not fitted is one: a program may change it in place, as that of a codebook.
+        # A parameter that is not fitted counts as a buffer: a program may change it in place, such as a codebook.
         held = {id(t): t for t in (*pair.buffers(), *pair.parameters()) if id(t) not in own}
         self.buffers: list[Tensor] = list(held.values())
         self._places = [
@@ -72,17 +73,17 @@ class WholeStep:
         ]
         device = self.parameters[0].device
         counts = [float(state["step"]) for _, state in self.states if "step" in state]
-        # In double precision, as 1 − β₂ᵗ needs it: in single precision it is off by 6e-5 at the first step.
+        # Double precision, because 1 − β₂ᵗ in single precision is off by 6e-5 at the first step.
         self.count = torch.tensor(counts[0] if counts else 0.0, dtype=torch.float64, device=device)
         self.counted = bool(counts) and len(set(counts)) == 1
         self.going = torch.tensor(True, device=device)
         self.control = torch.ones(MANY, 2, dtype=torch.float64, device=device)
-        # Writing into an array costs a tenth of writing into a tensor.
+        # Writing to an array takes a tenth of the time of writing to a tensor.
         self._view: Any = self.control.numpy() if device.type == "cpu" else self.control
         self.tensors = [*self.parameters, *self._state_tensors(), *self.buffers, self.count, self.going]
 
     def adopt(self) -> None:
-        """Take over buffers that an eager step has assigned anew: a compiled one changes the tensors it knows."""
+        """Copy buffers that an eager step has replaced into the tensors that compiled steps change, and put these back."""
         for values, name, buffer in self._places:
             now = values[name]
             if now is not buffer:
@@ -92,7 +93,7 @@ class WholeStep:
                 values[name] = buffer
 
     def set(self, controls: Sequence[tuple[float, float]]) -> None:
-        """Weight of the KL and rate, as a fraction of the first, of each of the next steps."""
+        """Set the weight of the KL and the learning rate, as a fraction of the first, for each of the next steps."""
         self.adopt()
         if self.weight is None or self.rate is None:
             for i, (weight, rate) in enumerate(controls):
@@ -105,7 +106,7 @@ class WholeStep:
         return [k for k, value in state.items() if isinstance(value, Tensor) and not (self.counted and k == "step")]
 
     def synchronize(self) -> None:
-        """Tell the optimizer how many steps were taken."""
+        """Write the number of steps taken into the optimizer's state."""
         self.adopt()
         if self.counted:
             for _, state in self.states:
@@ -113,7 +114,9 @@ class WholeStep:
                     state["step"].fill_(float(self.count))
 
     def trace(self, source: Batch, fetch: Callable[..., Batch]) -> fx.GraphModule:
-        """The graph of ``(*tensors, control, *source)``, where ``fetch(*source)`` is the batch; gives loss, norm and gradients.
+        """Return the graph of a step as a function of ``(*tensors, control, *source)``; the batch is ``fetch(*source)``.
+
+        The graph returns the loss, the norm of the gradient, and the gradients.
 
         Raises:
             NoGraph: the programs or the optimizer cannot be traced.
@@ -121,15 +124,17 @@ class WholeStep:
         inputs = [*(t.detach().clone() for t in self.tensors), self.control.clone(), *source]
         with kept_generators():
             try:
-                self.objective(fetch(*source), self.weight or 1.0)  # what an estimator finds out about a pair at first
-            except Exception as error:  # such as a program that fails on a shorter batch: the fit will say where
+                self.objective(fetch(*source), self.weight or 1.0)  # the estimator examines the pair in its first call
+            except (
+                Exception
+            ) as error:  # for example on a shorter batch; the fit will meet the same error and name the step
                 raise NoGraph(reason(error)) from error
             self.adopt()
             for foreach in (False, True):
                 try:
                     return trace(self._function(fetch, foreach), *inputs, state=len(self.tensors))
                 except Exception as error:
-                    # Some optimizers take a tensor for a number in one of their two ways only.
+                    # Some optimizers accept a tensor as the learning rate in only one of these two implementations.
                     if foreach or isinstance(error, NoGraph):
                         raise NoGraph(reason(error)) from error
         raise AssertionError
@@ -165,7 +170,7 @@ class WholeStep:
                 norm = norm * shrink
 
             fresh, fresh_states = self._update(old, found, old_states, count, rate, foreach)
-            # A step whose loss is not finite changes nothing, so that it can be looked at.
+            # A step whose loss is not finite changes nothing, so that the cause can be found.
             went = going.clone()
             good = went & loss.detach().isfinite()
             pairs = [*zip(old, fresh, strict=True), *zip(old_states, fresh_states, strict=True)]
@@ -173,10 +178,10 @@ class WholeStep:
                 before.copy_(torch.where(good, after, before))
             going.copy_(good)
             for before, start, after in zip(old_buffers, moving, new_buffers, strict=True):
-                # Otherwise the programs have only read it.
+                # A buffer that is unchanged needs no copy.
                 if after is not start or times_changed(after) or _moved(before, after):
                     if after.shape != before.shape:
-                        raise NoGraph("a buffer has another shape after each step; keep its shape")
+                        raise NoGraph("the programs change the shape of a buffer; keep its shape")
                     before.copy_(torch.where(went, after, before))
             return loss.detach(), norm, *(g for g in found if g is not None)
 
@@ -191,11 +196,11 @@ class WholeStep:
         rate: float | Tensor,
         foreach: bool,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """The optimizer's own step, taken by a twin of it on copies."""
+        """Let a copy of the optimizer take its step on copies of the parameters, and return these and the new states."""
         copies = [value.detach().clone() for value in old]
         by_id = {id(p): copied for p, copied in zip(self.parameters, copies, strict=True)}
         for copied, gradient in zip(copies, gradients, strict=True):
-            copied.grad = None if gradient is None else gradient.clone()  # some optimizers write into it
+            copied.grad = None if gradient is None else gradient.clone()  # some optimizers change it in place
         twin: Any = object.__new__(type(self.optimizer))
         twin.__dict__.update(self.optimizer.__dict__)
         twin.param_groups = [
@@ -226,26 +231,26 @@ class WholeStep:
                 changed = own.changed()
                 own.put_back()
         if any(set(state) - known.get(key, set()) for key, state in twin.state.items()):
-            raise NoGraph("the optimizer has no state yet of a parameter that this step moves")
+            raise NoGraph("the optimizer has no state yet for a parameter that this step changes")
         changed = changed or ("" if held == _numbers(twin) else "a number in its groups")
         if changed:
             raise NoGraph(
-                f"the optimizer changes {changed}, which would stay as it is in a graph; keep a tensor in its state"
+                f"the optimizer changes {changed}, which a graph would freeze; keep a tensor in its state instead"
             )
         fresh = [twin.state[by_id[id(p)]][key] for p, state in self.states for key in self._keys(state)]
         return copies, fresh
 
 
 def several(graph: fx.GraphModule, tensors: int, inputs: Sequence[Tensor]) -> fx.GraphModule:
-    """`MANY` steps in a row as one graph, of the graph of one.
+    """Make one graph of `MANY` steps in a row from the graph of one step.
 
     Args:
-        graph: of one step, called with ``(*tensors, control, *stored, rows)``.
-        tensors: how many tensors a step changes.
-        inputs: as for one step, with ``rows`` for all steps; the new graph is called with such.
+        graph: graph of one step, called with ``(*tensors, control, *stored, rows)``.
+        tensors: number of tensors that a step changes.
+        inputs: inputs of the new graph: those of one step, but with the ``rows`` of all steps.
 
     Returns:
-        A graph that gives the losses ``(MANY,)`` and the norm of the last gradient.
+        A graph that returns the losses, of shape ``(MANY,)``, and the norm of the last gradient.
     """
 
     def steps(*inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,35 +266,37 @@ def several(graph: fx.GraphModule, tensors: int, inputs: Sequence[Tensor]) -> fx
 
 
 def _norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The joint norm of tensors, summed row by row: so the compiler reads them in the optimizer's own loop, and not again."""
+    """Return the joint norm of tensors, summed row by row: so the compiler fuses it with the optimizer's loop over them."""
     return torch.stack([gradient.square().sum(-1).sum() for gradient in gradients]).sum().sqrt()
 
 
 def _states(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[tuple[Tensor, dict[str, Any]]]:
-    """State of each parameter that has one, in the order of the parameters."""
+    """Return each parameter that has optimizer state, with its state, in the order of the parameters."""
     if has_step_hooks(optimizer):
         raise NoGraph("the optimizer has hooks, which a graph would leave out")
     states = [(p, optimizer.state[p]) for p in parameters if p in optimizer.state]
     for _, state in states:
         for key, value in state.items():
             if value is not None and not isinstance(value, Tensor):
-                raise NoGraph(f"the optimizer's state '{key}' is no tensor, and would stay as it is now")
+                raise NoGraph(
+                    f"the optimizer's state '{key}' is no tensor, so a graph would freeze it; keep a tensor instead"
+                )
     return states
 
 
 def _wide(state: Tensor, parameter: Tensor) -> Tensor:
-    # A number that is kept in single precision; an optimizer takes it out and goes on in double precision.
+    # A scalar stored in single precision; eager optimizers convert it to a Python number and compute in double precision.
     number = state.dim() == 0 and state.dtype == torch.float32 and parameter.dtype == torch.float64
     return state.double() if number else state.clone()
 
 
 def _moved(before: Tensor, after: Tensor) -> bool:
-    # A batch norm changes its statistics without a word to the version counter.
+    # Batch norm changes its running statistics without increasing their version counter.
     with untraced():
         return not torch.equal(before, after)
 
 
 def _numbers(optimizer: Any) -> list[Any]:
-    """What an optimizer's groups hold besides tensors."""
+    """Return the values in an optimizer's groups that are not tensors, as text."""
     groups = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
     return [repr({k: v for k, v in group.items() if not isinstance(v, Tensor)}) for group in groups]

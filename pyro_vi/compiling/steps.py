@@ -1,11 +1,11 @@
-"""Compiled steps of a fit, and the proof that they are the eager ones.
+"""Compiled steps of a fit, and the proof that they do what the eager steps do.
 
-* `CompiledSteps` holds one compiled step for each length of a batch. A step is used only when all of this holds: two
-  captures under different states of Python give the same graph; no Python state changes as the programs run; the graph has the
-  eager value and the eager gradient of every parameter on two batches; and the compiled step leaves every parameter, optimizer
-  state and buffer as the eager step leaves it.
-* Whatever fails raises `NoGraph` with one line that says what, and leaves the fit as it was.
-* `Raised` is for a proved step that raises later, on a value: the programs may catch that, and a graph cannot.
+* `CompiledSteps` holds one compiled step for each length of a batch. A step is used only if all of this holds: two captures
+  under different seeds of Python's generator give the same graph; the programs change no Python state; on two batches, the
+  graph has the eager loss and the eager gradient of every parameter; and the compiled step leaves every parameter, optimizer
+  state and buffer as the eager step does. Otherwise it raises `NoGraph` with a one-line reason, and the fit is unchanged.
+* `Raised` is the error of a proved step that later raises on some values. The programs may catch such an error; a graph cannot.
+* `agree` compares a compiled result with an eager one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,34 +23,34 @@ from pyro_vi.support import generators, set_generators
 from pyro_vi.tracing import reason, same_twice
 
 DIGITS = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""To what fraction of a tensor's largest element compiled and eager steps must agree, by dtype; 0.02 for shorter ones."""
+"""Tolerance between compiled and eager tensors by dtype, as a fraction of the largest element; 0.02 for shorter dtypes."""
 SMALL = 1e-3
-"""A gradient below this fraction of the largest is not looked at in the parameters: Adam divides by its size, and would show
-rounding as large as a step. Its optimizer state is looked at."""
+"""Fraction of the largest gradient below which an element of a parameter is not compared. Adam divides a gradient by its size,
+so rounding in a tiny gradient can be as large as a step. The optimizer state of such elements is compared."""
 
 SHORT = 2**22
-"""Parameters × rows below which a step takes less than some ten times what a call does."""
+"""Parameters × rows below which a step takes less than about ten times the overhead of its call."""
 
 RAISING = {
     *("_linalg_check_errors", "_linalg_eigh", "_linalg_svd", "linalg_eig", "linalg_lstsq", "cholesky"),
     *("_assert_async", "_assert_scalar"),
 }
-"""Operations that raise on some values. Before a step with one of them, the state of the fit is copied."""
+"""Operations that raise an error on some values. The state of the fit is copied before each step that contains one."""
 
 Fetch = Callable[..., Batch]
 
 
 class Raised(RuntimeError):
-    """A compiled step raised on a value; one line that says how. The fit stands where it stood before that step."""
+    """The error of a compiled step on some values, in one line. The fit is as it was before that step."""
 
 
 class CompiledSteps:
-    """Compiled steps, by the length of the batch.
+    """Compiled steps, by the length of the batch and the number of steps per call.
 
     Args:
-        whole: what a step is.
-        fetch: makes a batch from a source, by operations that a graph can hold.
-        eager: takes one step in place, for a batch; gives its loss, and leaves the gradients in the parameters.
+        whole: the step as a pure function.
+        fetch: makes a batch from a source, with tensor operations only.
+        eager: takes one eager step on a batch; returns its loss, and leaves the gradients in the parameters.
     """
 
     def __init__(self, whole: WholeStep, fetch: Fetch, eager: Callable[[Batch], Tensor]) -> None:
@@ -61,15 +61,15 @@ class CompiledSteps:
     def __call__(
         self, length: int, many: int, source: Sequence[Tensor], controls: Sequence[tuple[float, float]]
     ) -> tuple[list[float], Tensor]:
-        """Take steps on batches of a length; gives their losses and the norm of the last gradient.
+        """Take steps on batches of one length; return their losses and the norm of the last gradient.
 
-        A loss that is not finite has changed nothing, nor have the steps after it.
+        A step whose loss is not finite changes nothing, and neither do the steps after it.
 
         Raises:
-            Raised: an operation of `RAISING` did, in one of the steps.
+            Raised: an operation of `RAISING` raised an error in one of the steps.
         """
         self.whole.set(controls)
-        # Compiled code draws from torch only.
+        # Compiled code draws from torch's generator only.
         restore = _kept(self.whole, torch.get_rng_state, torch.set_rng_state) if length in self.raising else None
         try:
             losses, norm = self._take(length, many, source)
@@ -87,14 +87,14 @@ class CompiledSteps:
         return losses, norm
 
     def short(self, length: int) -> bool:
-        """Whether steps on batches of this length are so short that the time of a call shows."""
+        """True if steps on batches of this length are so short that the overhead of a call matters."""
         return sum(p.numel() for p in self.whole.parameters) * length < SHORT
 
     def trace(self, sources: Sequence[Sequence[Tensor]]) -> fx.GraphModule:
-        """The graph of a step on sources of one length, seen to hold all that the programs do.
+        """Return the graph of a step, after checking its loss and gradients on sources of one length.
 
         Raises:
-            NoGraph: it does not.
+            NoGraph: the step has no graph, or the graph differs from the programs.
         """
         pair = self.whole.objective.pair
         missing = why_not(self.whole.control.device)
@@ -108,10 +108,10 @@ class CompiledSteps:
         return graph
 
     def add(self, length: int, graph: fx.GraphModule, sources: Sequence[Sequence[Tensor]]) -> None:
-        """Compile a traced step, and keep it if it does what the eager one does.
+        """Compile a traced step, and keep it if it does what the eager step does.
 
         Raises:
-            NoGraph: it cannot be compiled, or does something else.
+            NoGraph: the step cannot be compiled, or differs from the eager step.
         """
         if any(not RAISING.isdisjoint(str(node.target).split(".")) for node in graph.graph.nodes):
             self.raising.add(length)
@@ -124,10 +124,10 @@ class CompiledSteps:
             raise
 
     def add_several(self, length: int, graph: fx.GraphModule, source: Sequence[Tensor]) -> None:
-        """Compile several steps in a row, on a source of as many batches, and see that they do what single ones do.
+        """Compile `MANY` steps in a row, for a source of as many batches, and keep them if they do what single steps do.
 
         Raises:
-            NoGraph: they cannot be compiled, or do something else.
+            NoGraph: the steps cannot be compiled, or differ from single steps.
         """
         whole = self.whole
         inputs = [*_copies(whole.tensors), whole.control, *source]
@@ -152,10 +152,10 @@ class CompiledSteps:
                 whole.control[0] = control[i]
                 loss, _ = self._take(length, 1, (*stored, part))
                 if not _near(losses[i], loss, _digits(loss)):
-                    raise NoGraph(f"step {i + 1} of {MANY} in one call has another loss than on its own")
-            # Over several steps Adam turns rounding of small gradients into differences of a step's size.
+                    raise NoGraph(f"step {i + 1} of {MANY} in one call has a different loss than on its own")
+            # Over several steps, Adam enlarges rounding in small gradients to the size of a step.
             if not all(_near(one, two, 0.02) for one, two in zip(after, whole.tensors, strict=True)):
-                raise NoGraph(f"{MANY} steps in one call leave other parameters than one by one")
+                raise NoGraph(f"{MANY} steps in one call give other parameters than {MANY} single steps")
 
     def _compile(self, graph: fx.GraphModule, source: Sequence[Tensor]) -> Compiled:
         whole = self.whole
@@ -168,11 +168,11 @@ class CompiledSteps:
     def _eager(self, source: Sequence[Tensor]) -> Tensor:
         try:
             return self.eager(self.fetch(*source))
-        except Exception as error:  # of the programs: the fit will come to it, and say at which step
+        except Exception as error:  # an error of the programs; the fit will meet it and name the step
             raise NoGraph(reason(error)) from error
 
     def _check_gradients(self, graph: fx.GraphModule, source: Sequence[Tensor]) -> None:
-        """The graph, not yet compiled, has the program's loss and gradients."""
+        """Raise NoGraph unless the graph, before it is compiled, has the programs' loss and gradients."""
         self.whole.adopt()
         start = generators()
         with torch.no_grad(), _proving():
@@ -182,23 +182,23 @@ class CompiledSteps:
         digits = _digits(loss)
         if not _near(loss, expected, digits):
             raise NoGraph(f"the graph's loss is {float(loss):.10g} where the programs give {float(expected):.10g}")
-        if not bool(expected.isfinite()):  # the fit ends here, and says why
+        if not bool(expected.isfinite()):  # the fit will end at this step and say why
             return
         found = [(p, p.grad) for p in self.whole.parameters if p.grad is not None]
         largest = max((float(g.abs().max()) for _, g in found if g.numel()), default=0.0)
         if len(found) != len(gradients):
             raise NoGraph(
-                "the graph has no gradient of some parameters: the programs hold them where they cannot be seen, as a "
-                "recurrent network of torch does"
+                "the graph lacks the gradients of some parameters: the programs also hold these outside of the modules' "
+                "parameters, as torch's recurrent networks do"
             )
         for (parameter, wanted), gradient in zip(found, gradients, strict=True):
             if not _near(gradient, wanted, digits, digits * 0.01 * largest):
                 raise NoGraph(
-                    f"the graph's gradient of parameter '{self._name(parameter)}' is not that of the programs"
+                    f"the graph's gradient of parameter '{self._name(parameter)}' differs from that of the programs"
                 )
 
     def _check_step(self, length: int, source: Sequence[Tensor]) -> None:
-        """The compiled step leaves everything as the eager one does."""
+        """Raise NoGraph unless the compiled step leaves everything as the eager step does."""
         whole = self.whole
         with _put_back(whole), _proving():
             loss, _ = self._take(length, 1, source)
@@ -209,7 +209,7 @@ class CompiledSteps:
             whole.adopt()
             finite = bool(expected.isfinite())
             if finite:
-                whole.count += 1  # which the optimizer counts in its own way
+                whole.count += 1  # the optimizer counts in its own state
             whole.going.fill_(finite)
             gradients = [p.grad for p in whole.parameters]
             wanted = _copies(whole.tensors)
@@ -229,11 +229,11 @@ class CompiledSteps:
                 what = f"parameter '{self._name(whole.parameters[position])}'"
             else:
                 what = "the optimizer's state and the buffers"
-                # A state of gradients that are rounding is rounding as well.
+                # If gradients consist of rounding only, so does their optimizer state.
                 slack = digits * 0.01 * max(largest, largest**2) if one.is_floating_point() else 0.0
                 agree = _near(one, two, digits, slack)
             if not agree:
-                raise NoGraph(f"the compiled step leaves {what} other than the eager step does")
+                raise NoGraph(f"the compiled step changes {what} differently from the eager step")
 
     def _name(self, parameter: Tensor) -> str:
         named = self.whole.objective.pair.owned().items()
@@ -245,12 +245,12 @@ def _proving() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise NoGraph(f"the graph raises, which the programs may catch: {first_line(error)}") from error
+        raise NoGraph(f"the graph raises an error, which the programs may catch: {first_line(error)}") from error
 
 
 @contextmanager
 def _put_back(whole: WholeStep) -> Iterator[None]:
-    """Whatever steps are taken in the block, afterwards the fit stands where it stood, its generators too."""
+    """Restore the fit and the generators after a block that takes steps."""
     restore = _kept(whole)
     try:
         yield
@@ -261,7 +261,7 @@ def _put_back(whole: WholeStep) -> Iterator[None]:
 def _kept(
     whole: WholeStep, get: Callable[[], Any] = generators, put: Callable[[Any], None] = set_generators
 ) -> Callable[[], None]:
-    """Gives what puts the fit back to where it stands now, and the generators to what ``get`` gives."""
+    """Return a function that restores the present state of the fit, and of the generators that ``get`` reads."""
     start, values, control = get(), _copies(whole.tensors), whole.control.clone()
     gradients = [p.grad for p in whole.parameters]
 
@@ -288,7 +288,7 @@ def _digits(value: Tensor) -> float:
 
 
 def agree(one: Tensor, two: Tensor) -> bool:
-    """Whether a compiled result is the eager one, but for rounding."""
+    """True if a compiled result equals the eager one up to rounding."""
     return _near(one, two, _digits(two))
 
 
@@ -303,7 +303,7 @@ def _near(one: Tensor, two: Tensor, digits: float, slack: float = 0.0) -> bool:
 
 
 def _without_gradients(graph: fx.GraphModule) -> fx.GraphModule:
-    """The same graph giving back loss and norm only: each further result would cost an allocation in every step."""
+    """Return the same graph with loss and norm as its only results: each further one would cost an allocation per step."""
     bare = fx.Graph()
     results: Any = bare.graph_copy(graph.graph, {})
     bare.output(results[:2])
