@@ -1,7 +1,7 @@
-"""The main job: one pair, several ELBO estimators, side by side.
+"""The comparison of several ELBO estimators on one pair.
 
-For each estimator the same pair is fitted from the same start on the same batches; all estimators are audited at the same
-parameters, those of the first one's fit at its start, middle and end; each fit is evaluated on held-out data.
+Each estimator fits the same pair, from the same start and on the same batches. All estimators are audited at the same
+parameters: those at the start, middle and end of the first fit. Each fit is evaluated on held-out data.
 """
 
 import copy
@@ -31,15 +31,16 @@ AUDITED = (0.0, 0.5, 1.0)
 
 @dataclass(frozen=True)
 class Result:
-    """One estimator's fit, and its numbers on held-out data.
+    """The fit under one estimator, and its numbers on held-out data.
 
     Attributes:
         run: the fit.
         cls: name of the estimator's class.
-        target: the bound that it estimates: ``"elbo"``, ``"iwae(5)"``.
-        kl_source: where each latent site's KL comes from.
+        target: the bound that it estimates, such as ``"elbo"`` or ``"iwae(5)"``.
+        kl_source: for each latent site, how its KL is computed: analytic, or sampled and why.
         evaluation: ELBO, reconstruction and KL of each held-out datum.
-        evidence: see `pyro_vi.evidence`; None where the evidence is no sum over data, and ``note`` says why.
+        evidence: see `pyro_vi.evidence`; None if the evidence is not a sum over data.
+        note: the reason why there is no evidence.
     """
 
     run: Run
@@ -63,7 +64,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Fits and audits of one pair under several estimators; ``audits`` by the step of the first one's fit."""
+    """Fits and audits of one pair under several estimators; the keys of ``audits`` are steps of the first fit."""
 
     model: str
     guide: str
@@ -74,7 +75,7 @@ class Comparison:
     out: Path | None = None
 
     def audit_dataset(self) -> xr.Dataset:
-        """All audits in one dataset, with the dimension ``step`` before the others."""
+        """Return all audits in one dataset, with ``step`` as the first dimension."""
         steps = xr.Variable("step", list(self.audits))
         return xr.concat(list(self.audits.values()), steps, combine_attrs="override")
 
@@ -96,28 +97,28 @@ def compare(
     resume: bool = False,
     **options: Any,
 ) -> Comparison:
-    """Fit one pair under several ELBO estimators, and compare what they cost and how good the fits are.
+    """Fit one pair under several ELBO estimators; compare the cost of the estimators and the quality of the fits.
 
     Args:
         model: a name, class, module or function: see `pyro_vi.fit`.
-        guide: the same.
-        data: a data set's name, a file, an array or tensor, or a `Data`; some of it is held out.
-        elbos: estimators, by name or as `pyro.infer.ELBO`; the audits follow the fit of the first.
-        steps: optimisation steps of each fit; or ``epochs``; see `pyro_vi.fit`.
-        epochs: see ``steps``.
-        seed: of everything.
+        guide: the same for the guide.
+        data: the name of a data set, a file, an array or tensor, or a `Data`; some of the data must be held out.
+        elbos: estimators, by name or as `pyro.infer.ELBO`; the audits use parameters of the first one's fit.
+        steps: optimisation steps of each fit; or give ``epochs``; see `pyro_vi.fit`.
+        epochs: passes over the data in each fit, in place of ``steps``.
+        seed: seed of all draws, initial values and batches.
         audit_draws: draws of an audit; 0 for no audits.
-        audit_batch: training data in the batch that the audits are made on.
-        draws: draws for each held-out datum's ELBO.
-        particles: draws for each held-out datum's evidence, where it is not exact; at least 500 for a bound worth reading.
-        out: folder; each fit's run folder is made in it, named as its estimator.
-        resume: go on with the comparison in ``out``.
+        audit_batch: number of training data in the batch of the audits.
+        draws: draws for the ELBO of each held-out datum.
+        particles: draws for the evidence of each held-out datum if it is not exact; a useful bound needs at least 500.
+        out: folder for the run folders of the fits, which have the names of the estimators.
+        resume: continue the comparison in ``out``.
         options: passed on to `pyro_vi.fit`: ``batch_size``, ``lr``, ``schedule``, ``clip_norm``, ``beta``, ``compile``, …
 
     Raises:
         UsageError: an unknown name or option, or a setting out of range.
-        InputError: data or a pair that cannot be fitted, or no held-out data.
-        FitError: a loss that is not finite.
+        InputError: the data or the pair cannot be fitted, or no data are held out.
+        FitError: a loss is not finite.
 
     Example:
         >>> result = compare("vae", "diag_normal", "digits", steps=10, audit_draws=20, particles=50, progress=False)
@@ -143,7 +144,7 @@ def compare(
             copy.deepcopy(pair),
             loaded,
             name,
-            copy.deepcopy(estimator),  # a fit teaches it about one pair, and the audits are of several
+            copy.deepcopy(estimator),  # an estimator stores facts about its pair, and the audits use other pairs
             names,
             dataclasses.replace(asked, out=None if folder is None else folder / slug(name)),
             snapshots=AUDITED if not runs else (),

@@ -1,4 +1,4 @@
-"""The evidence log p(x) per datum: exact where the model has it in closed form, else by importance sampling."""
+"""The evidence log p(x) per datum: exact if the model has a closed form, otherwise by importance sampling."""
 
 import math
 from typing import Literal
@@ -29,29 +29,30 @@ def evidence(
     rows: int = 1000,
     compile: Compile = "auto",
 ) -> xr.Dataset:
-    """log p(x_n) of each datum, exactly, or as log (1/K) Σ_k p(x_n, z_k) / q(z_k | x_n) with z_k from the guide.
+    """Return log p(x_n) of each datum, exactly or as log (1/K) Σ_k p(x_n, z_k) / q(z_k | x_n) with z_k from the guide.
 
     The importance-sampling estimate is below log p(x) on average (Jensen) and rises to it with K (Burda et al. 2016,
-    arXiv:1509.00519). ``ess`` says how many of the K draws carry the weight: where it is near 1, the estimate is low.
+    arXiv:1509.00519). ``ess`` says how many of the K draws carry the weight; if it is near 1, the estimate is low.
 
     Args:
         model: generative program with local latent sites.
         guide: variational program.
         batch: a tensor of ``n`` rows, or the tuple that the programs are called with.
-        method: ``"exact"`` takes the model's ``log_evidence(x)``, ``"iw"`` samples; by default exact where it exists.
+        method: ``"exact"`` calls the model's ``log_evidence(x)``, ``"iw"`` samples; by default exact if the model has that.
         particles: K.
-        seed: of the draws.
-        rows: how many data at a time.
-        compile: whether the draws are captured and compiled: True, or an error; False; or where that saves time. The draws are
-            the same either way.
+        seed: seed of the draws.
+        rows: most data that are evaluated at a time.
+        compile: True compiles the draws or raises an error; False never compiles; ``"auto"`` compiles if that saves time. The
+            draws are the same in each case.
 
     Returns:
         ``log_evidence`` and ``mc_se`` (Monte Carlo standard error, by the delta method) in nats, and ``ess``, over the
         dimension ``datum``; attributes ``method``, ``value`` and ``se`` (mean and standard error over the data), and
-        ``note``: whether the draws were compiled.
+        ``note``, which says whether the draws were compiled, and why.
 
     Raises:
-        InputError: the model has global latent sites, so that its evidence is no sum over data; or no closed form.
+        InputError: the model has global latent sites, so that its evidence is not a sum over data; or ``method`` is ``"exact"``
+            and the model has no closed form.
 
     Example:
         >>> from pyro_vi import models, guides
@@ -78,7 +79,7 @@ def evidence_of_pair(
     rows: int = 1000,
     compile: Compile = "auto",
 ) -> xr.Dataset:
-    """`evidence` of a pair that is bound already."""
+    """Return `evidence` for a pair that is already bound."""
     check_mode(compile)
     closed = getattr(pair.model, "log_evidence", None)
     if method is None:
@@ -95,7 +96,7 @@ def evidence_of_pair(
     if particles < 2:
         raise InputError(f"particles must be at least 2, not {particles}")
     refuse_global(pair, tuple(a[:rows] for a in args))
-    # Blocks of one length, as each length is compiled anew; the last one may be shorter.
+    # Blocks have one length, because each length is compiled separately; the last block may be shorter.
     blocks = math.ceil(len(args[0]) / rows)
     size = math.ceil(len(args[0]) / blocks)
     cut = [tuple(a[start : start + size] for a in args) for start in range(0, len(args[0]), size)]
@@ -108,14 +109,14 @@ def evidence_of_pair(
 
 
 def refuse_global(pair: Pair, args: Batch) -> None:
-    """Raise unless every latent site is local: only then is the evidence a sum over data."""
+    """Raise InputError unless every latent site is local; only then is the evidence a sum over data."""
     layout, _ = pair.layouts(args)
     plate = layout.data_plate(len(args[0]))
     outside = [n for n, site in layout.latents.items() if plate is None or plate.name not in site.plates]
     if outside:
         raise InputError(
-            f"site {', '.join(repr(n) for n in outside)} is shared by all data, so the evidence is no sum over data; "
-            "per-datum evidence needs every latent site inside the data plate"
+            f"site {', '.join(repr(n) for n in outside)} is shared by all data, so the evidence is not a sum over data; "
+            "put every latent site inside the data plate"
         )
 
 

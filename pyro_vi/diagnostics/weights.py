@@ -1,7 +1,8 @@
-"""Importance weights of many draws, summed as they come: what evidence needs of K draws in memory that does not grow with K.
+"""Sums of importance weights over many draws, in memory that does not grow with the number of draws.
 
-* `Weights.sums` gives log Σ_k w_k and log Σ_k w_k² of a block of data, w_k = p(x, z_k) / q(z_k | x). Where there is much to do
-  it captures and compiles the draws of one chunk, and proves them: the same seed gives what the programs give.
+* `Weights.sums` returns log Σ_k w_k and log Σ_k w_k² for a block of data, with w_k = p(x, z_k) / q(z_k | x).
+* `Weights.compile` captures and compiles the draws of one chunk if that pays, and proves that the same seed gives the same
+  weights as the programs.
 """
 
 from dataclasses import dataclass
@@ -33,16 +34,16 @@ Sums = tuple[Tensor, Tensor]
 
 @dataclass
 class Weights:
-    """Sums of importance weights of a pair, on blocks of one shape.
+    """Sums of importance weights of a pair, for blocks of data of one shape.
 
     Args:
         pair: model and guide.
         args: a block of data.
-        draws: K.
-        vectorized: whether the pair can make many draws at once.
+        draws: number of draws, K.
+        vectorized: true if the pair can make many draws in one run.
 
     Attributes:
-        note: whether the draws are compiled, and why; set by `compile`.
+        note: says whether the draws are compiled, and why; set by `compile`.
     """
 
     pair: Pair
@@ -59,10 +60,16 @@ class Weights:
         self._keys, self._tensors = list(tensors), list(tensors.values())
 
     def compile(self, mode: Compile, blocks: int) -> None:
-        """Compile the draws of a chunk, or not: see `pyro_vi.compiling.choice`. Generators and programs are left as they are.
+        """Compile the draws of a chunk or leave them eager, as `pyro_vi.compiling.choice` does for steps.
+
+        The generators and the programs are unchanged afterwards.
+
+        Args:
+            mode: True, False or ``"auto"``, as in `pyro_vi.evidence`.
+            blocks: number of blocks of data.
 
         Raises:
-            InputError: with ``True``, they cannot be compiled.
+            InputError: ``mode`` is True and the draws cannot be compiled.
         """
         if mode is False:
             return
@@ -83,7 +90,7 @@ class Weights:
             self.note = f"eager draws: {error}"
 
     def sums(self, args: Batch) -> Sums:
-        """log Σ w and log Σ w² over the draws, of shape ``(rows,)`` each."""
+        """Return log Σ w and log Σ w² over the draws, each of shape ``(rows,)``."""
         fits = [a.shape for a in args] == [a.shape for a in self.args]
         whole = self.draws // self._chunk if self._compiled is not None and fits else 0
         left = self.draws - whole * self._chunk
@@ -94,9 +101,9 @@ class Weights:
                 start = generators()
                 try:
                     parts.append(tuple(self._compiled([*self._tensors, *args])))  # type: ignore[arg-type]
-                except Exception as error:  # on a value, which the programs may catch
+                except Exception as error:  # raised on some values; the programs may catch it
                     set_generators(start)
-                    self._compiled, self.note = None, f"eager draws: the compiled ones raised ({first_line(error)})"
+                    self._compiled, self.note = None, f"eager draws: the compiled draws raised ({first_line(error)})"
                     left = self.draws - len(parts) * self._chunk
                     break
             parts += [_reduced(t.log_weight, t.rows) for t in self._stream(args, left)] if left else []
@@ -107,7 +114,7 @@ class Weights:
         return stream(self.pair, args, draws, kl="sampled", vectorized=self.vectorized)
 
     def _function(self, *inputs: Tensor) -> Sums:
-        """One chunk, of all tensors of the pair and the data."""
+        """Return the sums over one chunk, as a function of all tensors of the pair and of the data."""
         count = len(self._tensors)
         places = dict(zip(self._keys, inputs[:count], strict=True))
         with swapped(self.pair, places) as held:
@@ -121,7 +128,7 @@ class Weights:
         return [*(t.detach() for t in self._tensors), *self.args]
 
     def _estimate(self) -> Estimate:
-        # The draws of these runs are thrown away.
+        # The draws of these runs are not used.
         start = generators()
         with torch.no_grad():
             found = measure(lambda: self._function(*self._inputs()))
@@ -150,7 +157,9 @@ class Weights:
                 with kept_buffers(self.pair):
                     found = compiled(self._inputs())
             except Exception as error:
-                raise NoGraph(f"the graph raises, which the programs may catch: {first_line(error)}") from error
+                raise NoGraph(
+                    f"the graph raises an error, which the programs may catch: {first_line(error)}"
+                ) from error
             set_generators(start)
             expected = self._function(*self._inputs())
         set_generators(start)

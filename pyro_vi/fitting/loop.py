@@ -1,9 +1,10 @@
 """The loop of a fit: steps, records, snapshots and checkpoints.
 
-* `Loop` takes the steps of a fit from one `Position` to the next, eager or compiled; equal settings and seeds give equal bits,
-  also over an interruption.
-* The objective is the loss divided by the number of data, so that learning rates and gradient norms mean the same for
-  every data set.
+* `Loop` takes the steps of a fit from one `Position` to the next, eager or compiled. Equal settings and seeds give equal bits,
+  even if a fit is interrupted and resumed.
+
+The objective is the loss divided by the number of data, so that learning rates and gradient norms have the same meaning for
+every data set.
 """
 
 import math
@@ -48,20 +49,20 @@ from pyro_vi.programs import Pair, isolated
 from pyro_vi.support import fitting_threads, generators, set_generators
 
 LOGGED = 100
-"""Records that a fit makes."""
+"""Number of regular records in a fit."""
 
 
 class Loop:
     """One fit.
 
     Args:
-        compile: whether steps are compiled: see `pyro_vi.compiling.choice.choose`.
+        compile: True, False or ``"auto"``: see ``mode`` of `pyro_vi.compiling.choice.choose`.
 
     Attributes:
         history: the records made so far.
-        snapshots: parameters at the steps that are to be kept.
-        position: where it stands.
-        choice: whether its steps are compiled, and why; None before the first step.
+        snapshots: parameters at the steps that `Settings.kept` names.
+        position: the present position in the fit.
+        choice: the choice of compiled steps, with its reason; None before the first step.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Loop:
         self.objective = Objective(pair, elbo, plate.size if plate is not None else None)
         self.records = Records(self.objective, data, example)
         self.position = Position()
-        self.used = (1.0, 1.0)  # weight of the KL and rate, as a fraction, of the last step
+        self.used = (1.0, 1.0)  # weight of the KL and fraction of the learning rate in the last step
         self.norm: Tensor | None = None  # of the last gradient, if its step was compiled
         self.history: list[dict[str, Any]] = []
         self.snapshots: dict[int, dict[str, Tensor]] = {}
@@ -99,11 +100,11 @@ class Loop:
         self.say: Callable[[str], None] = lambda line: None
 
     def run(self, title: str, folder: RunFolder | None = None, *, resume: bool, progress: bool) -> None:
-        """Go on to the last step; Ctrl-C ends it between two steps, with a checkpoint.
+        """Run to the last step; Ctrl-C stops the fit between two steps, and a checkpoint is written.
 
         Raises:
-            FitError: a loss or a parameter that is not finite, or a program that fails at a step.
-            InputError: steps were to be compiled and cannot be.
+            FitError: a loss or a parameter is not finite, or a program fails at a step.
+            InputError: ``compile`` is True and the steps cannot be compiled.
         """
         self.folder = folder
         with (
@@ -131,7 +132,7 @@ class Loop:
             self._checkpoint()
 
     def take(self, count: int) -> None:
-        """Take some steps as `run` does, without records and checkpoints."""
+        """Take steps as `run` does, but without records and checkpoints."""
         with self._running():
             last = self.position.step + count
             while self.position.step < last:
@@ -148,12 +149,12 @@ class Loop:
             fitting_threads(self.pair, self.data.example(self.settings.batch_size)),
             warnings.catch_warnings(),
         ):
-            # Pyro's, of a loss for which the fit is ended with more to say.
+            # Pyro warns of a loss that is not finite; the fit ends with an error that says more.
             warnings.filterwarnings("ignore", message=r"Encountered (NaN|\+inf|-inf)")
             yield
 
     def _epoch(self, last: int) -> Iterator[None]:
-        """Take the steps that are left of an epoch, but none after the last; stop for each that may have to be looked at."""
+        """Take the remaining steps of an epoch, up to step ``last``; yield after each call."""
         now = self.position
         for rows, source, many in self._deal(last):
             now.batch += self._step(rows, source, many)
@@ -163,7 +164,7 @@ class Loop:
         now.epoch, now.batch = now.epoch + 1, 0
 
     def _deal(self, last: int) -> Iterator[tuple[Tensor, Batch, int]]:
-        """Numbers of rows, what `_fetch` makes their batch of, and for how many steps they are."""
+        """Yield row numbers, the source from which `_fetch` makes their batch, and the number of steps that they are for."""
         now, size = self.position, self.settings.batch_size
         if self.data.mapped:
             for rows, batch in islice(self.data.batches(now.epoch, size), now.batch, None):
@@ -181,7 +182,7 @@ class Loop:
             yield rows, (*stored, rows), many
 
     def _stop(self, last: int) -> int:
-        """The next step that is looked at: a record, a snapshot, a checkpoint, the last one."""
+        """Return the next step at which a call must end: for a record, a snapshot or a checkpoint, or the last step."""
         step, kept = self.position.step, self.settings.kept
         regular = (step - step % often + often for often in (self.every, self.tenth))
         return min(last, *regular, *(k for k in kept if k > step))
@@ -190,7 +191,7 @@ class Loop:
         return source if self.data.mapped else self.data.gather(source[:-1], source[-1])
 
     def _step(self, rows: Tensor, source: Batch, many: int) -> int:
-        """Take steps; gives how many: one where a compiled call of several raises."""
+        """Take steps and return their number: ``many``, or one if a compiled call of several steps raised an error."""
         start, generator, length = time.perf_counter(), torch.get_rng_state(), len(rows) // many
         now = self.position
         controls = [self.settings.controls(now.step + i) for i in range(many)]
@@ -213,7 +214,7 @@ class Loop:
         return many
 
     def _without_graph(self, error: Raised, rows: Tensor, source: Batch) -> int:
-        """Take the step at which a compiled one raised, and all others, eagerly."""
+        """Take the step at which a compiled step raised an error eagerly, and turn compiled steps off."""
         assert self.choice is not None
         place, self.compiled = where(self.position), None
         note = f"eager steps from step {self.position.step + 1} on: the compiled step raised ({error})"
@@ -225,12 +226,12 @@ class Loop:
         return taken
 
     def _blame(self, values: list[float], rows: Sequence[Tensor], source: Batch, generator: Tensor) -> None:
-        """Raise FitError for the first loss that is not finite; no step has changed anything from then on."""
+        """Raise FitError for the first loss that is not finite; that step and later ones have changed nothing."""
         bad = next(i for i, value in enumerate(values) if not math.isfinite(value))
         batches = [self._fetch(*source[:-1], part) for part in rows] if len(rows) > 1 else [self._fetch(*source)]
         torch.set_rng_state(generator)
         with torch.no_grad():
-            for batch in batches[:bad]:  # the steps before it have drawn as much as this does
+            for batch in batches[:bad]:  # draw what the steps before it drew
                 self.objective(batch)
         self.position.step += bad
         self.position.batch += bad
@@ -238,7 +239,7 @@ class Loop:
         raise FitError(blame(self.objective, values[bad], place, rows[bad], batches[bad], generator))
 
     def _descend(self, batch: Batch) -> Tensor:
-        """An eager step, in place; gives the loss. One that is not finite changes nothing."""
+        """Take an eager step and return its loss; if the loss is not finite, the step changes nothing."""
         self._synchronize()
         weight, rate = self.used
         loss = self.objective(batch, weight)
@@ -255,7 +256,10 @@ class Loop:
         return loss.detach()
 
     def _choose(self, before: dict[str, list[int]] | None = None) -> str:
-        """After the first step, when the optimizer has its state: compile the others, or not; gives a line that says which."""
+        """Choose whether to compile the remaining steps, and return the choice in one line.
+
+        This comes after the first step, because the optimizer has no state before it.
+        """
         if self.compile is False:
             self.choice = Choice((), "eager steps: compile=False", 0.0)
             return ""
@@ -321,11 +325,11 @@ class Loop:
         )
 
     def _restore(self) -> dict[str, list[int]] | None:
-        """Go back to the checkpoint; gives the record of what steps were compiled, if that was chosen."""
+        """Restore the checkpoint; return its record of compiled steps, or None if there is none."""
         assert self.folder is not None
         state = self.folder.load()
         if state is None:
-            self.folder.history(0)  # what an attempt that came to no checkpoint has logged
+            self.folder.history(0)  # deletes the records of a fit that was interrupted before its first checkpoint
             return None
         self.pair.load_state_dict(state["pair"])
         self.optimizer.load_state_dict(state["optimizer"])

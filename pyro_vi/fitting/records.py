@@ -1,4 +1,4 @@
-"""Records of a fit: the ELBO of training and held-out data at a step, and what the steps since the last record did."""
+"""Records of a fit: the ELBO of training and held-out data at a step, and numbers of the steps since the last record."""
 
 import math
 from typing import Any
@@ -13,16 +13,16 @@ from pyro_vi.fitting.settings import Position
 from pyro_vi.programs import evaluating, isolated, kept_buffers
 
 ROWS = 1000
-"""Training rows and held-out rows that a record evaluates: the first ones, the same for every record."""
+"""Most training rows and held-out rows that a record evaluates: the first ones, the same for every record."""
 
 
 class Records:
-    """Makes the records of one fit; what they evaluate changes neither the fit nor its generators.
+    """The maker of the records of one fit; a record changes neither the fit nor its generators.
 
     Args:
-        objective: what the fit descends.
-        data: what it is fitted to.
-        example: a batch, from which the sites are read.
+        objective: the function that the fit minimises.
+        data: the data of the fit.
+        example: a batch, for a run that finds the sites.
     """
 
     def __init__(self, objective: Objective, data: Data, example: Batch) -> None:
@@ -30,23 +30,23 @@ class Records:
         self.train = data.example(min(ROWS, data.spec.num_data))
         self.heldout = tuple(column[:ROWS] for column in data.heldout)
         layout, guide_layout = objective.pair.layouts(example)
-        # A latent site that the guide lacks is summed out by the estimator: the ELBO then has no two parts.
+        # The estimator sums over a latent site that the guide lacks. The ELBO then does not split into reconstruction and KL.
         self.summed = not set(layout.latents) <= set(guide_layout.sites)
 
     def make(self, now: Position, *, weight: float, lr: float, norm: float) -> dict[str, Any]:
-        """The record of a step; its keys are those of `pyro_vi.Run.history`, in nats per datum.
+        """Return the record of a step, with the keys of `pyro_vi.Run.history`; losses and ELBOs are in nats per datum.
 
         Args:
-            now: where the fit stands.
+            now: the position of the fit.
             weight: weight of the KL in the last step.
             lr: learning rate of the last step.
-            norm: norm of its gradient.
+            norm: norm of the gradient in the last step.
 
         Raises:
             FitError: a parameter is not finite, or a program fails.
         """
         pair = self.objective.pair
-        found = overflow(pair)  # the last step has no next one to find it
+        found = overflow(pair)  # after the last step, no further step would find it
         if found:
             raise FitError(f"the fit ends after step {now.step}: {found}")
         with failing(pair, f"after step {now.step}"), kept_buffers(pair):
@@ -65,7 +65,7 @@ class Records:
         return record if heldout is None else {**record, "heldout_elbo": heldout["elbo"]}
 
     def _elbo(self, rows: Batch, seed: int) -> dict[str, float]:
-        """The unannealed ELBO of some data and its two parts, from one draw for each datum."""
+        """Return the ELBO without annealing and its two parts, from one draw for each datum."""
         pair, elbo = self.objective.pair, self.objective.elbo
         if not self.summed:
             found = evaluate(pair, rows, draws=1, kl=traits_of(elbo).kl, seed=seed)

@@ -1,7 +1,10 @@
-"""A program as a flat graph of tensor operations, or the reason why there is none.
+"""A program as a flat graph of tensor operations, or the reason why it has no graph.
 
-* `graph` traces a function; `shapes` refuses shapes that depend on values; `frozen` refuses programs that change
-  state of Python, which `reach` finds. Where there is no graph, they raise `pyro_vi.errors.NoGraph`.
+* `graph` traces a function.
+* `shapes` rejects shapes that depend on values.
+* `frozen` rejects programs that change Python state, and `reach` finds that state.
+
+A program that has no graph raises `pyro_vi.errors.NoGraph`.
 """
 
 from pyro_vi.tracing.frozen import put_back, same_twice

@@ -1,10 +1,10 @@
-"""What a graph would freeze: state of Python that a program reads or changes while it runs.
+"""Python state that a program reads or changes while it runs, and that a graph would freeze.
 
-A graph holds tensor operations. A number that a program counts up itself, a draw from NumPy's generator, a tensor that it
-keeps from one call to the next would stay as they were at the capture.
+A graph holds tensor operations only. A number that a program counts up, a draw from NumPy's generator, or a tensor that it
+keeps from one call to the next would stay as it was at the capture.
 
-* `watched` raises where a run of the programs changes such state; `put_back` undoes what runs of the programs change of it.
-* `same_twice` also captures twice, under different states of Python's generator, and compares the graphs.
+* `watched` raises `NoGraph` if a run of the programs changes such state. `put_back` restores the state after a block.
+* `same_twice` captures twice, under different seeds of Python's generator, and compares the graphs.
 """
 
 import pickle
@@ -24,33 +24,33 @@ from pyro_vi.tracing.reach import Walk
 
 @contextmanager
 def watched(*programs: nn.Module) -> Iterator[None]:
-    """Within the block programs are run; it must leave what they can reach in Python as it was.
+    """Raise an error if the block, which runs the programs, changes Python state that they can reach.
 
     Raises:
-        NoGraph: an attribute or variable has another value, a generator of Python or NumPy was drawn from, or the programs
-            reach what cannot be watched.
+        NoGraph: an attribute or a variable has changed, the block drew from Python's or NumPy's generator, or the programs
+            reach state that cannot be watched.
     """
     before, drawn = Walk(*programs), _drawn()
     yield
     for owner, state in _drawn().items():
         if state != drawn[owner]:
             raise NoGraph(
-                f"the programs draw from {owner}'s generator, once for all steps in a graph; draw with torch or pyro"
+                f"the programs draw from {owner}'s generator, and a graph would freeze the draw; draw with torch or pyro"
             )
     place = before.changed()
     if place:
         raise NoGraph(
-            f"the programs change {place} as they run, which would stay as it is in a graph; "
-            "hold it in a buffer (a tensor) that is changed in place"
+            f"the programs change {place} as they run, which a graph would freeze; "
+            "hold it in a buffer (a tensor) and change that in place"
         )
 
 
 @contextmanager
 def put_back(*programs: nn.Module) -> Iterator[None]:
-    """Whatever the programs change within the block in the state that they hold in Python, is as it was afterwards.
+    """Restore the Python state of the programs after the block.
 
     Raises:
-        NoGraph: they hold what cannot be put back; the block is not entered.
+        NoGraph: the programs hold state that cannot be restored; the block does not run.
     """
     before = Walk(*programs)
     try:
@@ -60,12 +60,12 @@ def put_back(*programs: nn.Module) -> Iterator[None]:
 
 
 def same_twice(trace: Callable[[], fx.GraphModule], *programs: nn.Module) -> fx.GraphModule:
-    """A capture that does not depend on Python state which changes: two of them are the same, and leave that state as it is.
+    """Capture twice and return the first graph; the two must be equal, and the first capture must not change Python state.
 
-    Generators are put back.
+    The random generators and the Python state of the programs are restored.
 
     Raises:
-        NoGraph: it does depend on such.
+        NoGraph: the two graphs differ, or the capture changes Python state.
     """
     start = generators()
     try:
@@ -79,8 +79,8 @@ def same_twice(trace: Callable[[], fx.GraphModule], *programs: nn.Module) -> fx.
         set_generators(start)
     if not _same(first, second):
         raise NoGraph(
-            "two captures differ: the programs depend on what changes in Python from call to call, such as the time; "
-            "hold it in a buffer"
+            "two captures differ: the programs depend on something in Python that changes from call to call, such as the "
+            "time; hold it in a buffer"
         )
     return first
 

@@ -1,27 +1,26 @@
-"""The graph of programs that decide nothing by the values of tensors.
+"""The graph of a program whose control flow does not depend on the values of tensors.
 
-* `trace` makes it, or raises an error; `reason` says in one line why there is none.
-* `without_items` puts `stand_ins` in place for the time of a block, where Pyro's estimators themselves look at
-  values.
+* `trace` makes the graph or raises an error. `reason` says in one line why a program has no graph.
+* `without_items` replaces the functions with which Pyro's estimators read values, by `stand_ins`, within a block.
 
-A trace has no values to decide by, but it runs on real tensors, of which a program may ask what is then held for ever: numbers
-(by ``tolist``, NumPy), and shapes that depend on values (of ``x[mask]``, ``nonzero``, packed sequences). Both are refused.
+A trace runs on real tensors, so a program could read values that the graph would then keep for every call: numbers (by
+``tolist`` or NumPy), and shapes that depend on values (of ``x[mask]``, ``nonzero`` or packed sequences). Both are rejected.
 
-The stand-ins give the numbers of the originals at any values:
+The replacements give the same numbers as the originals, at any values:
 
-* the loss as a number (``torch_item``) is the same constant as a detached tensor, also where the surrogate's value is not the
-  loss (score-function sites);
-* ``warn_if_nan`` does nothing but warn;
-* `Dice` leaves the states of probability 0 out of a sum, if there are any, as their cost may be infinite. How many there are
-  depends on the values, so here they stay in the sum as zeros, with the same derivative: none;
-* ``table[k]`` takes a global ``k``, an integer without dimensions, out as a number; ``table[[k]][0]`` does not.
+* ``torch_item`` makes a number of the loss. The replacement returns the detached tensor, which is the same constant, even if
+  the value of the surrogate is not the loss (score-function sites).
+* ``warn_if_nan`` only warns. The replacement returns its argument.
+* `Dice` drops the states of probability 0 from a sum, because their cost may be infinite. Their number depends on the values,
+  so the replacement keeps them in the sum as zeros, which have no derivative either.
+* ``table[k]`` reads a global ``k``, an integer without dimensions, as a number. The replacement ``table[[k]][0]`` does not.
 
-All else in the enumerating estimators is decided by shapes, names, Python numbers and the identity of tensors. That holds for
-``is_identically_zero`` and ``is_identically_one`` too: they look into integers without dimensions only, and neither
-a log-probability nor a scale is one, as each scale is a product with 1.0.
+All other decisions of the enumerating estimators depend on shapes, names, Python numbers and the identity of tensors. This
+includes ``is_identically_zero`` and ``is_identically_one``: they read only integers without dimensions. A log-probability is
+not an integer, and neither is a scale, because each scale is a product with 1.0.
 
-What remains has no graph, and says so: sites enumerated in the model under a scale that is computed from parameters, draws or
-batch, the support of a Binomial, and programs that look at values themselves.
+The following have no graph, and the error says so: sites enumerated in the model under a scale that is computed from
+parameters, draws or the batch; the support of a Binomial; and programs that read values themselves.
 """
 
 from collections.abc import Callable, Iterator
@@ -41,20 +40,22 @@ from pyro_vi.tracing.shapes import refuse_varying_shapes
 
 
 def trace(function: Callable[..., Any], *inputs: Tensor, state: int = 0) -> fx.GraphModule:
-    """The flat graph of a function of tensors, in which nothing was decided by their values.
+    """Return the flat graph of a function of tensors.
 
     Args:
-        state: how many of the first inputs are held from call to call; those that the function only reads are constants.
+        function: takes the tensors; its control flow must not depend on their values.
+        inputs: example inputs.
+        state: number of first inputs that persist from call to call; those that the function only reads are constants.
 
     Raises:
-        Exception: it cannot be traced; `reason` gives the line.
+        Exception: the function cannot be traced; `reason` returns the message in one line.
     """
 
     def checked(*inputs: Tensor) -> Any:
         result = function(*inputs)
         graph = graph_in_the_making()
         assert graph is not None
-        refuse_varying_shapes(graph, state)  # here, as what is not used any more is dropped at the end
+        refuse_varying_shapes(graph, state)  # here, because make_fx drops unused operations at its end
         return result
 
     with without_items(), _Opaque():
@@ -63,9 +64,9 @@ def trace(function: Callable[..., Any], *inputs: Tensor, state: int = 0) -> fx.G
 
 @contextmanager
 def without_items() -> Iterator[None]:
-    """Within the block, Pyro's estimators decide nothing by the value of a tensor, or raise an error that says what they do.
+    """Within the block, Pyro's estimators read no values of tensors, or raise an error that says which value they need.
 
-    It is for tracing only: warnings of nan are off.
+    Use it for tracing only, because it turns off Pyro's warnings of NaN.
     """
     with ExitStack() as stack:
         for owner, name, stand_in in stand_ins():
@@ -75,7 +76,7 @@ def without_items() -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Why a trace failed, in one line.
+    """Return in one line why a trace failed.
 
     Example:
         >>> reason(RuntimeError("It appears that you're trying to get value out of a tracing tensor with ..."))[:60]
@@ -93,12 +94,12 @@ def reason(error: BaseException) -> str:
 
 
 class _Opaque(TorchFunctionMode):
-    """Values of a tracing tensor are not handed to Python, which would decide by those of one batch."""
+    """A mode that rejects ``tolist`` and NumPy on a traced tensor, because the graph would keep the values of one batch."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__) and varies(args[0]):
             raise NoGraph(
-                f"the programs take values out of a tensor ({func.__name__}), by which nothing in a graph can be decided"
+                f"the programs take values out of a tensor ({func.__name__}), which a graph would freeze; use tensor operations"
             )
         return func(*args, **(kwargs or {}))
 
@@ -112,7 +113,7 @@ def _same(value: Any, *_: Any, **__: Any) -> Any:
 
 
 class _Lookup(TorchFunctionMode):
-    """A row of a table by an index that stays a tensor. It is a copy and no view: do not write into it."""
+    """A mode in which ``table[k]`` keeps ``k`` a tensor. The row is a copy, not a view, so do not write to it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__getitem__ and _is_whole_number(args[1]):
@@ -121,12 +122,12 @@ class _Lookup(TorchFunctionMode):
 
 
 def _is_whole_number(index: Any) -> bool:
-    # The other integer types are masks, or no index.
+    # The other integer types are masks, or cannot be an index.
     return isinstance(index, Tensor) and index.dim() == 0 and index.dtype in (torch.int32, torch.int64)
 
 
 class _All(TorchFunctionMode):
-    """``mask.all()`` is true: nothing has to be left out."""
+    """A mode in which ``mask.all()`` is true, so that `Dice` drops no state."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return True if func is Tensor.all else func(*args, **(kwargs or {}))
@@ -142,7 +143,7 @@ def _of_all(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _of_possible(original: Callable[..., Any]) -> Callable[..., Any]:
     def dot(prob: Tensor, cost: Tensor) -> Any:
-        # Not prob == 0: Pyro leaves a nan out as well.
+        # Not prob == 0, because Pyro drops NaN too.
         impossible = ~(prob > 0)
         return original(prob.masked_fill(impossible, 0), cost.masked_fill(impossible, 0))
 
@@ -150,7 +151,7 @@ def _of_possible(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _explained(reason: str, original: Callable[..., Any]) -> Callable[..., Any]:
-    """The function itself, but where it looks into a tensor that varies, the error says why and not only that it does."""
+    """Return the function with an error that says why it reads the value of a traced tensor."""
 
     @wraps(original)
     def stand_in(*args: Any, **kwargs: Any) -> Any:
@@ -177,9 +178,9 @@ _MAKERS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
 
 @cache
 def stand_ins() -> tuple[tuple[Any, str, Callable[..., Any]], ...]:
-    """Where a name stands, the name, and what replaces it while a pair is traced.
+    """Return the owner, the name and the replacement of each function that is replaced during a trace.
 
     Raises:
-        NoGraph: this Pyro lacks one of the names.
+        NoGraph: this Pyro lacks one of the functions.
     """
     return tuple((owner, name, _MAKERS[purpose](original)) for purpose, owner, name, original in looks_at_values())

@@ -1,17 +1,18 @@
-"""State of Python that programs can reach: what they hold, close over and refer to.
+"""Python state that programs can reach: objects that they hold, close over or refer to.
 
-`Walk` takes a picture of it, says what has changed since, and puts it back. It must see
+`Walk` records this state, finds what has changed, and restores it. It covers
 
-* attributes of modules, of plain objects (also in slots), of functions and of classes; also new ones;
-* variables of closures and globals, also those of other Python modules (``counts.calls``, ``package.counts.calls``, of a module
-  that is imported within a function); defaults of arguments, hooks, bound methods, `functools.partial`, cached functions;
-* what lists, dicts, sets, deques and arrays of bytes or numbers hold, at any place within each other;
+* attributes of modules, of plain objects (also in slots), of functions and of classes, including new ones;
+* variables of closures and globals, also those of other Python modules (``counts.calls``, ``package.counts.calls``, and of a
+  module that a function imports); defaults of arguments, hooks, bound methods, `functools.partial`, cached functions;
+* the content of lists, dicts, sets, deques and arrays of bytes or numbers, however nested;
 * tensors and NumPy arrays that no module holds: the elements of small ones, the version of large tensors;
 * context variables.
 
-Refused before the programs run: iterators, generators of random numbers that programs own, and more than `MOST` objects.
-Not seen: the state of libraries, objects more than `DEPTH` references away, elements of large arrays, and what has no
-attributes (the entries of a cache, the position in a file). Parameters and buffers are inputs of a graph, no state of Python.
+It rejects iterators, random generators that programs own, and more than `MOST` objects, before the programs run. It does not
+see the state of libraries, objects more than `DEPTH` references away, elements of large arrays, and objects whose state is
+not in attributes (the entries of a cache, the position in a file). Parameters and buffers are inputs of a graph, not Python
+state.
 """
 
 import random
@@ -34,16 +35,16 @@ from pyro_vi.errors import NoGraph
 from pyro_vi.support.torch_internals import hooks_of, times_changed
 
 DEPTH, MOST = 6, 20_000
-"""How far objects are followed, and how many. A tensor or array of fewer elements is small."""
+"""Most references that are followed, and most objects. A tensor or array with fewer elements than this is small."""
 LIBRARIES = {"torch", "pyro", "numpy", "pyro_vi", "zuko", "scipy", "jaxtyping", "beartype", "builtins", "logging"}
 HELD = {"state", "param_groups", "_pyro_name", "_pyro_context", "_pyro_params", "_pyro_samples"}.union(
     name for name in vars(nn.Module()) if name.startswith("_")
 )
-"""Attributes of modules and optimizers that are there to change: parameters, hooks and the like."""
+"""Attributes of modules and optimizers that are handled elsewhere or may change: parameters, buffers, hooks and others."""
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), np.number, np.bool_)
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.BitGenerator, np.random.RandomState, random.Random)
 _COMMON: Any = (random.getstate.__self__, np.random.get_state.__self__)  # type: ignore[attr-defined]
-"""The generators of Python and NumPy that everyone shares, which `pyro_vi.tracing.frozen` watches."""
+"""The global generators of Python and NumPy; `pyro_vi.tracing.frozen` watches them."""
 
 Named = dict[Any, Any]
 Place = Callable[[Any], str]
@@ -51,7 +52,7 @@ Place = Callable[[Any], str]
 
 @dataclass
 class Held:
-    """One thing that holds state: where its names stand in the programs, how it is read by name, how it is put back."""
+    """One object that holds state: functions that describe where a name is, read the state by name, and restore it."""
 
     place: Place
     read: Callable[[], Named]
@@ -61,7 +62,7 @@ class Held:
         self.before = self.read()
 
     def changed(self) -> str:
-        """Where something else stands than before; empty if nowhere."""
+        """Return where the first changed value is; empty if nothing has changed."""
         before, now = self.before, self.read()
         for name in {**before, **now}:
             if name not in before or name not in now or not _alike(before[name], now[name]):
@@ -75,10 +76,10 @@ class Held:
 
 
 class Walk:
-    """The state of Python that programs, or an optimizer, reach now.
+    """A record of the Python state that programs, or an optimizer, reach now.
 
     Raises:
-        NoGraph: they reach what cannot be put back.
+        NoGraph: they reach state that cannot be restored.
 
     Example:
         >>> program = nn.Linear(1, 1)
@@ -94,16 +95,16 @@ class Walk:
 
     def __init__(self, *programs: Any) -> None:
         self.held: list[Held] = []
-        self.seen: dict[int, Any] = {}  # kept alive, so that no id comes twice
+        self.seen: dict[int, Any] = {}  # kept alive, so that no id is used twice
         for program in programs:
             self._look(program, type(program).__name__, 0)
 
     def changed(self) -> str:
-        """Where something has changed since; empty if nowhere."""
+        """Return where the first change since then is; empty if nothing has changed."""
         return next(filter(None, (held.changed() for held in self.held)), "")
 
     def put_back(self) -> None:
-        """Put everything back that has changed since."""
+        """Restore everything that has changed since then."""
         for held in self.held:
             held.put_back()
 
@@ -134,7 +135,7 @@ class Walk:
         elif isinstance(value, MethodType):
             self._each((value.__self__, value.__func__), place, depth)
         elif isinstance(value, Iterator) and not isinstance(value, IOBase):
-            raise NoGraph(f"{place} is an iterator, which goes on with each call; hold a number in a buffer")
+            raise NoGraph(f"{place} is an iterator, which each call would advance; hold a number in a buffer")
         elif isinstance(value, FunctionType):
             self._function(value, depth)
         elif isinstance(value, CellType):
@@ -160,7 +161,7 @@ class Walk:
             self._look(item, place(name), depth + 1)
 
     def _names(self, place: Place, read: Callable[[], Named], put: Any, drop: Any, depth: int) -> None:
-        """Names that are set and deleted one by one."""
+        """Record names that can be set and deleted one by one."""
 
         def write(before: Named) -> None:
             for name in read().keys() - before.keys():
@@ -171,11 +172,11 @@ class Walk:
         self._hold(place, read, write, depth)
 
     def _object(self, value: Any, of: str, depth: int, keep: Callable[[str], bool] = bool) -> None:
-        """Attributes of an object, in its dictionary and in slots, and its class."""
+        """Record the attributes of an object, in its dictionary and in slots, and its class."""
         place = lambda name: f"attribute '{name}' of {of}"  # noqa: E731
         own: Named = getattr(value, "__dict__", {})
         self._names(place, lambda: {k: own[k] for k in own if keep(k)}, own.__setitem__, own.__delitem__, depth)
-        put, drop = partial(object.__setattr__, value), partial(object.__delattr__, value)  # of frozen ones too
+        put, drop = partial(object.__setattr__, value), partial(object.__delattr__, value)  # also of frozen objects
         self._names(place, lambda: _slots(value), put, drop, depth)
         self._look(type(value), of, depth)
 
@@ -193,7 +194,7 @@ class Walk:
                 self._look(child, type(module).__name__, depth)
 
     def _class(self, cls: type, depth: int) -> None:
-        """The methods of a class, and what it holds itself."""
+        """Record the methods and the attributes of a class."""
         for base in () if _library(cls.__module__) else cls.__bases__:
             self._look(base, base.__name__, depth)
         if not _library(cls.__module__):
@@ -207,7 +208,7 @@ class Walk:
             )
 
     def _function(self, function: FunctionType, depth: int) -> None:
-        # By its own name and by where it was written: `functools.wraps` changes the first.
+        # Test both the name of its module and the module of its globals, because `functools.wraps` changes the first.
         if _library(function.__module__) and _library(function.__globals__.get("__name__")):
             return
         of, names = function.__name__, _used(function.__code__)
@@ -220,7 +221,7 @@ class Walk:
             self._variables(vars(sys.modules[name]), names, f"{name}.", of, depth)
 
     def _variables(self, values: Named, names: set[str], prefix: str, of: str, depth: int) -> None:
-        """Variables of a Python module under some names, and of the modules among them."""
+        """Record the named variables of a Python module, and those of the modules among them."""
         if depth > DEPTH or _library(values.get("__name__")):
             return
         place = lambda name: f"variable '{prefix}{name}' of {of}"  # noqa: E731
@@ -232,7 +233,7 @@ class Walk:
 
 
 def _copy(value: Any) -> Any:
-    """A copy of a small tensor or array; None of others."""
+    """Return a copy of a small tensor or array, or None for others."""
     if isinstance(value, Tensor):
         small = value.numel() < MOST and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
         return value.detach().clone() if small else None
@@ -240,7 +241,7 @@ def _copy(value: Any) -> Any:
 
 
 def _picture(value: Any) -> Any:
-    # In-place changes of `.data` and of NumPy's view leave a tensor's version as it is.
+    # In-place changes through `.data` or a NumPy view do not change the version of a tensor, so compare elements if possible.
     copied = _copy(value)
     if copied is None:
         return times_changed(value) if isinstance(value, Tensor) else value.shape
@@ -255,7 +256,7 @@ def _overwrite(value: Any, kept: Any) -> None:
 
 
 def _fill(value: Any, before: Named) -> None:
-    """Put back what a container held."""
+    """Restore the content of a container."""
     if isinstance(value, (dict, set)):
         value.clear()
         value.update(before)
@@ -284,7 +285,7 @@ def _same(one: Any, two: Any) -> bool:
 
 
 def _alike(one: Any, two: Any, depth: int = 0) -> bool:
-    """Whether a program may put the second in the place of the first without a change that matters."""
+    """True if replacing the first value by the second is no change that matters."""
     if _same(one, two):
         return True
     if type(one) is not type(two) or isinstance(one, (*_PLAIN, Tensor, np.ndarray)) or depth > DEPTH:
@@ -293,17 +294,17 @@ def _alike(one: Any, two: Any, depth: int = 0) -> bool:
         return list(one) == list(two) and all(_alike(item, two[key], depth + 1) for key, item in one.items())
     try:
         return (hasattr(one, "__dict__") and _library(type(one).__module__)) or bool(one == two)
-    except Exception:  # tensors within it
+    except Exception:  # for example of tensors within the values
         return False
 
 
 def _used(code: CodeType) -> set[str]:
-    """Names that are no local ones, also of what is defined within."""
+    """Return the names in a code object that are not local, including those in functions defined within it."""
     inner = (_used(constant) for constant in code.co_consts if isinstance(constant, CodeType))
     return set(code.co_names).union(*inner)
 
 
 def _library(name: Any, standard: bool = True) -> bool:
-    """Whether a Python module is of a library, or (``standard``) Python's own."""
+    """True if a Python module belongs to a library or, with ``standard``, to Python itself."""
     first = str(name or "").split(".")[0]
     return first in LIBRARIES or (standard and first in sys.stdlib_module_names)

@@ -1,9 +1,8 @@
-"""Shapes that depend on the values of tensors, which a graph would hold as they were when it was traced.
+"""Shapes that depend on the values of tensors, which a graph would freeze.
 
-A trace runs on real tensors. Of ``x[mask]`` or ``nonzero`` a program learns a number, the length, by which Python may decide:
-for ever, as no later call asks again. `refuse_varying_shapes` finds the operations that give such a number away, where the
-values behind it are others in the next call. Those of constants are not, nor those of buffers that are only read, such as the
-mask of a coupling layer.
+A trace runs on real tensors. The length of ``x[mask]`` or ``nonzero`` is then a Python number, and the graph keeps it for every
+call. `refuse_varying_shapes` finds operations with such results whose values differ from call to call. It accepts operations on
+constants, and on buffers that are only read, such as the mask of a coupling layer.
 """
 
 from typing import Any
@@ -15,33 +14,33 @@ from pyro_vi.errors import NoGraph
 from pyro_vi.support.torch_internals import schema
 
 OPERATION = type(torch.ops.aten.mm.default)
-"""What the operations of a graph are, but for those of Python."""
+"""The class of torch's operations in a graph; other nodes are Python functions."""
 
 UNTAGGED = ("_pack_padded_sequence", "_to_sparse", "unique_dim_consecutive")
-"""Operations whose results have a shape that depends on values, and which torch does not tag so."""
+"""Operations whose result has a shape that depends on values, although torch does not tag them so."""
 WRITTEN = {
     "index": "x[mask]",
     "_pack_padded_sequence": "a packed sequence",
     "_unique2": "unique",
     "_to_sparse": "to_sparse",
 }
-"""How people write some operations."""
+"""Some operations as a user writes them, for messages."""
 
 
 def is_random(node: fx.Node) -> bool:
-    """Whether a node draws from torch's generator."""
+    """True if a node draws from torch's generator."""
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def refuse_varying_shapes(graph: fx.Graph, state: int = 0) -> None:
-    """Raise where the shape of a result depends on values that are others in the next call.
+    """Raise an error if the shape of a result depends on values that may differ from call to call.
 
     Args:
-        graph: as it was traced, with what is not used.
-        state: how many of its first inputs are held from call to call: those that it does not write into stay as they are.
+        graph: a traced graph, with its unused operations.
+        state: number of first inputs that persist from call to call; those that the graph does not write to are constants.
 
     Raises:
-        NoGraph: with the operation.
+        NoGraph: a shape depends on such values; the message names the operation.
     """
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     written = {base for node in graph.nodes for base in _written(node)}
@@ -58,7 +57,7 @@ def refuse_varying_shapes(graph: fx.Graph, state: int = 0) -> None:
 
 
 def _shaping(node: fx.Node) -> list[fx.Node]:
-    """The inputs by whose values the shape of a node's result is decided."""
+    """Return the inputs whose values determine the shape of a node's result."""
     operation = node.target
     if not isinstance(operation, OPERATION):  # such as an item of a tuple
         return []
@@ -70,7 +69,7 @@ def _shaping(node: fx.Node) -> list[fx.Node]:
 
 
 def _written(node: fx.Node) -> list[fx.Node]:
-    """What a node writes into, and all that this is a view of."""
+    """Return the nodes that a node writes to, and those that they are views of."""
     if not isinstance(node.target, OPERATION) or not schema(node.target).is_mutable:
         return []
     arguments = schema(node.target).arguments
@@ -81,9 +80,9 @@ def _written(node: fx.Node) -> list[fx.Node]:
 
 
 def _memory(node: fx.Node) -> list[fx.Node]:
-    """A node, and all that it is a view of."""
+    """Return a node and all nodes that it is a view of."""
     chain = [node]
-    # A view, an operation in place, and an item of a list of views share memory with their first input.
+    # A view, an in-place operation and an item of a list of views share memory with their first input.
     while not isinstance(node.target, OPERATION) or any(r.alias_info for r in schema(node.target).returns):
         if not node.all_input_nodes:
             break
