@@ -1,12 +1,13 @@
-"""Seconds that ``compile="auto"`` weighs, measured and estimated: `python scripts/benchmark_choice.py`.
+"""Times that ``compile="auto"`` compares, measured and estimated: `python scripts/benchmark_choice.py`.
 
-For three VAEs and a state-space model of three times, each in a process of its own without a cache on disk:
+The models are three VAEs and a state-space model with three time steps. Each runs in its own process, without a cache on disk.
+The table has
 
-* an eager step, a compiled step, and the estimate of the compiled one that ``compile="auto"`` makes of an eager one;
-* what compiling takes: the processor's time of the process and of the C++ compiler; and the estimate of it.
+* the time of an eager step and of a compiled step, and the estimates of both that ``compile="auto"`` makes from an eager step;
+* the time to compile (processor time of the process and of the C++ compiler), and its estimate.
 
-Steps are measured in turns; shown are the least times. With ``OMP_NUM_THREADS=1`` they are the processor's, as a machine
-that others use too needs it.
+Eager and compiled steps take turns, and the table has the least times. With ``OMP_NUM_THREADS=1`` they are processor times,
+which other processes on the machine hardly affect.
 """
 
 import os
@@ -40,12 +41,12 @@ TIMES, NOTES, LATENT, HIDDEN = 3, 88, 8, 64
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured.
+    """Options of the benchmark.
 
     Attributes:
-        names: of the models.
-        rounds: turns of each way.
-        one: measure the only model named in this process, and print its row.
+        names: names of the models.
+        rounds: turns of eager and of compiled steps.
+        one: measure the first model in this process, and print its row.
     """
 
     names: tuple[str, ...] = ("tiny", "digits", "mnist", "sequence")
@@ -89,7 +90,7 @@ class Guide(nn.Module):
 
 
 def loop_of(name: str, compile: bool) -> Loop:
-    """A fit of a model by its name."""
+    """Return a fit of the named model."""
     torch.manual_seed(0)
     if name == "sequence":
         rows, programs = (torch.rand(BATCH * BATCHES, TIMES, NOTES) < 0.1).float(), (Model(), Guide())
@@ -103,13 +104,13 @@ def loop_of(name: str, compile: bool) -> Loop:
 
 
 def busy() -> float:
-    """Seconds that processors have worked for this process and those it has waited for."""
+    """Return the processor time, in seconds, of this process and of the processes that it has waited for."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 def row(name: str, rounds: int) -> list[str]:
-    """Measured and estimated: milliseconds of a step, and seconds to compile."""
+    """Return a row of the table: milliseconds per step and seconds to compile, measured and estimated."""
     eager, compiled = (loop_of(name, compile) for compile in (False, True))
     eager.take(3)
     batch = eager.data.example(BATCH)
@@ -133,7 +134,7 @@ def row(name: str, rounds: int) -> list[str]:
 
 
 def per_step(loop: Loop, count: int = 10) -> float:
-    """Seconds of a step."""
+    """Return the seconds of a step, from the mean of some."""
     clock = time.thread_time if os.environ.get("OMP_NUM_THREADS") == "1" else time.perf_counter
     start = clock()
     loop.take(count)
@@ -141,7 +142,7 @@ def per_step(loop: Loop, count: int = 10) -> float:
 
 
 def main(options: Options) -> None:
-    """Measure each model in a process of its own."""
+    """Measure each model in its own process, and print the table."""
     if options.one:
         print(*row(options.names[0], options.rounds))
         return

@@ -45,7 +45,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # a start is to be a first one
+os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # a start is measured without caches
 
 import contenders
 import matplotlib
@@ -71,7 +71,7 @@ Way = Literal[
     "stock", "torch", "torch_compiled", "numpyro_update", "numpyro_scan", "eager", "compiled", "compiled_long"
 ]
 TURN = 0.05
-"""Seconds that a turn takes at least."""
+"""Least seconds of a turn."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class Options:
         sizes: sizes of the VAE.
         objectives: ``flow`` is ``trace`` with a flow as the guide.
         contenders: the ways to take a step.
-        parts: step: time of a step; start: time until the first compiled step; audit and evidence: comparison with a loop, for
-            tiny and digits.
+        parts: step: time of a step; start: time until the first compiled step; audit and evidence: comparison with a loop in
+            stock Pyro, for tiny and digits.
         rounds: turns of each contender; at most 5 for an audit or an evidence.
         draws: draws of an audit.
         particles: draws of an evidence for each datum.
@@ -103,9 +103,9 @@ class Options:
 
 
 def in_turns(turns: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each turn, in shuffled order, so that drift of the machine hits all alike."""
+    """Return the seconds of each turn; the order is shuffled, so that drift of the machine affects all turns equally."""
     order, found = random.Random(0), {name: [] for name in turns}
-    # What is there stays; what a turn leaves behind is not collected in another's time.
+    # Objects that exist now are never collected, and the garbage of a turn is collected before the next turn is timed.
     gc.freeze()
     for _ in range(rounds):
         for name in order.sample(list(turns), len(turns)):
@@ -118,14 +118,14 @@ def in_turns(turns: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, l
 
 
 def quartiles(values: list[float], scale: float) -> dict[str, float]:
-    """Median, quartiles and interquartile range, times a scale."""
+    """Return median, quartiles and interquartile range of the values, multiplied by ``scale``."""
     low, middle, high = np.quantile(np.array(values) * scale, (0.25, 0.5, 0.75)).tolist()
     return {"median": middle, "low": low, "high": high, "iqr": high - low}
 
 
 def measure_steps(problem: Problem, names: tuple[str, ...], rounds: int) -> list[dict[str, Any]]:
-    """Microseconds a step of each contender, and seconds until two are done."""
-    torch.compiler.reset()  # else what was compiled for other problems counts against the limit on recompilation
+    """Return the microseconds per step of each contender, and the seconds until its first two steps are done."""
+    torch.compiler.reset()  # otherwise code compiled for other problems counts towards the limit of recompilations
     turns, counts, starts, losses = {}, {}, {}, {}
     for name in names:
         start = time.perf_counter()
@@ -157,7 +157,7 @@ def measure_steps(problem: Problem, names: tuple[str, ...], rounds: int) -> list
 
 
 def measure_all_steps(options: Options, console: Console) -> list[dict[str, Any]]:
-    """The contenders that there are, in all problems; a table as soon as an objective is done."""
+    """Measure the available contenders on all problems, and print a table after each objective."""
     absent: dict[str, list[str]] = {}
     for objective, name in itertools.product(options.objectives, options.contenders):
         absent.setdefault(contenders.missing(name, objective), []).append(f"{name} ({objective})")
@@ -176,7 +176,7 @@ def measure_all_steps(options: Options, console: Console) -> list[dict[str, Any]
 
 
 def measure_audit(size: str, draws: int, rounds: int) -> list[dict[str, Any]]:
-    """Draws per second of whole audits, and of a loop that has mean and variance alone."""
+    """Return the draws per second of audits, and of a loop that computes mean and variance only."""
     problem = Problem(size, "trace")
     which = (*contenders.programs(problem), problem.rows()[:BATCH])
     audit = partial(pyro_vi.audit, *which, elbos="trace", draws=draws)
@@ -189,7 +189,7 @@ def measure_audit(size: str, draws: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def measure_evidence(size: str, particles: int, rounds: int) -> list[dict[str, Any]]:
-    """Data per second of the evidence of all rows, compiling included, and what it is."""
+    """Return the data per second of the evidence of all rows, including the time to compile, and the evidence."""
     problem = Problem(size, "trace")
     model, guide, rows = *contenders.programs(problem), problem.rows()[: 3000 if particles > 1000 else 30]
     ours = partial(pyro_vi.evidence, model, guide, rows, particles=particles)
@@ -208,7 +208,7 @@ def measure_evidence(size: str, particles: int, rounds: int) -> list[dict[str, A
 
 
 def measure_starts() -> list[dict[str, Any]]:
-    """Seconds until the first compiled step of a fit at tiny, in processes of their own: without a cache on disk, and with."""
+    """Return the seconds until the first compiled step of a fit at tiny, in new processes, without and with a cache on disk."""
     program = (
         "import sys, time; sys.path.insert(0, sys.argv[1]); import contenders, pyro_vi; "
         "problem = contenders.Problem('tiny', 'mean_field'); start = time.perf_counter(); "
@@ -239,7 +239,7 @@ def _rates(size: str, turns: Mapping[str, Callable[[], Any]], count: int, rounds
 
 
 def step_table(rows: list[dict[str, Any]], objective: str) -> Table:
-    """Times, their ratios, and what a start takes, of one objective, a column for each size."""
+    """Return the table of one objective: times, their ratios, and the time to start, with a column for each size."""
     found = {(row["contender"], row["size"]): row for row in rows if row["objective"] == objective}
     names, sizes = dict.fromkeys(name for name, _ in found), dict.fromkeys(size for _, size in found)
     table = Table("contender", title=f"{objective}: µs per step, median ± IQR/2", title_justify="left")
@@ -263,7 +263,7 @@ def step_table(rows: list[dict[str, Any]], objective: str) -> Table:
 
 
 def rate_table(rows: list[dict[str, Any]], title: str) -> Table:
-    """Rates, and their ratio to the last way's, a column for each size."""
+    """Return the table of rates and of their ratios to the last row, with two columns for each size."""
     found = {(row["way"], row["size"]): row["per_second"] for row in rows}
     ways, sizes = list(dict.fromkeys(way for way, _ in found)), dict.fromkeys(size for _, size in found)
     table = Table("", *(f"{size}{what}" for size in sizes for what in ("", ", ratio")), title=title)
@@ -281,7 +281,7 @@ def _spread(found: Mapping[str, float]) -> str:
 
 @matplotlib.rc_context(LOOK)
 def draw(rows: list[dict[str, Any]], title: str) -> Figure:
-    """Time of a step: a panel for each size, a group of points for each objective; the lines span the quartiles."""
+    """Plot the time of a step: a panel for each size, a group of points for each objective; lines span the quartiles."""
     sizes, objectives = (list(dict.fromkeys(row[key] for row in rows)) for key in ("size", "objective"))
     styles = looks([name for name in WAYS if any(row["contender"] == name for row in rows)])
     figure = Figure(figsize=(9.5, 1.3 + 2.4 * len(sizes)), layout="constrained")
@@ -291,7 +291,7 @@ def draw(rows: list[dict[str, Any]], title: str) -> Figure:
             shown = [row for row in rows if row["size"] == size and row["contender"] == name]
             place = [objectives.index(row["objective"]) + width * (i - (len(styles) - 1) / 2) for row in shown]
             low, middle, high = (np.array([r["microseconds"][key] for r in shown]) for key in ("low", "median", "high"))
-            # Points: on a logarithmic scale a bar's length says nothing.
+            # Points, not bars, because the length of a bar has no meaning on a logarithmic scale.
             style = {"color": look.colour, "label": name, "marker": look.marker, "ls": "", "lw": 1, "ms": 6}
             axes.errorbar(place, middle, yerr=[middle - low, high - middle], **style)
         axes.set(yscale="log", ylabel="µs a step", title=f"{size}: {'-'.join(map(str, contenders.SIZES[size]))}")
@@ -306,14 +306,14 @@ def draw(rows: list[dict[str, Any]], title: str) -> Figure:
 
 
 def processor() -> str:
-    """The processor's name, from where Linux has it."""
+    """Return the name of the processor, on Linux from /proc/cpuinfo."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", info.read_text(encoding="utf-8")) if info.exists() else None
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def main(options: Options) -> None:
-    """Measure, print the tables, and write numbers and picture."""
+    """Measure, print the tables, and write the numbers and the picture."""
     if options.threads is not None:
         contenders.use_threads(options.threads)
     name, threads, console = processor(), torch.get_num_threads(), Console(highlight=False, width=120)
@@ -332,7 +332,7 @@ def main(options: Options) -> None:
                 f"The first compiled step at tiny ({row['which']}) was done {row['fit_seconds']:.1f} s after the call of fit "
                 f"and {row['process_seconds']:.1f} s after the start of the process."
             )
-    small = [size for size in options.sizes if size != "mnist"]  # where the loops take no hours
+    small = [size for size in options.sizes if size != "mnist"]  # at mnist the loops would take hours
     if "audit" in options.parts and small:
         written["audit"] = [r for size in small for r in measure_audit(size, options.draws, options.rounds)]
         console.print(rate_table(written["audit"], f"Audit of {options.draws} draws: draws per second"))

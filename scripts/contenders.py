@@ -40,12 +40,12 @@ class Problem:
     objective: str
 
     def rows(self) -> Tensor:
-        """Random binary data; made, as no step's time depends on the values."""
+        """Return random binary data, because the time of a step does not depend on the values."""
         chance = torch.rand(BATCH * BATCHES, SIZES[self.size][0], generator=torch.Generator().manual_seed(0))
         return (chance < 0.3).float()
 
     def elbo(self) -> Any:
-        """The objective as a `pyro.infer.ELBO`; Pyro itself has no IWAE."""
+        """Return the objective as a `pyro.infer.ELBO`; IWAE is ours, because Pyro has none."""
         if self.objective == "iwae":
             return get("iwae", num_particles=PARTICLES)
         return TraceMeanField_ELBO() if self.objective == "mean_field" else Trace_ELBO()
@@ -89,14 +89,14 @@ class Guide(nn.Module):
 
 
 def programs(problem: Problem) -> tuple[Model, Guide]:
-    """Model and guide with the same initial parameters each time."""
+    """Return model and guide, with the same initial parameters in each call."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return Model(problem.size), Guide(problem.size, flow=problem.objective == "flow")
 
 
 def stock(problem: Problem) -> Steps:
-    """`pyro.infer.SVI` with its defaults, validation among them, as its tutorials write it."""
+    """Steps of `pyro.infer.SVI` with its defaults, including validation, written as in Pyro's tutorials."""
     own_model, own_guide = programs(problem)
 
     def model(x: Tensor) -> None:
@@ -113,7 +113,7 @@ def stock(problem: Problem) -> Steps:
 
     def steps(count: int) -> float:
         nonlocal store
-        # Importing zuko turns torch's validation off for the process: here it is as Pyro has it by default.
+        # Importing zuko turns torch's validation off for the whole process; this restores Pyro's default.
         with pyro.validation_enabled(True), pyro.get_param_store().scope(state=store) as store:
             for x in itertools.islice(batches, count):
                 loss = svi.step(x)
@@ -123,7 +123,7 @@ def stock(problem: Problem) -> Steps:
 
 
 def hand_written(objective: str, model: Model, guide: Guide) -> Callable[[Tensor], Tensor]:
-    """The loss of a batch without Pyro, the KL and the log-weights as formulas; summed over the data, as Pyro's are."""
+    """Return the loss of a batch without Pyro, from formulas of KL and log-weights; a sum over the data, as in Pyro."""
     misfit, samples = nn.functional.binary_cross_entropy_with_logits, (PARTICLES,) * (objective == "iwae")
 
     def loss(x: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ def hand_written(objective: str, model: Model, guide: Guide) -> Callable[[Tensor
 
 
 def in_torch(problem: Problem, compiled: bool) -> Steps:
-    """A loop in plain PyTorch; ``compiled``: the loss and its backward pass, but not Adam's update, which is fused."""
+    """Steps in plain PyTorch. ``compiled`` compiles the loss and its backward pass, but not Adam's update, which is fused."""
     model, guide = programs(problem)
     plain = hand_written(problem.objective, model, guide)
     loss_of = torch.compile(plain, dynamic=False) if compiled else plain
@@ -169,7 +169,7 @@ def in_torch(problem: Problem, compiled: bool) -> Steps:
 
 
 def in_numpyro(problem: Problem, scan: bool) -> Steps:
-    """NumPyro: one call of the compiled ``svi.update`` a step, or with ``scan`` one of a whole pass (steps are rounded up)."""
+    """Steps in NumPyro: one compiled ``svi.update`` per call, or with ``scan`` one pass over the data (rounded up)."""
     import jax
     import jax.numpy as jnp
     import numpyro
@@ -220,7 +220,7 @@ def in_numpyro(problem: Problem, scan: bool) -> Steps:
 
 
 def ours(problem: Problem, compile: bool, planned: int = 10**6) -> Steps:
-    """Steps as `pyro_vi.fit` takes them, of the same programs without a change; a fit of 10⁹ takes eight in a call."""
+    """Steps of `pyro_vi.fit` on the same, unchanged programs; if 10⁹ steps are planned, a call takes eight."""
     data = load(problem.rows(), heldout=0.0)
     settings = Settings(planned, BATCH, "constant", None, beta=1.0, warmup=0, seed=0, kept=())
     pair = build_pair(*programs(problem), data)
@@ -243,22 +243,22 @@ WAYS: dict[str, Callable[[Problem], Steps]] = {
     "compiled": partial(ours, compile=True),
     "compiled_long": partial(ours, compile=True, planned=10**9),
 }
-COMPILED = ("torch_compiled", "numpyro_update", "numpyro_scan", "compiled", "compiled_long")  # at their start
+COMPILED = ("torch_compiled", "numpyro_update", "numpyro_scan", "compiled", "compiled_long")  # contenders that compile
 
 
 def missing(way: str, objective: str) -> str:
-    """Why there is no such contender; empty where there is one."""
+    """Return why a contender cannot run an objective; empty if it can."""
     if way == "compiled_long" and objective in ("iwae", "flow"):
-        return "several steps in a call take a minute or more to compile"
+        return "eight steps per call take a minute or more to compile"
     if way.startswith("numpyro") and objective == "flow":
-        return "NumPyro has flows for one posterior, none conditioned on each datum"
+        return "NumPyro has no flows that are conditioned on each datum"
     package = "zuko" if objective == "flow" else "numpyro" if way.startswith("numpyro") else "torch"
     return f"{package} is not installed: pip install 'pyro-vi[bench]'" if find_spec(package) is None else ""
 
 
 @pyro.validation_enabled(True)
 def gradient_moments(model: nn.Module, guide: nn.Module, x: Tensor, draws: int) -> tuple[Tensor, Tensor]:
-    """What a user writes for want of an audit: mean and variance of the gradient of `Trace_ELBO` over a loop of draws."""
+    """Return mean and variance of the gradient of `Trace_ELBO`, in the loop that a user without `pyro_vi.audit` would write."""
     elbo, parameters = Trace_ELBO(), [*model.parameters(), *guide.parameters()]
     total = square = torch.zeros(())
     for _ in range(draws):
@@ -271,7 +271,7 @@ def gradient_moments(model: nn.Module, guide: nn.Module, x: Tensor, draws: int) 
 
 @pyro.validation_enabled(True)
 def log_evidence(model: nn.Module, guide: nn.Module, x: Tensor, particles: int, chunk: int = 100) -> Tensor:
-    """What a user writes for the evidence: log-weights of K draws from traces, in an outer plate of 100 at a time."""
+    """Return the evidence as a user of stock Pyro would: from traces of K draws, in an outer plate of 100 at a time."""
     sums = []
     with torch.no_grad():
         for start in range(0, particles, chunk):
@@ -286,7 +286,7 @@ def log_evidence(model: nn.Module, guide: nn.Module, x: Tensor, particles: int, 
 
 
 def use_threads(count: int) -> None:
-    """Let torch and XLA compute on so many threads; to be called before JAX is imported, which reads it once."""
+    """Set the threads of torch and XLA; call this before JAX is imported, because JAX reads the number once."""
     torch.set_num_threads(count)
     os.environ["NPROC"] = str(count)  # the size of XLA's pool
     if count == 1:

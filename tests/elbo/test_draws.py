@@ -23,8 +23,7 @@ from pyro_vi.programs.build import pair_of
 from pyro_vi.programs.isolation import isolated
 from pyro_vi.programs.pair import Pair
 
-# A likelihood expanded to the shape of x has no room for draws.
-
+# A likelihood expanded to the shape of x has no dimension for draws.
 LOOPED = {"no_plate"}
 
 
