@@ -30,7 +30,7 @@ from pyro_vi.support.torch_internals import each_operation
 from pyro_vi.tracing import put_back, reason
 
 SECONDS = {"first": 2.5, "graph": 1.5, "node": 0.011, "operation": 4e-6, "call": 3e-5, "several": 1.2e-5}
-"""Seconds, measured by `scripts/benchmark_choice.py` without the compiler's cache on disk; with the cache they are a tenth.
+"""Seconds on a free machine without the compiler's cache on disk, which is not foreseen; see `scripts/benchmark_choice.py`.
 
 * first: loading the compiler and preparing its headers, once per process;
 * graph, node: tracing, proving and compiling one graph, and in addition each of its operations;
@@ -188,13 +188,10 @@ class _Update:
 
 
 _MADE_OF_SUCH = {
-    getattr(torch.ops.aten, name)
-    for name in (
-        *("binary_cross_entropy_with_logits", "softplus_backward", "log_sigmoid_forward", "log_sigmoid_backward"),
-        *("_softmax", "_softmax_backward_data", "_log_softmax", "_log_softmax_backward_data", "native_layer_norm"),
-        *("native_layer_norm_backward", "native_batch_norm", "native_batch_norm_backward", "_to_copy", "copy_", "cat"),
-        *("stack", "fill_", "zero_", "new_zeros", "zeros_like", "ones_like", "empty", "arange", "_foreach_add_"),
-    )
+    *("binary_cross_entropy_with_logits", "softplus_backward", "log_sigmoid_forward", "log_sigmoid_backward"),
+    *("_softmax", "_softmax_backward_data", "_log_softmax", "_log_softmax_backward_data", "native_layer_norm"),
+    *("native_layer_norm_backward", "native_batch_norm", "native_batch_norm_backward", "_to_copy", "copy_", "cat"),
+    *("stack", "fill_", "zero_", "new_zeros", "zeros_like", "ones_like", "empty", "arange", "_foreach_add_"),
 }
 """Operations that the compiler fuses like element-wise operations and sums, although torch does not tag them so."""
 
@@ -220,7 +217,7 @@ class _Operations:
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result, seconds = self._timed(partial(func, *args, **kwargs))
         tagged = torch.Tag.pointwise in func.tags or torch.Tag.reduction in func.tags
-        fused = tagged or func.overloadpacket in _MADE_OF_SUCH
+        fused = tagged or func.name().removeprefix("aten::").split(".")[0] in _MADE_OF_SUCH
         if func in _FACTORS:
             one, two = (args[i] for i in _FACTORS[func])
             if is_large(one, two):

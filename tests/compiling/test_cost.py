@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_vi.compiling import cost
+from pyro_vi.compiling import cost, products
 from pyro_vi.compiling.cost import FUSED, PER_TENSOR, SECONDS, Estimate, estimate_step, measure, to_compile
+from pyro_vi.compiling.products import by_onednn, has_onednn
 from pyro_vi.data.loading import load
 from pyro_vi.errors import NoGraph
 from pyro_vi.estimators.objective import Objective
@@ -52,6 +53,23 @@ def test_fused_operations_and_others(ticking):
     assert found.operations == 7
     assert found.eager == 1.0
     assert found.compiled == close(SECONDS["call"] + (3 + 3 * FUSED) * operation)
+
+
+def test_a_large_product_is_timed_as_compiled_code_computes_it(ticking, monkeypatch):
+    """By another call, of which only the time counts."""
+    one, two = torch.rand(128, 256), torch.rand(256, 128)
+    if not has_onednn():
+        pytest.skip("this torch has no oneDNN")
+    assert torch.allclose(by_onednn(one, two), one @ two)
+    calls = []
+    monkeypatch.setattr(cost, "by_onednn", lambda *factors: calls.append(factors))
+    monkeypatch.setattr(products, "LARGE", 128 * 256 * 128)
+    measure(lambda: one @ two)
+    assert calls
+    calls.clear()
+    monkeypatch.setattr(products, "LARGE", 128 * 256 * 128 + 1)
+    measure(lambda: one @ two)
+    assert calls == []
 
 
 def test_the_backward_pass_counts(ticking):
