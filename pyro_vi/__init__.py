@@ -3,8 +3,8 @@
 >>> import pyro_vi
 >>> run = pyro_vi.fit("vae", "diag_normal", "digits", steps=5, progress=False)
 
-The functions below are all that most people need; modules of the same name hold them with their parts. Importing this
-package also registers closed forms of the KL that torch lacks (see `pyro_vi.elbo.kl`).
+The functions below are all that most people need; the folders of this package hold their parts. Importing it also registers
+closed forms of the KL that torch lacks (see `pyro_vi.elbo.kl`).
 """
 
 from importlib.metadata import version
