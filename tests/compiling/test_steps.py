@@ -99,14 +99,20 @@ def test_each_estimator_says_what_it_serves():
     assert SERVES.keys() == TABLE.keys()
 
 
-@pytest.mark.parametrize("name", TABLE)
+def most_are_slow(*quick: str) -> pytest.MarkDecorator:
+    """For each estimator of the table; `make test` runs only these."""
+    names = [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in TABLE]
+    return pytest.mark.parametrize("name", names)
+
+
+@most_are_slow("trace")
 def test_estimators_as_machine_code_and_in_eager_steps_by_turns(name, one_length):
     kind = SERVES[name].pairs[-1]
     pair = modules(SMALL[kind], infer=SERVES[name].infer.get(kind))
     assert_compiled_is_eager(*pair, {8}, elbo=make(name))
 
 
-@pytest.mark.parametrize("name", TABLE)
+@most_are_slow("trace", "enum", "iwae")
 def test_each_estimator_on_functions_shorter_batches_and_a_weight_that_is_given_at_each_step(name, interpreted):
     """From 0, through fractions, to 1, where eager steps leave it out."""
     for kind in SERVES[name].pairs:
@@ -125,6 +131,7 @@ AS_CODE = {(MODELS[i % len(MODELS)], GUIDES[i % len(GUIDES)]) for i in range(max
 APART = {("vae", "exact"): "only a linear-Gaussian model has an exact guide"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "guide"), TOGETHER, ids=str)
 def test_each_model_with_each_guide(model, guide, one_length, request):
     if (model, guide) not in AS_CODE:
@@ -159,6 +166,7 @@ def test_each_pair_of_the_catalogue(name, interpreted):
         assert_compiled_is_eager(model, guide, {len(entry.batch[0])}, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nested_outside", "pyro_module"])
 def test_pairs_of_other_structure_as_machine_code(name):
     entry = CATALOGUE[name]
@@ -179,6 +187,7 @@ def test_data_that_are_drawn_anew_in_each_epoch(interpreted):
     assert_compiled_is_eager("vae(latent_dim=2, hidden=(4,))", "diag_normal(hidden=(4,))", {700, 98}, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["continuous", "discrete"])
 def test_single_precision_agrees_to_its_rounding(kind):
     pair, values = modules(SMALL[kind], torch.float32), load(scalars(ROWS).float(), heldout=0.0)
@@ -218,6 +227,7 @@ def test_each_optimizer(name, settings, interpreted, one_length):
     assert_compiled_is_eager(*small(), {8}, digits=COARSE.get(name, 1e-9), optimizer=OPTIMIZERS[name], **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Adam, fused", "RMSprop"])
 def test_optimizers_as_machine_code(name, one_length):
     assert_compiled_is_eager(*small(), {8}, optimizer=OPTIMIZERS[name], **VARYING)
@@ -372,6 +382,7 @@ def test_a_resumed_compiled_fit_has_the_bits_of_an_uninterrupted_one(interpreted
         assert same_bits(resumed, whole) and resumed.steps == 12
 
 
+@pytest.mark.slow
 def test_machine_code_gives_the_same_bits_again_and_after_an_interruption(interrupt, one_length, tmp_path):
     options = {"compile": True, **VARYING}
     whole = taken(*small(), **options)
@@ -410,6 +421,7 @@ def many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyro_vi.fitting.loop.LOGGED", 2)
 
 
+@pytest.mark.slow
 def test_several_steps_in_a_call(many, interpreted, one_length, interrupt, tmp_path):
     """Of 12 + 1 in an epoch, with the same bits over an interruption in the midst."""
     options = {"values": data(100), "steps": 60, **VARYING}
@@ -521,6 +533,7 @@ def test_where_a_compiled_step_raises_on_a_value_the_fit_goes_on_eagerly(
     assert same_bits(auto, interrupted(interrupt, tmp_path, (10, 40), pair, compile="auto", **options))
 
 
+@pytest.mark.slow
 def test_where_machine_code_raises_on_a_value_the_fit_goes_on_eagerly(free, one_length):
     eager, auto = (taken(Jittered(7), slope, compile, steps=12) for compile in (False, "auto"))
     assert_same(eager, auto)
@@ -568,7 +581,9 @@ def taking(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(pyro.param("a", number(0.1)) * float(x.mean()), 1.0))
 
 
-@pytest.mark.parametrize("ending", ["done", "refused", "not compiled", "not finite"])
+@pytest.mark.parametrize(
+    "ending", ["refused", "not compiled", *(pytest.param(e, marks=pytest.mark.slow) for e in ("done", "not finite"))]
+)
 def test_nothing_global_outlives_a_compiled_fit(ending, monkeypatch, tmp_path):
     model, _ = functions(SMALL["continuous"])
     before = surroundings()
