@@ -586,7 +586,8 @@ CATALOGUE: dict[str, Entry] = {
 
 _ALIKE = (
     *("linear_gaussian_diagonal", "linear_gaussian_wrong", "linear_gaussian_full_rank"),
-    *("nested_inside", "masked_rows", "scaled", "bound_vae", "vae"),
+    *("linear_gaussian_exact", "nested_inside", "nested_outside", "masked", "masked_rows", "scaled"),
+    *("pyro_module", "bound_vae", "vae"),
 )
 every_name = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in _ALIKE else ()) for name in CATALOGUE]

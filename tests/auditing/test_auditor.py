@@ -167,7 +167,7 @@ def test_on_digits_at_the_start_the_analytic_kl_helps_the_encoder_and_not_the_de
 TIMES = ["seconds", "seconds_iqr", "seconds_se", "work_var", "part_work_var"]
 
 
-@pytest.mark.parametrize("vectorize", [True, False], ids=["vmap", "loop"])
+@pytest.mark.parametrize("vectorize", [pytest.param(True, marks=pytest.mark.slow), False], ids=["vmap", "loop"])
 def test_equal_seeds_give_equal_bits_whatever_the_order_of_estimators(vectorize):
     entry = CATALOGUE["global"]
     first, again, turned, other = (
@@ -356,6 +356,7 @@ class Scaled(Trace_ELBO):
         return loss.detach() + 1.05 * (loss - loss.detach())
 
 
+@pytest.mark.slow
 def test_a_wrong_gradient_is_found_and_right_ones_are_not():
     """One number: of δ = .05 (x − 2 m) and draws' deviation .05 · 2 s, z = δ √(n / 2) / sd."""
     entry, draws = CATALOGUE["conjugate"], 2000
@@ -372,6 +373,7 @@ def test_a_wrong_gradient_is_found_and_right_ones_are_not():
         assert abs(z - expected) < 4 * math.sqrt(1 + expected**2 / draws)
 
 
+@pytest.mark.slow
 def test_estimators_that_are_equal_draw_for_draw_have_no_bias_at_all():
     """An analytic KL does not reach the decoder, nor does the way of the guide's gradient."""
     entry = CATALOGUE["closure"]
@@ -392,6 +394,7 @@ def test_the_relaxed_gradient_is_found_biased():
     assert found.bias_p.sel(elbo=elbos[2]).item() < 1e-6
 
 
+@pytest.mark.slow
 def test_estimators_of_other_bounds_are_not_compared():
     entry = CATALOGUE["conjugate"]
     elbos = ("trace", "iwae(num_particles=3)", "renyi(num_particles=3)", "dreg(num_particles=3)", "stl")

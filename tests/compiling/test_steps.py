@@ -14,7 +14,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from catalogue import CATALOGUE, columns, number, scalars
+from catalogue import CATALOGUE, columns, every_name, number, scalars
 from estimator_catalogue import SERVES, SMALL, functions, make, modules
 from torch import Tensor, nn
 
@@ -154,7 +154,7 @@ REFUSED = {
 """Pairs of the catalogue that have no graph, with what is said."""
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@every_name
 def test_each_pair_of_the_catalogue(name, interpreted):
     entry = CATALOGUE[name]
     model, guide = entry.build()
