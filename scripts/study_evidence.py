@@ -59,7 +59,7 @@ class Guide(nn.Module):
         return kl_divergence(posterior, MultivariateNormal(self.loc(x), scale_tril=self.log_scale.exp().diag()))
 
     def finite_variance(self, posterior: MultivariateNormal) -> bool:
-        """Whether ∫ p(z | x)² / q(z | x) dz is finite: twice the posterior's precision exceeds the guide's."""
+        """True if ∫ p(z | x)² / q(z | x) dz is finite: if twice the posterior's precision exceeds the guide's."""
         excess = 2 * posterior.precision_matrix[0] - (-2 * self.log_scale).exp().diag()
         return bool(torch.linalg.eigvalsh(excess).min() > 0)
 

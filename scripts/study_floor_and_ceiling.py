@@ -163,7 +163,7 @@ def measure(rounds: int = 12, steps: int = 50) -> tuple[dict[str, Course], float
 
 
 def ends(found: Course) -> tuple[np.ndarray, np.ndarray]:
-    """Where the E steps and the M steps of an alternating course end."""
+    """The end points of the E steps and M steps in an alternating course."""
     last = np.append(np.flatnonzero(np.diff(found.guide_step.astype(int))), len(found.passes) - 1)
     return last[::2], last[1::2]
 

@@ -22,10 +22,10 @@ class Advice:
     """One recommendation, or the reason why there is none.
 
     Attributes:
-        elbo: the estimator to use, the best of those that do not differ; None if the audit does not support one.
+        elbo: the recommended estimator: the best of those that the audit cannot tell apart; None if it supports none.
         ratio: how many times more work-normalised variance the next best has that does differ, with its 95 % interval ``low``,
             ``high``.
-        text: the same in a sentence.
+        text: the recommendation in a sentence.
     """
 
     elbo: str | None
@@ -40,8 +40,8 @@ def advise(audit: xr.Dataset, *, part: str = "guide", stage: str = "") -> list[A
 
     Args:
         audit: a dataset of `pyro_vi.audit`.
-        part: whose gradient to choose by: ``"guide"`` or ``"model"``.
-        stage: what to call these parameters: ``"early"``, ``"at the end"``.
+        part: the gradient to compare: of the ``"guide"`` or of the ``"model"``.
+        stage: name of this point of the fit in the sentence, such as ``"early"`` or ``"at the end"``.
 
     Example:
         >>> import torch, pyro_vi
@@ -98,7 +98,7 @@ def _name(one: xr.Dataset) -> str:
 
 
 def _ratio(one: xr.Dataset, best: xr.Dataset) -> tuple[float, float, float]:
-    """Work-normalised variance of one over that of the best, with its 95 % interval."""
+    """Return the work-normalised variance of an estimator divided by that of the best, with its 95 % interval."""
     if float(one.part_work_var) == 0:  # then that of the best is too
         return 1.0, 0.0, math.inf
     # A variance of the size of rounding, next to one that is not, is none.

@@ -46,9 +46,9 @@ def audit(
         batch: a tensor, or the tuple that the programs are called with; kept fixed.
         elbos: estimators, by name or as `pyro.infer.ELBO`.
         draws: evaluations of loss and gradient for each estimator, at least 20.
-        seed: of the draws.
-        vectorize: evaluate many draws at once; by default where the programs allow it and are small enough for it to pay. The
-            numbers are the same either way, to rounding.
+        seed: seed of the draws.
+        vectorize: evaluate many draws at once; by default if the programs allow it and are so small that it saves time. The
+            numbers are the same either way, up to rounding.
 
     Returns:
         A dataset over ``elbo``, ``parameter``, ``part`` (model, guide) and ``site``:
@@ -98,7 +98,7 @@ def audit_pair(
     seed: int = 0,
     vectorize: bool | None = None,
 ) -> xr.Dataset:
-    """`audit` of a pair that is bound already, of estimators by name; they may remember what they find out about the pair."""
+    """Return `audit` for a pair that is already bound; the estimators, given by name, may store facts about the pair."""
     if draws < 20:
         raise InputError(f"an audit needs at least 20 draws for its standard errors, not {draws}")
     owned = pair.owned(args)
@@ -160,7 +160,7 @@ def audit_pair(
 
 
 def _references(estimators: Mapping[str, ELBO]) -> dict[str, str]:
-    """By bound, the estimator that the others are held against: the first that is not biased by its making."""
+    """Return, for each bound, the estimator to compare the others with: the first whose traits say that it is unbiased."""
     references: dict[str, str] = {}
     traits = {name: traits_of(elbo) for name, elbo in estimators.items()}
     for name in sorted(traits, key=lambda name: traits[name].biased):

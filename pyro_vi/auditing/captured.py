@@ -34,7 +34,7 @@ BATCHABLE: dict[Any, Callable[..., Any]] = {torch.ops.aten.fill.Scalar: torch.fu
 
 @dataclass(frozen=True)
 class Draw:
-    """A random draw that was lifted out of a graph: how to make it, and the site that it is for, if one is known.
+    """A random draw that is an input of a graph: how to make it, and its site, if that is known.
 
     Attributes:
         make: makes it, from the generator as it is; ``make(device)`` elsewhere than the programs do.
@@ -58,7 +58,7 @@ class Captured:
     Attributes:
         graph: called with ``(*parameters, *batch, *draws)``; gives the loss and one gradient for each parameter.
         draws: the draws that it takes, in the order in which the programs make them.
-        lifted: whether all randomness is in ``draws``, so that equal draws give equal numbers.
+        lifted: true if all randomness is in ``draws``, so that equal draws give equal numbers.
     """
 
     graph: fx.GraphModule
@@ -70,7 +70,7 @@ class Captured:
         return result
 
     def draw(self) -> list[Tensor]:
-        """Draws for one evaluation, from the generators as they are: the same ones that the programs would make."""
+        """Draw for one evaluation with the present state of the generators; the programs would make the same draws."""
         return [draw.make() for draw in self.draws]
 
     def many(self, parameters: Sequence[Tensor], draws: Sequence[Tensor], args: Batch) -> tuple[Tensor, ...]:
@@ -80,7 +80,7 @@ class Captured:
             return self(parameters, draws, args)
 
         with warnings.catch_warnings():
-            # An operation without a batching rule is run one by one, which torch would say on stderr each time.
+            # torch runs an operation without a batching rule one by one, and would warn of it on stderr each time.
             warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet implemented")
             result: tuple[Tensor, ...] = vmap(one)(*draws)
         return result
@@ -103,7 +103,7 @@ def capture(elbo: ELBO, pair: Pair, args: Batch, parameters: Sequence[Tensor]) -
     and become inputs.
 
     Raises:
-        NoGraph: the programs decide by the values of tensors, or use what cannot be traced.
+        NoGraph: the control flow of the programs depends on the values of tensors, or an operation cannot be traced.
 
     Example:
         >>> from pyro_vi.data import load
@@ -129,7 +129,7 @@ def capture(elbo: ELBO, pair: Pair, args: Batch, parameters: Sequence[Tensor]) -
 
     inputs = [*(parameter.detach() for parameter in parameters), *args]
     with kept_generators():
-        # What an estimator finds out about a pair at first is no part of the graph.
+        # The estimator examines the pair in its first call; this must not become part of the graph.
         differentiable_loss(elbo, pair, args)
         try:
             graph = trace(evaluation, *inputs)

@@ -33,7 +33,7 @@ class Evaluator:
         if wanted:
             try:
                 self.captured = self._capture()
-            except NoGraph as error:  # then one by one
+            except NoGraph as error:  # then draws are evaluated one by one
                 if vectorize:
                     raise InputError(
                         f"these draws cannot be evaluated at once: {error}; leave vectorize out"
@@ -97,7 +97,7 @@ def stacked(captured: Captured, seeds: list[int], args: Batch) -> list[Tensor]:
 
 
 def _agree(one: Tensor, two: Tensor, digits: float) -> bool:
-    largest = float(two.nan_to_num(0, 0, 0).abs().max())  # what is not finite is the audit's to refuse
+    largest = float(two.nan_to_num(0, 0, 0).abs().max())  # the audit itself rejects values that are not finite
     return torch.allclose(one, two, rtol=digits, atol=digits * largest, equal_nan=True)
 
 

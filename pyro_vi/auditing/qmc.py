@@ -123,7 +123,7 @@ def _mirror(values: Tensor, law: str, first: float, second: float) -> Tensor:
 
 def _points(draws: int, size: int, seed: int) -> Tensor:
     """Points of shape ``(draws, size)`` in the open unit cube, in double precision: Sobol's as far as torch has them."""
-    # The engine seeds a generator of its own: what fills up must not come from the same stream.
+    # The Sobol engine seeds its own generator, so the remaining columns must come from another stream.
     generator = torch.Generator().manual_seed(seed)
     scrambling = int(torch.randint(2**62, (), generator=generator))
     covered = min(size, SobolEngine.MAXDIM)
@@ -145,7 +145,7 @@ def _through(u: Tensor, dtype: torch.dtype, law: str, first: float, second: floa
 
 
 def _inside(values: Tensor, dtype: torch.dtype, low: float, high: float) -> Tensor:
-    """Rounding to the dtype may reach an end, where a quantile function is infinite: take the next number inside."""
+    """Move points that rounding has put on 0 or 1 to the next number inside; quantile functions are infinite at the ends."""
     ends = torch.tensor([low, high], dtype=dtype)
     inner = torch.nextafter(ends, ends.flip(0))
     return values.to(dtype).clamp(*inner.tolist())

@@ -34,7 +34,7 @@ class Cost:
 
 
 def costs(calls: Mapping[str, Callable[[], Any]], *, seconds: float = 0.2, rounds: int = 15) -> dict[str, Cost]:
-    """Time and memory of several calls, measured in turns, so that drift of the machine hits all alike.
+    """Time and memory of several calls, measured in turns, so that drift of the machine affects all equally.
 
     Args:
         calls: what to measure, by name; each is run once before, uncounted.
@@ -49,7 +49,7 @@ def costs(calls: Mapping[str, Callable[[], Any]], *, seconds: float = 0.2, round
         (True, True)
     """
     threads = torch.get_num_threads()
-    # On one thread the processor's time for it is what a quiet machine would take, whatever else this one is doing.
+    # The processor time of one thread is the time on an idle machine, even if this machine is busy.
     clock = time.thread_time if threads == 1 and not torch.cuda.is_initialized() else timeit.default_timer
     timers, numbers = {}, {}
     for name, call in calls.items():

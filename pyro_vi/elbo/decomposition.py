@@ -91,7 +91,7 @@ class Terms:
         return {name: site.source for name, site in self.sites.items() if site.source is not None}
 
     def _sum(self, parts: Mapping[str, Tensor]) -> Tensor:
-        # A global site belongs to all N data alike.
+        # A global site belongs to all N data equally.
         total: Tensor | None = None
         for name, value in parts.items():
             share = value if self.sites[name].local else value.unsqueeze(-1) / self.num_data
@@ -142,7 +142,7 @@ def terms(
         guide: variational program, called with the same batch.
         batch: a tensor, or a tuple of what the programs are called with.
         kl: ``"analytic"`` uses a closed form wherever one is registered, ``"sampled"`` nowhere.
-        seed: of the draw; by default the generators run on as they are.
+        seed: seed of the draw; by default the generators continue from their present state.
 
     Raises:
         InputError: a program fails on the batch.
@@ -199,7 +199,7 @@ def from_run(
     """Decompose one run of a pair: one draw, or many in the plate of particles. See `terms`.
 
     ``length`` is the batch's: what *per datum* divides by where there is no data plate. At the sites of ``refused`` the KL is
-    sampled, for the reason that stands there. With ``score`` each latent site has its unscaled log q too.
+    sampled, for the reason given there. With ``score`` each latent site has its unscaled log q too.
     """
     model_trace, guide_trace = run.model_trace, run.guide_trace
     plate = traced_plate(model_trace, length)

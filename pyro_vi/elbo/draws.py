@@ -76,7 +76,7 @@ def stream(
     Uses the generators as they are; call it within `pyro_vi.programs.isolation.isolated`.
 
     Raises:
-        InputError: the programs draw a minibatch of their own, so that a row is another datum in each draw.
+        InputError: the programs draw their own minibatch, so that a row is a different datum in each draw.
     """
     if vectorized is None:
         vectorized = draws > 1 and vectorizes(pair, args)
@@ -98,7 +98,7 @@ def draw_terms(pair: Pair, args: Batch, particles: int | None, nesting: int, kl:
     """Terms of one draw, or of some at once, from the generators as they are.
 
     Raises:
-        InputError: the guide lacks a site, or the programs draw a minibatch of their own.
+        InputError: the guide lacks a site, or the programs draw their own minibatch.
     """
     run = draw_traces(pair.model, pair.guide, args, particles, nesting)
     refuse_unguided(run)

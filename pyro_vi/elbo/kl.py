@@ -5,7 +5,7 @@
 * On the positive line: LogNormal and the powers of a gamma variable (Gamma, Chi2, Exponential, Weibull, InverseGamma,
   HalfNormal), each against each. Those that torch has are not registered again.
 * On the circle: VonMises against VonMises.
-* One side masked by ``dist.mask``: not a KL, but the term of the ELBO that stands in its place; see `_masked_prior` and
+* One side masked by ``dist.mask``: not a KL, but the term of the ELBO that replaces it; see `_masked_prior` and
   `_masked_guide`. A mask by `pyro.poutine.mask` belongs to the site, and is not seen here.
 * Delta replaces Pyro's own, which leaves out the Delta's ``log_density`` (pyro-ppl 1.9.2), and with it the Jacobian of every
   constrained site of an AutoNormal guide: `TraceMeanField_ELBO` is then off by the mean of that Jacobian.

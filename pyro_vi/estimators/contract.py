@@ -25,9 +25,9 @@ class Traits:
         through_draws: its gradient goes through every draw, and is lost where a site cannot be reparameterised.
         biased: its gradient is not that of its target, even on average.
         sums_marked: it sums over the states of sites that are marked for enumeration.
-        trusts_order: it uses closed forms of the KL whatever depends on what, which is right only for a guide that samples in
+        trusts_order: it uses closed forms of the KL without checking dependence; this is right only for a guide that samples in
             the model's order.
-        scale_inside: the scale of a subsampled plate stands inside a logarithm, so that a minibatch biases it.
+        scale_inside: the scale of a subsampled plate is inside a logarithm, so that a minibatch biases it.
     """
 
     target: str = "elbo"

@@ -12,7 +12,7 @@ from pyro_vi.programs import Program
 def refused_by_dependence(model: Program, guide: Program, args: tuple[Any, ...]) -> dict[str, str]:
     """Sites at which an analytic KL is wrong: z whose prior depends on a latent that the guide draws given z.
 
-    There E_q of the closed form is taken over draws that already know z. Dependence is what the values show, by tracking
+    There E_q of the closed form is over draws that depend on z. Dependence is found from the values, by tracking
     which draws enter the parameters of which site, and not the order of the statements.
     """
     flag = pyro.settings.get("validate_distributions_torch")

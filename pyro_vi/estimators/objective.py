@@ -31,7 +31,7 @@ class _Anneal(Messenger):
             return
         scale = msg["scale"]
         if isinstance(scale, (int, float)):
-            # One and the same product for model and guide: that they scale a site alike is then seen without its value.
+            # Model and guide share one product object, so code can see that they scale a site alike without reading its value.
             msg["scale"] = self.scaled.setdefault(float(scale), scale * self.beta)
         else:
             msg["scale"] = scale * self.beta

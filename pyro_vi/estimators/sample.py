@@ -130,10 +130,10 @@ def draw_sample(
     runs: list[Run] = []
     parts = []
     for _ in range(1 if at_once else particles):
-        # The draws share the minibatch, where the programs choose it: a weight is of one datum.
+        # If the programs choose the minibatch, all draws share it, because a weight belongs to one datum.
         with ExitStack() as handlers:
             handlers.enter_context(Give(runs[0].subsamples if runs else {}))
-            if temperature is not None:  # outside the particles, so that each has a draw of its own
+            if temperature is not None:  # outside the particles, so that each particle has its own draw
                 handlers.enter_context(Straighten())
                 handlers.enter_context(Relax(temperature))
             run = draw_traces(*pair, args, at_once, plan.nesting)
@@ -180,7 +180,7 @@ def _demand_analytic(terms: Terms, run: Run, plan: Plan, apart: Mapping[str, str
 
 
 def _scaled_apart(run: Run) -> dict[str, str]:
-    """Sites at which an analytic KL would stand for another sum than the draws': q's and p's factors are not the same."""
+    """Return the sites where model and guide scale or mask differently, with reasons; an analytic KL is wrong there."""
     apart = {}
     for name, node in _latents(run.model_trace).items():
         other = run.guide_trace.nodes[name]
@@ -201,7 +201,7 @@ def _given_mask(node: Any) -> Any:
 
 
 def _own_mask(fn: Any) -> Any:
-    # A closed form minds the mask of one distribution (pyro_vi.elbo.kl), but of two takes what both keep.
+    # A closed form can handle the mask of one distribution (pyro_vi.elbo.kl), but with two masks it keeps only what both keep.
     while fn is not None and not isinstance(fn, MaskedDistribution):
         fn = getattr(fn, "base_dist", None)
     return None if fn is None else mask_of(fn)
@@ -219,7 +219,7 @@ def _latents(trace: Any) -> dict[str, Any]:
 
 
 def _stack(parts: list[Terms], at_once: int | None) -> Terms:
-    """Terms of K draws with the draws as first dimension, however they were made."""
+    """Return the terms of K draws with the draws as first dimension, whether they were made in one run or one by one."""
     if at_once is not None:
         return parts[0]
 

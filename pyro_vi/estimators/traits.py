@@ -89,7 +89,7 @@ def estimator_of(elbo: ELBO) -> Estimator:
 
     Raises:
         InputError: it has no ``differentiable_loss``, which `pyro.infer.ELBO` itself does not promise; or this Pyro lacks the
-            part that stands for it.
+            private part that replaces it.
 
     Example:
         >>> from pyro.infer import TraceMeanField_ELBO
