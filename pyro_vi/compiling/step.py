@@ -122,7 +122,8 @@ class WholeStep:
             NoGraph: the programs or the optimizer cannot be traced.
         """
         inputs = [*(t.detach().clone() for t in self.tensors), self.control.clone(), *source]
-        with kept_generators():
+        # Only torch's generator is restored: `watched` must see draws from those of NumPy and Python.
+        with torch.random.fork_rng(devices=sorted({t.get_device() for t in inputs if t.is_cuda})):
             try:
                 self.objective(fetch(*source), self.weight or 1.0)  # the estimator examines the pair in its first call
             except (
