@@ -6,6 +6,7 @@ parameters: those at the start, middle and end of the first fit. Each fit is eva
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of
 from pyro_vi.fitting import Options, Run, fit_pair, names_of
 from pyro_vi.programs import Source, build_pair
-from pyro_vi.support import slug
+from pyro_vi.support import check_options, slug
 
 AUDITED = (0.0, 0.5, 1.0)
 """Fractions of the first fit at which the audits are made."""
@@ -126,7 +127,9 @@ def compare(
         ['trace', 'mean_field']
     """
     loaded = load(data, seed=seed)
-    asked = Options.of({"steps": steps, "epochs": epochs, "seed": seed, "out": out, "resume": resume, **options})
+    own = [p.name for p in inspect.signature(compare).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    check_options("compare", options, dict.fromkeys([*own, *(option.name for option in dataclasses.fields(Options))]))
+    asked = Options(steps=steps, epochs=epochs, seed=seed, out=out, resume=resume, **options)
     estimators = named(elbos)
     targets = {name: estimator_of(estimator).traits.target for name, estimator in estimators.items()}
     if not len(loaded.heldout[0]):

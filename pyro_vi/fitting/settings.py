@@ -7,15 +7,14 @@
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from pyro_vi.errors import UsageError
-from pyro_vi.support import check_options
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
@@ -45,16 +44,6 @@ class Options:
     device: str | torch.device | None = None
     progress: bool = True
     check: bool = True
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any]) -> "Options":
-        """Make options from names and values.
-
-        Raises:
-            UsageError: a name that is not an option.
-        """
-        check_options("fit", given, [field.name for field in fields(cls)])
-        return cls(**given)
 
 
 EPOCHS = 100
