@@ -223,6 +223,8 @@ def test_without_audits():
     ("options", "kind", "text"),
     [
         ({"elbos": ()}, UsageError, "name at least one"),
+        ({"elbo": "trace"}, UsageError, "compare has no option 'elbo'; did you mean 'elbos'?"),
+        ({"snapshots": (0.5,)}, UsageError, "compare has no option 'snapshots'."),
         ({"elbos": ("trace", "trace")}, UsageError, "named twice"),
         ({"elbos": (Trace_ELBO(), "trace")}, UsageError, "named twice"),
         ({"audit_draws": 5}, UsageError, "audit_draws must be at least 20, or 0 for no audits, not 5"),
