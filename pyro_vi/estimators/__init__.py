@@ -5,17 +5,34 @@
   Pyro's own under it; `objective` is the loss of a fit.
 """
 
+from pyro_vi.estimators.analytic import Analytic
 from pyro_vi.estimators.bound import Bound
 from pyro_vi.estimators.contract import Estimator, Traits
+from pyro_vi.estimators.dreg import DReG
+from pyro_vi.estimators.iwae import IWAE
 from pyro_vi.estimators.objective import Objective
+from pyro_vi.estimators.relaxed import Relaxed
+from pyro_vi.estimators.renyi import Renyi
+from pyro_vi.estimators.score import Mixed, Score
+from pyro_vi.estimators.stl import STL
 from pyro_vi.estimators.table import TABLE, get, named
 from pyro_vi.estimators.traits import differentiable_loss, estimator_of, traits_of
+from pyro_vi.estimators.vimco import VIMCO
 
 __all__ = [
+    "IWAE",
+    "STL",
     "TABLE",
+    "VIMCO",
+    "Analytic",
     "Bound",
+    "DReG",
     "Estimator",
+    "Mixed",
     "Objective",
+    "Relaxed",
+    "Renyi",
+    "Score",
     "Traits",
     "differentiable_loss",
     "estimator_of",
