@@ -221,8 +221,13 @@ VARYING = {"schedule": "cosine", "warmup": 4, "beta": 0.7, "clip_norm": 0.5}
 COARSE = {"NAdam": 1e-6}  # eager steps multiply a factor up in single precision
 
 
-@pytest.mark.parametrize("settings", [VARYING, {}], ids=["varying", "constant"])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+COMMON = ("Adam, fused", "SGD, Nesterov")
+
+
+@pytest.mark.parametrize("settings", [VARYING, pytest.param({}, marks=pytest.mark.slow)], ids=["varying", "constant"])
+@pytest.mark.parametrize(
+    "name", [name if name in COMMON else pytest.param(name, marks=pytest.mark.slow) for name in OPTIMIZERS]
+)
 def test_each_optimizer(name, settings, interpreted, one_length):
     assert_compiled_is_eager(*small(), {8}, digits=COARSE.get(name, 1e-9), optimizer=OPTIMIZERS[name], **settings)
 
@@ -373,6 +378,7 @@ def interrupted(
     return taken(*pair(), out=out, resume=True, **options)
 
 
+@pytest.mark.slow
 def test_a_resumed_compiled_fit_has_the_bits_of_an_uninterrupted_one(interpreted, interrupt, tmp_path):
     """At the first step, before and after the shorter batch (every third), where only that is left, twice, and at the end."""
     options = {"compile": True, **VARYING}
@@ -513,7 +519,7 @@ class Jittered(nn.Module):
 RAISES = r"linalg.cholesky: .* not positive-definite\)"
 
 
-@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("together", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_where_a_compiled_step_raises_on_a_value_the_fit_goes_on_eagerly(
     together, free, interpreted, one_length, interrupt, request, tmp_path
 ):
