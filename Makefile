@@ -11,7 +11,8 @@ BENCH_STAMP = $(VENV)/.installed-bench
 help:
 	@echo "make demo   fit the VAE on digits under two estimators, and compare them"
 	@echo "make test   run the quick tests (PYTEST_ARGS=... for pytest's own arguments)"
-	@echo "make test-slow, test-all   run the tests that compile or run whole studies and commands; run all tests"
+	@echo "make test-slow  run the tests that compile, or run whole studies, benchmarks and commands"
+	@echo "make test-all   run all tests"
 	@echo "make check  lint, types and import directions"
 	@echo "make smoke  build the wheel and use it in a fresh virtual environment (PYTHON=... for another interpreter)"
 	@echo "make bench  time a step against stock Pyro, PyTorch and NumPyro (BENCH_ARGS=... for the script's own arguments)"
