@@ -15,7 +15,16 @@ from pyro_vi.elbo.decomposition import (
     terms_of_pair,
     traced_plate,
 )
-from pyro_vi.elbo.draws import MEMORY, chunk_of, draw_terms, draws_at_once, refuse_unguided, stream, vectorizes
+from pyro_vi.elbo.draws import (
+    MEMORY,
+    chunk_of,
+    draw_terms,
+    draws_at_once,
+    refuse_own_minibatch,
+    refuse_unguided,
+    stream,
+    vectorizes,
+)
 from pyro_vi.elbo.heldout import Evaluation, evaluate, standard_error
 from pyro_vi.elbo.traces import Run, draw_traces
 
@@ -34,6 +43,7 @@ __all__ = [
     "evaluate",
     "from_run",
     "length_of",
+    "refuse_own_minibatch",
     "refuse_unguided",
     "standard_error",
     "stream",

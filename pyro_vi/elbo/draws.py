@@ -104,12 +104,18 @@ def draw_terms(pair: Pair, args: Batch, particles: int | None, nesting: int, kl:
     refuse_unguided(run)
     plate = traced_plate(run.model_trace, len(args[0]))
     terms = from_run(run, len(args[0]), kl=kl)
-    if plate is not None and terms.rows != len(args[0]):
-        raise InputError(
-            f"plate '{plate.name}' holds {terms.rows} of the {len(args[0])} rows that the programs are called with: "
-            "draws of a minibatch of their own are of other data each time; call them with minibatches instead"
-        )
+    if plate is not None:
+        refuse_own_minibatch(plate.name, terms.rows, len(args[0]))
     return terms
+
+
+def refuse_own_minibatch(plate: str, rows: int, given: int) -> None:
+    """Raise InputError if a data plate holds other rows than the batch: its terms then belong to no datum of the batch."""
+    if rows != given:
+        raise InputError(
+            f"plate '{plate}' holds {rows} of the {given} rows that the programs are called with: each draw of their own "
+            "minibatch has different data; call the programs with minibatches instead"
+        )
 
 
 def refuse_unguided(run: Run) -> None:

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from pyro_vi.data import Batch, Data
-from pyro_vi.elbo import evaluate
+from pyro_vi.elbo import evaluate, refuse_own_minibatch
 from pyro_vi.errors import FitError
 from pyro_vi.estimators.objective import Objective
 from pyro_vi.estimators.traits import traits_of
@@ -23,6 +23,9 @@ class Records:
         objective: the function that the fit minimises.
         data: the data of the fit.
         example: a batch, for a run that finds the sites.
+
+    Raises:
+        InputError: the programs draw their own minibatch, so that no record can be made.
     """
 
     def __init__(self, objective: Objective, data: Data, example: Batch) -> None:
@@ -32,6 +35,10 @@ class Records:
         layout, guide_layout = objective.pair.layouts(example)
         # The estimator sums over a latent site that the guide lacks. The ELBO then does not split into reconstruction and KL.
         self.summed = not set(layout.latents) <= set(guide_layout.sites)
+        plate = layout.data_plate(len(example[0]))
+        if plate is not None and not self.summed:
+            rows = next(iter(layout.observed.values())).batch_shape[plate.dim]
+            refuse_own_minibatch(plate.name, rows, len(example[0]))
 
     def make(self, now: Position, *, weight: float, lr: float, norm: float) -> dict[str, Any]:
         """Return the record of a step, with the keys of `pyro_vi.Run.history`; losses and ELBOs are in nats per datum.

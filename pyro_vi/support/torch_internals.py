@@ -171,6 +171,12 @@ def has_onednn_product() -> bool:
     return hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+def onednn_product(one: Tensor, two: Tensor) -> Tensor:
+    """Return oneDNN's product of two matrices: to time it."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(one, two.t(), None, "none", [-1], "")
+    return result
+
+
 def lowering() -> Lowering | None:
     """Return the parts with which Inductor calls oneDNN for a product; None if torch lacks them and uses its own product."""
     try:

@@ -136,7 +136,7 @@ def test_what_has_no_relaxation_is_refused_with_the_remedy(fn):
         with pyro.plate("data", len(x)):
             pyro.sample("z", fn)
 
-    with pytest.raises(InputError, match=f"site 'z'.*{type(fn).__name__}.*no relaxation.*use 'score'"):
+    with pytest.raises(InputError, match=f"site 'z'.*{type(fn).__name__}.*no relaxation.*use the estimator 'score'"):
         estimators.get("relaxed").loss(model, guide, DATA.float())
 
 
