@@ -434,7 +434,7 @@ def fourth_moments(elbo: str, x: float, m: float, s: float) -> list[float]:
     return [in_m, 3 * a**4 + 60 * a**2 * b**2 + 60 * b**4]
 
 
-@pytest.mark.parametrize("cases", [CASES[4:], CASES[2:4]], ids=["one", "two"])
+@pytest.mark.parametrize("cases", [CASES[4:], pytest.param(CASES[2:4], marks=pytest.mark.slow)], ids=["one", "two"])
 def test_total_effects_of_independent_sites_are_their_variances(cases, monkeypatch):
     """½ (g − g')² of independent g, g' has the standard error √((μ₄ + σ⁴) / 2 n); those of m and log s at most add."""
     pairs = 2000

@@ -224,7 +224,10 @@ def test_captured_value_and_gradients_are_the_eager_ones(name, elbo_name):
     torch.testing.assert_close(list(many), [torch.stack(column) for column in zip(*single, strict=True)], **EXACT)
 
 
-@pytest.mark.parametrize("name", ["closure", "linear_gaussian_exact", "pyro_module", "tied"])
+@pytest.mark.parametrize(
+    "name",
+    ["tied", *(pytest.param(n, marks=pytest.mark.slow) for n in ("closure", "linear_gaussian_exact", "pyro_module"))],
+)
 def test_parameters_are_the_same_objects_after_a_capture(name):
     """By identity and value, wherever they stand, also where one stands in several places."""
     pair, parameters, args, _ = built(name)

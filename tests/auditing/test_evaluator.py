@@ -40,7 +40,9 @@ def test_a_pair_that_cannot_be_evaluated_at_once_is_refused_where_that_is_asked(
         audit(*entry.build(), entry.batch, elbos="score(num_particles=2)", draws=20, vectorize=True)
 
 
-@pytest.mark.parametrize(("vectorize", "draws"), [(True, 2000), (False, 400)], ids=["vmap", "loop"])
+@pytest.mark.parametrize(
+    ("vectorize", "draws"), [(True, 2000), pytest.param(False, 400, marks=pytest.mark.slow)], ids=["vmap", "loop"]
+)
 def test_memory_does_not_grow_with_the_draws(vectorize, draws, monkeypatch):
     # Costs are measured with the same profiler, which does not nest.
     monkeypatch.setattr(

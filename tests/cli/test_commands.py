@@ -116,6 +116,7 @@ def test_a_run_of_another_pair_or_a_damaged_one_is_refused(fitted, folder, capsy
     assert out == "" and err.startswith("error: 'damaged/checkpoint.pt' cannot be read") and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_audit_of_a_run_is_at_its_parameters(fitted, capsys):
     capsys.readouterr()
     assert cli.main(on(fitted, "audit", "--draws", "20", "--json")) == 0
@@ -157,6 +158,7 @@ def test_list_has_every_table(capsys):
     assert all(name in shown for table in found.values() for name in table)
 
 
+@pytest.mark.slow
 def test_compare_in_json_is_one_document(folder, capsys):
     args = ["compare", *SMALL, *QUICK, "--audit-draws", "20", "--out", "both", "--json"]
     assert cli.main(args) == 0

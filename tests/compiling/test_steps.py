@@ -160,7 +160,7 @@ def test_each_pair_of_the_catalogue(name, interpreted):
     model, guide = entry.build()
     options = {"values": load(entry.batch, heldout=0.0), "batch_size": len(entry.batch[0]), "steps": 4}
     if name in REFUSED:
-        with pytest.raises(InputError, match=REFUSED[name]):
+        with pytest.raises((InputError, FitError), match=REFUSED[name]):
             taken(model, guide, True, **options)
     else:
         assert_compiled_is_eager(model, guide, {len(entry.batch[0])}, **options)

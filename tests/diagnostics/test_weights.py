@@ -70,7 +70,10 @@ def test_machine_code_gives_the_eager_draws_of_a_discrete_site():
     assert_same(both(*entry.build(), entry.batch[0], particles=40))
 
 
-@pytest.mark.parametrize("name", ["vae", "discrete", "auxiliary", "closure", "masked_rows"])
+@pytest.mark.parametrize(
+    "name",
+    ["discrete", "auxiliary", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vae", "closure", "masked_rows"))],
+)
 def test_compiled_draws_are_the_eager_ones(name, interpreted):
     entry = CATALOGUE[name]
     one, two = both(*entry.build(), entry.batch[0], particles=40)

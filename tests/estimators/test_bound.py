@@ -151,6 +151,7 @@ def global_gradient(x):
 ELBOS = [n for n, s in SERVES.items() if s.bound == "elbo" and "continuous" in s.pairs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vectorize", [True, False], ids=["vectorized", "loop"])
 @pytest.mark.parametrize("name", ELBOS)
 def test_a_global_latent_under_a_subsampled_plate_has_the_gradient_of_the_elbo(name, vectorize):

@@ -217,6 +217,7 @@ def test_a_flow_has_no_gradient_at_the_posterior(kind, name):
     assert any(g is not None and g.norm() > 0.1 for g in total)
 
 
+@pytest.mark.slow
 @every_flow
 @pytest.mark.parametrize(("name", "right"), [("stl", "trace"), ("dreg", "iwae"), ("score", "trace"), ("vimco", "iwae")])
 def test_the_mean_gradient_of_a_flow_is_the_total_derivatives(kind, name, right):

@@ -108,7 +108,7 @@ def test_the_elbo_of_a_record_is_unannealed(few_records):
     assert -last["loss"] - last["elbo"] > 5
 
 
-@pytest.mark.parametrize("elbo", ["trace", "mean_field"])
+@pytest.mark.parametrize("elbo", ["trace", pytest.param("mean_field", marks=pytest.mark.slow)])
 def test_without_the_kl_the_guide_collapses_to_a_point(few_records, elbo):
     """Nothing holds the scales open: they fall along the whole fit, and level off under the whole KL."""
     data = load(columns(100))

@@ -353,6 +353,7 @@ def test_svi_with_the_diagonal_guide_comes_near_and_its_gap_is_that_of_the_close
     assert gap < least + 0.3  # the amortization gap that is left
 
 
+@pytest.mark.slow
 def test_a_latent_that_is_summed_out_is_fitted_under_enum_and_its_records_have_no_parts():
     """Two far components: the maximum likelihood is that of each by itself, to the overlap of 1e-6."""
     torch.manual_seed(0)

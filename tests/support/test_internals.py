@@ -199,6 +199,7 @@ def test_a_fit_goes_on_eagerly_and_says_what_is_missing(name, without):
     assert str(caught.value) == f"the step cannot be compiled: {line(name)}; or fit with compile='auto'"
 
 
+@pytest.mark.slow
 def test_a_fit_that_cannot_be_measured_goes_on_eagerly_and_can_be_compiled_all_the_same(without):
     without(MEASURING)
     assert fitted("auto").choice.note == f"eager steps: {line(MEASURING)}"
@@ -206,6 +207,7 @@ def test_a_fit_that_cannot_be_measured_goes_on_eagerly_and_can_be_compiled_all_t
     assert fitted(True).compiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*TRACING, *PYRO])
 def test_an_audit_takes_draws_one_by_one(name, without):
     at_once = with_everything("audit")
@@ -226,6 +228,7 @@ def test_an_audit_does_not_need_what_compiles(without):
     assert pyro_vi.audit(*pair(), values(), elbos="trace", draws=20).method.values.tolist() == ["vmap"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*TRACING, *COMPILING, *PYRO])
 def test_the_evidence_is_of_the_same_draws_and_says_what_is_missing(name, without):
     options = {"method": "iw", "particles": 50, "seed": 1}
@@ -333,6 +336,7 @@ def test_the_package_is_imported_without_any_of_them():
     assert (done.stdout, done.returncode) == ("imported\n", 0), done.stderr
 
 
+@pytest.mark.slow
 def test_the_command_line_without_the_compiler(tmp_path):
     hidden = "sys.modules['torch._inductor.compile_fx'] = None"
     code = f"import sys; from pyro_vi.cli import entry as cli; {hidden}; sys.exit(cli.main(sys.argv[1:]))"

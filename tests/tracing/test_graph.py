@@ -237,9 +237,13 @@ TMC = (
     *("normals", "normals, diagonal", "normals, expanded", "normals, mixture"),
 )
 ONLY_TMC = {"normals, diagonal", "normals, expanded", "normals, mixture", "masked and scaled by the batch in model"}
+QUICK = (
+    *("local, sampled", "local, parallel", "local, sequential", "impossible", "mixture, minibatch", "chain"),
+    *("global in guide, parallel", "masked and scaled by the batch", "masked and scaled in model", "sampled in model"),
+)
 CASES = [
     *[
-        pytest.param(name, "enum", marks=pytest.mark.slow if name == "global in guide, sequential" else ())
+        pytest.param(name, "enum", marks=() if name in QUICK else pytest.mark.slow)
         for name in PAIRS
         if name not in {*ONLY_TMC, "binomial"}
     ],
