@@ -198,6 +198,7 @@ def test_on_digits_at_the_start_the_kl_in_closed_form_wins_by_more_than_ten():
     assert only(advise(made)).elbo in ("mean_field", "analytic")
 
 
+@pytest.mark.slow
 def test_at_the_exact_posterior_sticking_the_landing_wins():
     """Its gradient is exactly 0 there (Roeder et al. 2017): m = x / 2, s² = 1 / 2."""
     guide = ConjugateGuide((0.65, 0.5**0.5))

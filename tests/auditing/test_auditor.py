@@ -205,6 +205,7 @@ def audited(name: str) -> xr.Dataset:
     return audit(*entry.build(), entry.batch, elbos=elbos, draws=20, seed=8)
 
 
+@pytest.mark.slow
 @every_name
 def test_names_owners_and_sources_over_the_catalogue(name):
     entry, found = CATALOGUE[name], audited(name)
@@ -279,6 +280,7 @@ def test_nothing_outlives_an_audit():
     assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.slow
 def test_parameters_in_the_param_store_are_not_those_of_the_audit():
     """Equal names in the global store change nothing: the pair starts from its own values."""
     entry = CATALOGUE["masked"]
@@ -386,6 +388,7 @@ def test_estimators_that_are_equal_draw_for_draw_have_no_bias_at_all():
     assert (encoder.bias_z != 0).all()
 
 
+@pytest.mark.slow
 def test_the_relaxed_gradient_is_found_biased():
     entry = CATALOGUE["discrete"]
     elbos = ("score(num_particles=2)", "mixed(num_particles=2)", "relaxed(temperature=5.0)")

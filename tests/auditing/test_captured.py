@@ -195,6 +195,7 @@ def test_every_estimator_of_the_table_is_captured():
     assert sorted(ELBOS) == sorted(TABLE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "elbo_name"), CASES)
 def test_captured_value_and_gradients_are_the_eager_ones(name, elbo_name):
     """From the same seed: at the parameters and batch of the capture, at others, and of many draws at once."""
@@ -324,6 +325,7 @@ def gamma_pair() -> tuple[Any, Any]:
     return model, guide
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "elbo"),
     [(CATALOGUE["discrete"].build, "score(num_particles=2)"), (gamma_pair, "trace")],
@@ -350,6 +352,7 @@ def test_a_graph_with_its_own_draws_is_right_for_the_draws_that_it_makes(elbo):
         torch.testing.assert_close(found, eager(get(elbo), pair, parameters, args, seed), **EXACT)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_batched_is_looped_over(capfd):
     args = (columns(),)
     pair = pair_of(*low_rank_pair(), args)
@@ -377,6 +380,7 @@ def branching(with_if: bool) -> tuple[Any, Any]:
     return model, guide
 
 
+@pytest.mark.slow
 def test_a_branch_by_the_value_of_a_draw_has_no_graph_and_is_looped_over():
     """The numbers are those of the same model without the branch, many draws at once."""
     x = scalars()

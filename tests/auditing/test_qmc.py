@@ -88,6 +88,7 @@ LAWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", LAWS)
 def test_laws_are_read_off_and_all_kinds_have_dtype_shape_and_range(name, dtype):
@@ -167,6 +168,7 @@ def test_equal_seeds_have_equal_bits_and_others_others(conjugate, kind):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_draws_are_made_on_the_cpu_and_moved_to_where_the_graph_takes_them(kind):
     """torch's device without storage stands for one that this machine may lack; there the draws would have no values."""
@@ -244,6 +246,7 @@ def stratified(count: int) -> float:
     return float((square - mean**2).sum() / count**2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "times"), [(16, 45), (64, 256)])
 def test_sobol_points_are_stratified_to_the_known_variance(conjugate, count, times):
     """∂/∂m = 2 (m + s ε) − x is linear: 4 s² times the variance of a stratified mean, far below 1 / S."""
@@ -257,6 +260,7 @@ def test_sobol_points_are_stratified_to_the_known_variance(conjugate, count, tim
         assert abs(float(found[i].mean()) - float(2 * M[i] - X[i])) < 4 * (spread / 400) ** 0.5
 
 
+@pytest.mark.slow
 def test_on_a_linear_gaussian_pair_means_are_the_closed_form_and_sobol_varies_least():
     """The loss is quadratic in the noise: sums of functions of one coordinate, which every net stratifies to o(1 / S), and
     products of two of one datum, of which 64 points stratify some. Antithetic draws take the linear part only."""
@@ -330,6 +334,7 @@ def test_misuse_is_refused(conjugate, count, kind, text):
     assert text in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["antithetic", "sobol"])
 def test_draws_that_are_neither_normal_nor_uniform_are_refused_by_name(kind):
     x = scalars()

@@ -174,6 +174,7 @@ def test_compare_in_json_is_one_document(folder, capsys):
             assert {"posterior", "fit", "audit"} <= set(tree.children)
 
 
+@pytest.mark.slow
 def test_compare_for_people_has_the_table_and_paths_that_exist(folder, capsys):
     args = [
         "compare",

@@ -198,6 +198,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(folder):
     assert config["steps"] == 20000 and "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_resume_in_one_process(folder, monkeypatch, capsys):
     from pyro_vi.fitting.progress import Progress
 

@@ -52,6 +52,7 @@ def assert_same(function: Callable[..., Any], inputs: Sequence[Tensor], times: i
     return compiled
 
 
+@pytest.mark.slow
 def test_results_and_inputs_that_change_in_place():
     """A momentum step: the second call goes on from what the first has left."""
 

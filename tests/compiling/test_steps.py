@@ -112,6 +112,7 @@ def test_estimators_as_machine_code_and_in_eager_steps_by_turns(name, one_length
     assert_compiled_is_eager(*pair, {8}, elbo=make(name))
 
 
+@pytest.mark.slow
 @most_are_slow("trace", "enum", "iwae")
 def test_each_estimator_on_functions_shorter_batches_and_a_weight_that_is_given_at_each_step(name, interpreted):
     """From 0, through fractions, to 1, where eager steps leave it out."""
@@ -174,6 +175,7 @@ def test_pairs_of_other_structure_as_machine_code(name):
     assert_compiled_is_eager(*entry.build(), {len(entry.batch[0])}, **options)
 
 
+@pytest.mark.slow
 def test_data_whose_rows_stay_in_a_file(interpreted, tmp_path):
     np.save(tmp_path / "rows.npy", scalars(ROWS).numpy())
     values = load(np.load(tmp_path / "rows.npy", mmap_mode="r"), heldout=0.0, dtype=torch.float64)
@@ -181,6 +183,7 @@ def test_data_whose_rows_stay_in_a_file(interpreted, tmp_path):
     assert_compiled_is_eager(*small(), values=values)
 
 
+@pytest.mark.slow
 def test_data_that_are_drawn_anew_in_each_epoch(interpreted):
     values = load("digits", dtype=torch.float64)
     options = {"values": values, "batch_size": 700, "steps": 5, "lr": 1e-3}
@@ -243,16 +246,19 @@ def grouped(parameters: Any) -> torch.optim.Optimizer:
     return ADAM([{"params": others, "lr": 0.002}, {"params": [first], "betas": (0.5, 0.9)}], lr=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["constant", "linear"])
 def test_groups_of_parameters_keep_their_own_rates(schedule, interpreted, one_length):
     assert_compiled_is_eager(*small(), {8}, optimizer=grouped, schedule=schedule)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("beta", "warmup"), [(0.0, 0), (0.3, 12)])
 def test_the_weight_of_the_kl(beta, warmup, interpreted, one_length):
     assert_compiled_is_eager(*small(), {8}, beta=beta, warmup=warmup)
 
 
+@pytest.mark.slow
 def test_a_plate_with_a_size_of_its_own(interpreted):
     assert_compiled_is_eager(*small(size=ROWS))
 
@@ -325,6 +331,7 @@ UNTRACEABLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reason", UNTRACEABLE)
 def test_an_optimizer_that_a_graph_cannot_hold_is_refused(reason, free, interpreted):
     """And goes on with the same bits where that was not asked for."""
@@ -396,6 +403,7 @@ def test_machine_code_gives_the_same_bits_again_and_after_an_interruption(interr
     assert same_bits(whole, interrupted(interrupt, tmp_path, (5,), **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pays", [True, False])
 def test_what_was_chosen_stays_so_over_an_interruption(
     pays, monkeypatch, interpreted, one_length, free, interrupt, tmp_path
@@ -453,6 +461,7 @@ def slope(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(a * x.clamp(max=50), 1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("datum", [10, 197])
 def test_a_loss_that_is_not_finite_is_told_as_by_eager_steps(
@@ -558,6 +567,7 @@ def test_a_graph_that_raises_where_it_is_traced_or_proved_is_not_used(datum, fre
     assert same_bits(eager, auto)
 
 
+@pytest.mark.slow
 def test_what_the_programs_raise_is_told_as_by_eager_steps(free, interpreted):
     texts = []
     for compile in (False, "auto", True):

@@ -49,6 +49,7 @@ def wait_until(condition: Any) -> None:
 # ---- the same bits as from memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype", ["float32", "float64", "float16", "uint8", "int8", "uint16", "int32", "int64", "bool"]
 )

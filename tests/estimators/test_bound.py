@@ -40,6 +40,7 @@ def composes(bound, gradient, kl):
     return gradient in LEGAL[bound] and (kl == "sampled" or (bound == "elbo" and gradient != "path"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bound", "gradient", "kl"),
     [c for c in itertools.product(BOUNDS, UNBIASED, KLS) if composes(*c)],
@@ -186,6 +187,7 @@ class SharedGuide(nn.Module):
         pyro.sample("w", dist.Normal(self.m, self.l.exp()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vectorize", [True, False], ids=["vectorized", "loop"])
 @pytest.mark.parametrize("name", MANY)
 def test_a_global_latent_on_all_data_has_one_joint_weight(name, vectorize):

@@ -75,6 +75,7 @@ def test_the_mean_gradient_is_that_of_the_bound(name, kind, vectorize):
     assert_near(found / COPIES, expected_gradient(name, kind, DATA), error / COPIES, largest_error=0.1)
 
 
+@pytest.mark.slow
 @every_case
 def test_the_mean_gradient_is_that_of_the_bound_in_float32(name, kind):
     model, guide = build(name, kind, dtype=torch.float32)
@@ -91,6 +92,7 @@ def test_loss_and_gradients_keep_the_dtype(name, kind, dtype):
     assert loss.dtype == gradient.dtype == dtype
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), [case for case in CASES if SERVES[case[0]].subsamples])
 def test_the_mean_over_all_minibatches_is_that_of_the_full_data(name, kind):
     """All six minibatches of 2 of the 4 data, under a plate of the full size."""
@@ -115,6 +117,7 @@ def minibatches(name: str, kind: str) -> tuple[Tensor, Tensor]:
     return found / COPIES, error / COPIES
 
 
+@pytest.mark.slow
 @every_case
 @both_ways
 def test_the_mean_loss_is_the_negative_bound(name, kind, vectorize):

@@ -15,6 +15,7 @@ from pyro_vi import estimators
 COPIES, EVALUATIONS = 200, 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("kl", ["sampled", "analytic"])
 @pytest.mark.parametrize("elbo", ["score", "mixed"])
@@ -28,6 +29,7 @@ def test_the_mean_gradient_is_the_enumerated_one(elbo, kl, name):
     assert_near(found / COPIES, expected, error / COPIES, largest_error=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("elbo", ["graph", "enum"])
 def test_pyros_own_have_the_same(elbo, name):
@@ -40,6 +42,7 @@ def test_pyros_own_have_the_same(elbo, name):
     assert_near(found / COPIES, entry.gradient("elbo", 1), error / COPIES, largest_error=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("elbo", ["score", "mixed", "score(kl='analytic')", "mixed(kl='analytic')"])
@@ -51,6 +54,7 @@ def test_kl_annealing_has_the_gradient_of_the_annealed_bound(elbo, name, beta):
     assert_near(found / COPIES, entry.gradient("elbo", 1, beta), error / COPIES, largest_error=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bernoulli", "one_hot"])
 def test_the_baseline_lowers_the_variance(name):
     """Against the score function with no baseline, that is Pyro's trace with as many draws; summed over parameters."""

@@ -41,6 +41,7 @@ def test_the_total_derivative_is_not_zero_there():
         assert gradient.norm() > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PATHS)
 def test_with_an_exact_guide_the_models_mean_gradient_is_that_of_the_evidence(name):
     """The guide reads the model's parameters; what it gets through them is 0 where it is the posterior."""
@@ -122,6 +123,7 @@ def chain_gradient(count):
     return torch.stack(torch.autograd.grad(total, list(guide.parameters())))
 
 
+@pytest.mark.slow
 @both_ways
 @pytest.mark.parametrize(
     ("name", "count"), [("stl", 1), ("analytic", 1), ("score", 1), ("iwae", 2), ("dreg", 2), ("vimco", 2)]

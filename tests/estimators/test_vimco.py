@@ -10,6 +10,7 @@ from estimator_catalogue import DATA, assert_near, mean_gradient
 from pyro_vi import estimators
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vectorize", [True, False], ids=["vectorized", "loop"])
 @pytest.mark.parametrize(
     ("name", "count"),

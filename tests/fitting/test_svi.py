@@ -173,6 +173,7 @@ def test_an_instance_is_taken_as_estimator_and_is_not_changed():
     assert elbo.max_plate_nesting == float("inf")
 
 
+@pytest.mark.slow
 def test_the_default_optimizer_is_adam():
     def adam(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, 0.01)

@@ -235,6 +235,7 @@ def test_gradients_are_compared_among_estimators_of_one_bound(base):
     )
 
 
+@pytest.mark.slow
 def test_the_audit_table_shows_what_has_parameters_and_what_each_site_adds():
     """w ~ N(0, 1), z_n ~ N(w, 1), x_n ~ N(z_n, 1): no parameter in the model, draws at two sites."""
 

@@ -186,6 +186,7 @@ def everything_is_imported() -> None:
     torch_internals.lowering()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*TRACING, *STEPS, *COMPILING, *PYRO])
 def test_a_fit_goes_on_eagerly_and_says_what_is_missing(name, without):
     expected = with_everything("fit")
