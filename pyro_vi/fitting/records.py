@@ -10,7 +10,7 @@ from pyro_vi.estimators.objective import Objective
 from pyro_vi.estimators.traits import traits_of
 from pyro_vi.fitting.failures import failing, overflow
 from pyro_vi.fitting.settings import Position
-from pyro_vi.programs import evaluating, isolated, kept_buffers
+from pyro_vi.programs import Plate, Prototype, evaluating, isolated, kept_buffers, prototype
 
 ROWS = 1000
 """Most training rows and held-out rows that a record evaluates: the first ones, the same for every record."""
@@ -35,10 +35,12 @@ class Records:
         layout, guide_layout = objective.pair.layouts(example)
         # The estimator sums over a latent site that the guide lacks. The ELBO then does not split into reconstruction and KL.
         self.summed = not set(layout.latents) <= set(guide_layout.sites)
-        plate = layout.data_plate(len(example[0]))
-        if plate is not None and not self.summed:
-            rows = next(iter(layout.observed.values())).batch_shape[plate.dim]
-            refuse_own_minibatch(plate.name, rows, len(example[0]))
+        if not self.summed and not _has_all_rows(layout, example):
+            with evaluating(objective.pair):  # records are made in this mode, in which a program may take all rows
+                layout = prototype(objective.pair.model, example)
+            plate = layout.data_plate(len(example[0]))
+            if plate is not None:
+                refuse_own_minibatch(plate.name, _rows(layout, plate), len(example[0]))
 
     def make(self, now: Position, *, weight: float, lr: float, norm: float) -> dict[str, Any]:
         """Return the record of a step, with the keys of `pyro_vi.Run.history`; losses and ELBOs are in nats per datum.
@@ -82,3 +84,12 @@ class Records:
             estimator: Any = elbo
             loss = float(estimator.loss(pair.model, pair.guide, *rows))
         return {"elbo": -loss / (self.objective.num_data or len(rows[0])), "reconstruction": math.nan, "kl": math.nan}
+
+
+def _has_all_rows(layout: Prototype, example: Batch) -> bool:
+    plate = layout.data_plate(len(example[0]))
+    return plate is None or _rows(layout, plate) == len(example[0])
+
+
+def _rows(layout: Prototype, plate: Plate) -> int:
+    return next(iter(layout.observed.values())).batch_shape[plate.dim]
