@@ -125,7 +125,7 @@ def typed(value: Any, kind: Any) -> bool:
 
 
 def test_the_document_has_the_keys_and_types_of_the_design(linear):
-    """What other programs read."""
+    """Keys and types of the JSON document, which other programs read."""
     document = json.loads(json.dumps(to_dict(linear, [linear.out / "a.png"]), allow_nan=False))
     parts = {"model": float, "guide": float}
     audits = {"step": int, "value_sd": float, "grad_var": parts, "grad_snr": parts, "seconds": float}

@@ -104,7 +104,7 @@ def saving(each: float | Mapping[int, float], nodes: int = NODES) -> Any:
 
 
 def asked(steps: Steps, mode: Any, coming: dict[int, int], each: Any, before: Any = None) -> Any:
-    """What is chosen where compiling saves ``each`` in a step; None where nobody may measure it."""
+    """The choice if compiling saves ``each`` seconds per step; with None a measurement fails the test."""
     estimate = unasked if each is None else saving(each, steps.nodes)
     found, compiled = choose(mode, lambda: steps, coming, sources, estimate, before)
     assert compiled is (steps if found.lengths else None)

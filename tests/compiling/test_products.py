@@ -92,7 +92,7 @@ MULTIPLIED = {
     (SMALL, torch.float64): True,
     (SMALL, torch.int64): False,
 }
-"""Whether a product is a loop."""
+"""True if a product is compiled as a loop."""
 
 
 @pytest.mark.parametrize(("sizes", "dtype"), MULTIPLIED, ids=str)

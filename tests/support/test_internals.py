@@ -129,14 +129,14 @@ def fitted(compile: Any, **options: Any) -> Any:
 
 
 def line(name: str) -> str:
-    """What is said of a name that is missing; of a module it may be all that is in it."""
+    """The message for a missing name; if a module is missing, it may name any part of it."""
     package = "pyro-ppl" if name in PYRO or name.startswith("pyro") else "torch"
     return f"this {package} ({version(package)}) has no {name}; install {package} {TESTED[package]}"
 
 
 @cache
 def with_everything(what: str) -> Any:
-    """What is found where nothing is missing."""
+    """The result with every name present."""
     if what == "fit":
         return fitted(False)
     if what == "audit":
