@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
-from pyro_vi.data import Batch
+from pyro_vi.data import Batch, length_of
 from pyro_vi.errors import InputError
 from pyro_vi.networks import Body, mlp_body
-from pyro_vi.programs import Plate, Site, data_plate, prototype
+from pyro_vi.programs import ModelPlate, Site, prototype
 
 _POSITIVE = (type(constraints.positive), type(constraints.nonnegative))  # biject_to uses the exponential for both
 
@@ -67,13 +67,14 @@ class DiagNormal(nn.Module):
                 )
         self.sites, self.plates = layout.latents, layout.plates
         self.keys = _keys(self.sites)
-        data = layout.data_plate(len(batch[0]))
+        data = layout.data_plate
         self.data = data.name if data else None
+        self.data_plate = ModelPlate(model, layout, batch) if data else None
         for site in self.sites.values():
-            if data is not None and data.name in site.plates and site.batch_shape[data.dim] != len(batch[0]):
+            if data is not None and data.name in site.plates and site.batch_shape[data.dim] != length_of(batch):
                 raise InputError(
                     f"guide 'diag_normal' encodes one row for each datum of plate '{data.name}', but in a batch of "
-                    f"{len(batch[0])} rows site '{site.name}' has {site.batch_shape[data.dim]}: if the model draws a "
+                    f"{length_of(batch)} rows site '{site.name}' has {site.batch_shape[data.dim]}: if the model draws a "
                     "minibatch of its own, call it with minibatches instead"
                 )
         self.body: Body | None = mlp_body(_features(batch).shape[1], hidden, activation)
@@ -97,9 +98,9 @@ class DiagNormal(nn.Module):
     def forward(self, *args: Tensor) -> dict[str, Tensor]:
         """Draw every latent site for the batch; return the draws by site."""
         plates = {
-            name: data_plate(plate.size, args[0], name, plate.dim)
-            if name == self.data
-            else pyro.plate(name, plate.size or self._length(plate), dim=plate.dim)
+            name: self.data_plate(args)
+            if self.data_plate is not None and name == self.data
+            else pyro.plate(name, plate.size, dim=plate.dim)
             for name, plate in self.plates.items()
         }
         parameters = self.parameters_of(*args)
@@ -138,13 +139,10 @@ class DiagNormal(nn.Module):
     def _event_dim(self, site: Site) -> int:
         return len(biject_to(site.support).inverse_shape(torch.Size(site.event_shape)))
 
-    def _length(self, plate: Plate) -> int:
-        return next(site.batch_shape[plate.dim] for site in self.sites.values() if plate.name in site.plates)
-
 
 def _features(args: Batch) -> Tensor:
     """Concatenate the columns of a batch that have one row per datum: shape ``(B, features)``."""
-    length = len(args[0])
+    length = length_of(args)
     rows = [a.reshape(length, -1) for a in args if isinstance(a, Tensor) and a.dim() and len(a) == length]
     return torch.cat(rows, -1) if len(rows) > 1 else rows[0]
 

@@ -1,5 +1,6 @@
 """The exact posterior as a guide, for models that have it in closed form."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
-from pyro_vi.programs import data_plate, prototype, title
+from pyro_vi.programs import ModelPlate, prototype, title
 
 
 class Exact(nn.Module):
@@ -41,7 +42,7 @@ class Exact(nn.Module):
             )
         layout = prototype(model, batch)
         self.model = model
-        self.plate = layout.data_plate(len(batch[0]))
+        self.plate = ModelPlate(model, layout, batch) if layout.data_plate is not None else None
         missing = set(layout.latents) - set(model.posterior(*batch))  # type: ignore[operator]
         if missing:
             listed = ", ".join(sorted(missing))
@@ -52,5 +53,5 @@ class Exact(nn.Module):
     def forward(self, *args: Tensor) -> dict[str, Any]:
         """Draw every latent site from the posterior of the batch."""
         posterior = self.model.posterior(*args)  # type: ignore[operator]
-        with data_plate(self.plate.size if self.plate else None, args[0], self.plate.name if self.plate else "data"):
+        with nullcontext() if self.plate is None else self.plate(args):
             return {name: pyro.sample(name, distribution) for name, distribution in posterior.items()}

@@ -16,14 +16,14 @@ import xarray as xr
 from pyro.infer import ELBO
 
 from pyro_vi.auditing import audit_pair
-from pyro_vi.data import Data, load
+from pyro_vi.data import Data
 from pyro_vi.diagnostics import evidence_of_pair
 from pyro_vi.elbo import Evaluation, evaluate
 from pyro_vi.errors import InputError, UsageError
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of
-from pyro_vi.fitting import Options, Run, fit_pair, names_of
-from pyro_vi.programs import Source, build_pair
+from pyro_vi.fitting import Options, Run, fit_pair, names_of, plan_of
+from pyro_vi.programs import Source
 from pyro_vi.support import check_options, slug
 
 AUDITED = (0.0, 0.5, 1.0)
@@ -126,26 +126,25 @@ def compare(
         >>> list(result.results)
         ['trace', 'mean_field']
     """
-    loaded = load(data, seed=seed)
     own = [p.name for p in inspect.signature(compare).parameters.values() if p.kind is p.KEYWORD_ONLY]
     check_options("compare", options, dict.fromkeys([*own, *(option.name for option in dataclasses.fields(Options))]))
     asked = Options(steps=steps, epochs=epochs, seed=seed, out=out, resume=resume, **options)
     estimators = named(elbos)
     targets = {name: estimator_of(estimator).traits.target for name, estimator in estimators.items()}
-    if not len(loaded.heldout[0]):
-        raise InputError(f"'{loaded.spec.name}' has no held-out data to compare on; load it with heldout=0.1")
     for what, value, least in (("draws", draws, 1), ("particles", particles, 2), ("audit_batch", audit_batch, 1)):
         if value < least:
             raise UsageError(f"{what} must be at least {least}, not {value}")
     if audit_draws and audit_draws < 20:
         raise UsageError(f"audit_draws must be at least 20, or 0 for no audits, not {audit_draws}")
     folder = None if out is None else Path(out)
-    pair, names = build_pair(model, guide, loaded, seed=seed), names_of(model, guide, data, loaded)
+    planned = plan_of(model, guide, data, asked)
+    loaded, names = planned.data, names_of(model, guide, data, planned.data)
+    if not loaded.num_heldout:
+        raise InputError(f"'{loaded.spec.name}' has no held-out data to compare on; give heldout=0.1")
     runs: dict[str, Run] = {}
     for name, estimator in estimators.items():
         runs[name] = fit_pair(
-            copy.deepcopy(pair),
-            loaded,
+            dataclasses.replace(planned, pair=copy.deepcopy(planned.pair)),
             name,
             copy.deepcopy(estimator),  # an estimator stores facts about its pair, and the audits use other pairs
             names,

@@ -1,4 +1,4 @@
-"""How the annotations of pyro_vi are checked in tests: by beartype, and an int may stand where a float is annotated (PEP 484)."""
+"""The checker of pyro_vi's annotations in tests: beartype, with an int allowed where a float is annotated (PEP 484)."""
 
 from beartype import BeartypeConf, beartype
 

@@ -17,7 +17,7 @@ from pyro_vi.auditing.evaluator import Evaluator, stacked
 from pyro_vi.auditing.moments import GROUPS, Difference, Moments
 from pyro_vi.auditing.result import Record, dataset_of
 from pyro_vi.auditing.timing import costs
-from pyro_vi.data import Batch
+from pyro_vi.data import Batch, length_of
 from pyro_vi.errors import InputError
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of, traits_of
@@ -102,8 +102,7 @@ def audit_pair(
     if draws < 20:
         raise InputError(f"an audit needs at least 20 draws for its standard errors, not {draws}")
     owned = pair.owned(args)
-    plate = pair.layouts(args)[0].data_plate(len(args[0]))
-    num_data = len(args[0]) if plate is None or plate.size is None else plate.size
+    num_data = pair.rows(args)[1]
     parameters = [parameter for _, parameter in owned.values()]
     sizes = [parameter.numel() for parameter in parameters]
     groups = min(GROUPS, draws // 10)
@@ -152,7 +151,7 @@ def audit_pair(
         draws=draws,
         seed=seed,
         num_data=num_data,
-        batch_size=len(args[0]),
+        batch_size=length_of(args),
         threads=threads,
         device=str(args[0].device),
         **{f"version_{k}": v for k, v in versions().items()},

@@ -11,7 +11,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_vi.auditing.captured import Captured, capture, loss_and_gradients
-from pyro_vi.data import Batch
+from pyro_vi.data import Batch, length_of
 from pyro_vi.errors import InputError, NoGraph, first_line
 from pyro_vi.programs import Pair
 
@@ -27,7 +27,7 @@ class Evaluator:
     ) -> None:
         self.elbo, self.pair, self.args, self.parameters = elbo, pair, args, parameters
         self.size = sum(parameter.numel() for parameter in parameters)
-        work = self.size * len(args[0]) * elbo.num_particles
+        work = self.size * length_of(args) * elbo.num_particles
         wanted = work <= WORTH if vectorize is None else vectorize
         self.captured: Captured | None = None
         if wanted:

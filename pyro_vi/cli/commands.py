@@ -34,11 +34,17 @@ class FittingCommand(PairCommand):
     """Options of every command that fits."""
 
     epochs: int | None = Options.epochs
-    """Passes over the data; 100 by default."""
+    """Passes over the data; by default 100, or 2000 if each step sees all data."""
     steps: int | None = Options.steps
     """Optimisation steps, instead of epochs."""
-    batch_size: int = Options.batch_size
-    """Data per step."""
+    batch_size: int | None = Options.batch_size
+    """Data per step; by default 128 if all latent sites belong to data, else all of them in the given order."""
+    shuffle: bool | None = Options.shuffle
+    """Order of minibatches: new in each epoch (the default), or that of the data."""
+    drop_last: bool = Options.drop_last
+    """Leave out a last batch of an epoch with fewer rows."""
+    heldout: float | None = Options.heldout
+    """Fraction of the rows to hold out; by default 1/10 if all latent sites belong to data, else 0."""
     lr: float = Options.lr
     """Learning rate of Adam."""
     schedule: str = Options.schedule
@@ -57,7 +63,21 @@ class FittingCommand(PairCommand):
     """Continue the interrupted run in --out."""
 
     def options(self) -> dict[str, Any]:
-        names = ("epochs", "steps", "batch_size", "lr", "schedule", "clip_norm", "beta", "warmup", "seed", "resume")
+        names = (
+            "epochs",
+            "steps",
+            "batch_size",
+            "shuffle",
+            "drop_last",
+            "heldout",
+            "lr",
+            "schedule",
+            "clip_norm",
+            "beta",
+            "warmup",
+            "seed",
+            "resume",
+        )
         compiling = {"auto": "auto", "yes": True, "no": False}[self.compile]
         return {**{name: getattr(self, name) for name in names}, "compile": compiling}
 

@@ -74,7 +74,7 @@ def _fit(command: Fit) -> int:
 
     out = Path(command.out or "")
     run = fit(command.model, command.guide, command.data, elbo=command.elbo, out=out, **command.options())
-    batch = run.data.heldout if len(run.data.heldout[0]) else run.data.example(100)
+    batch = run.data.heldout if run.data.num_heldout else run.data.example(run.data.spec.num_data)
     groups = {"fit": history_dataset(run.history)}
     write(datatree_of_pair(run.pair, batch, draws=100, seed=command.seed, groups=groups), out / "result.nc")
     last = run.history[-1]
@@ -137,7 +137,7 @@ def _evidence(command: Evidence) -> int:
     from pyro_vi.diagnostics import evidence_of_pair
 
     pair, data = _pair(command, command.run)
-    if not len(data.heldout[0]):
+    if not data.num_heldout:
         raise InputError(f"'{command.data}' has no held-out data; choose data with a held-out part")
     options: Any = {"method": command.method, "particles": command.particles, "seed": command.seed}
     found = evidence_of_pair(pair, data.heldout, **options)
@@ -184,17 +184,15 @@ COMMANDS: dict[type, Callable[[Any], int]] = {
 
 
 def _pair(command: PairCommand, run: str | None) -> tuple[Any, Any]:
-    from pyro_vi.data import load
-    from pyro_vi.fitting import config_of, load_parameters
-    from pyro_vi.programs import build_pair
+    from pyro_vi.fitting import Options, config_of, load_parameters, plan_of
 
     # A run is evaluated on the data that it held out: another seed would split them differently.
-    seed = command.seed if run is None else config_of(Path(run))["seed"]
-    data = load(command.data, seed=seed)
-    pair = build_pair(command.model, command.guide, data, seed=seed)
+    config = {"seed": command.seed} if run is None else config_of(Path(run))
+    options = Options(seed=config["seed"], heldout=config.get("heldout"))
+    planned = plan_of(command.model, command.guide, command.data, options)
     if run is not None:
-        load_parameters(pair, Path(run))
-    return pair, data
+        load_parameters(planned.pair, Path(run))
+    return planned.pair, planned.data
 
 
 def _folder(command: FittingCommand) -> Path:

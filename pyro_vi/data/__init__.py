@@ -2,10 +2,12 @@
 
 * `loading` turns a name, a file or arrays into a `Data`. `registered` and `files` read the sources, `columns` checks the
   values, and `mapped` reads the rows of large files on demand.
+* `arguments` tells columns from the other arguments of a program, and takes rows of arguments.
 * `dataset` defines `Data`, which splits the training rows into batches. `seeds` makes the random generators for all of this.
 """
 
-from pyro_vi.data.dataset import Batch, Data, DataSpec
+from pyro_vi.data.arguments import part
+from pyro_vi.data.dataset import Batch, Data, DataSpec, length_of
 from pyro_vi.data.loading import load
 from pyro_vi.data.mapped import Mapped
 
@@ -14,5 +16,7 @@ __all__ = [
     "Data",
     "DataSpec",
     "Mapped",
+    "length_of",
     "load",
+    "part",
 ]

@@ -25,18 +25,23 @@ HELDOUT_ROWS, HELDOUT_BYTES = 10_000, 2**28
 _DRAW_ROWS = 4096  # rows per block of draws: bounds memory, and the first rows can be drawn without the rest
 
 
-def survey(values: Tensor | Array, dtype: torch.dtype, what: str) -> tuple[Tensor | Mapped, set[str]]:
+def survey(
+    values: Tensor | Array, dtype: torch.dtype, what: str, *, integers: bool = False
+) -> tuple[Tensor | Mapped, set[str]]:
     """Return the column cast to a dtype, and the supports that contain its values; every row is checked, block by block.
 
     Args:
         values: the column, (rows, ...).
         dtype: floating dtype to cast to.
         what: name of the column in messages.
+        integers: leave whole numbers and truth values as they are.
 
     Raises:
         InputError: the values are not dense, real and finite, or the dtype cannot represent them.
     """
     column = (mapped_column(values) if isinstance(values, np.memmap) else None) or _in_memory(values, what)
+    if integers and not column.dtype.is_floating_point:
+        dtype = column.dtype
     size = rows_in_block(tuple(column.shape[1:]))
     representable, supports = True, set(SUPPORTS)
     bad, first_bad, row = 0, 0, 0

@@ -22,7 +22,8 @@ from pyro_vi.data.mapped import Mapped, ahead, first
 from pyro_vi.data.seeds import generator
 from pyro_vi.errors import InputError
 
-Batch = tuple[Tensor, ...]
+Batch = tuple[Any, ...]
+"""The positional arguments of a program: columns with a row for each datum, and what else the program takes."""
 
 
 Stored = tuple[Tensor | Mapped, ...]
@@ -34,6 +35,11 @@ _ALLOWED = {
     "nonnegative_integer": "whole numbers from 0",
     "real": "any finite number",
 }
+
+
+def length_of(args: Batch) -> int:
+    """Return the number of rows of a batch: the length of its first column, or 1 without one."""
+    return next((len(a) for a in args if isinstance(a, Tensor) and a.dim()), 1)
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,10 @@ class Data:
     `binarize` is set too, v / levels is the probability of a 1, and the 0/1 values are redrawn in every epoch
     (Burda et al. 2015, arXiv:1509.00519).
 
+    `arguments` says what a program is called with (`pyro_vi.data.arguments.Arguments`): by default the columns alone. With
+    `integers`, whole numbers and truth values stay what they are; otherwise programs get floats. Without `shuffle`, batches
+    keep the order of the rows; with `drop_last`, a shorter last batch of an epoch is left out.
+
     >>> from pyro_vi.data import load
     >>> data = load("digits", seed=1)
     >>> [(len(index), x.shape[1]) for index, (x,) in data.batches(epoch=0, batch_size=1000)]
@@ -107,6 +117,15 @@ class Data:
     columns: Stored = field(repr=False)
     levels: int | None = None
     binarize: bool = False
+    arguments: Any = None
+    integers: bool = False
+    shuffle: bool = True
+    drop_last: bool = False
+
+    @property
+    def num_heldout(self) -> int:
+        """Number of held-out rows."""
+        return length_of(self.heldout) if self.columns else 0
 
     @property
     def mapped(self) -> bool:
@@ -117,18 +136,23 @@ class Data:
         """The training columns of an epoch, each (num_data, ...); mapped columns are read into memory as a whole."""
         return self.values(tuple(first(column, self.spec.num_data) for column in self.stored(epoch)))
 
-    def batches(self, epoch: int, batch_size: int) -> Generator[tuple[Tensor, Batch], None, None]:
-        """Yield row numbers, (size,), and those rows of `train(epoch)`, in an order shuffled by (seed, epoch).
+    def per_epoch(self, batch_size: int) -> int:
+        """Number of rows that come in the batches of an epoch."""
+        rows = self.spec.num_data
+        return rows - rows % batch_size if self.drop_last and batch_size < rows else rows
 
-        Every row comes once; the last batch may be smaller. For mapped columns a thread reads the next batches ahead; it
-        ends with the generator. Raises InputError if batch_size < 1.
+    def batches(self, epoch: int, batch_size: int) -> Generator[tuple[Tensor, Batch], None, None]:
+        """Yield row numbers, (size,), and those rows of `train(epoch)`, in the order of the epoch.
+
+        Every row comes once; the last batch may be smaller, unless `drop_last` is set. For mapped columns a thread reads the
+        next batches ahead; it ends with the generator. Raises InputError if batch_size < 1.
         """
         _check_positive("batch_size", batch_size)
         return (self._read_ahead if self.mapped else self._batches)(epoch, batch_size)
 
     def order(self, epoch: int) -> Tensor:
-        """Row numbers of the training data, (num_data,), in the shuffled order of an epoch."""
-        return self._order(epoch).to(self.columns[0].device)
+        """Row numbers of the training data, (num_data,), in the order of an epoch."""
+        return self._order(epoch).to(self.columns[0].device if self.columns else None)
 
     def stored(self, epoch: int) -> tuple[Any, ...]:
         """The training columns of an epoch as stored, or as redrawn if `binarize` is set.
@@ -138,8 +162,10 @@ class Data:
         return self._drawn(epoch, self.spec.num_data) if self.binarize else self.columns
 
     def values(self, rows: Batch) -> Batch:
-        """Convert rows of the stored columns to floats, with which a program is called."""
-        return tuple(floats(column, self.spec.dtype, None if self.binarize else self.levels) for column in rows)
+        """Return the arguments that a program is called with, from rows of the stored columns."""
+        columns = tuple(self._value(column) for column in rows)
+        filled: Batch = columns if self.arguments is None else self.arguments.fill(columns)
+        return filled
 
     def gather(self, stored: Stored, index: Tensor) -> Batch:
         """Return the `values` of the indexed rows."""
@@ -161,18 +187,26 @@ class Data:
         return dataclasses.replace(
             self,
             spec=dataclasses.replace(self.spec, dtype=dtype),
-            heldout=tuple(column.to(device=device, dtype=dtype) for column in self.heldout),
+            arguments=None if self.arguments is None else self.arguments.to(device),
+            heldout=tuple(_to(value, device, dtype) for value in self.heldout),
             columns=tuple(
                 c.to(device=device, dtype=dtype if c.dtype.is_floating_point else c.dtype) for c in self.columns
             ),
         )
 
+    def _value(self, column: Tensor) -> Tensor:
+        if self.integers and self.levels is None and not column.is_floating_point():
+            return column
+        return floats(column, self.spec.dtype, None if self.binarize else self.levels)
+
     def _order(self, epoch: int) -> Tensor:
+        if not self.shuffle:
+            return torch.arange(self.spec.num_data)
         return torch.randperm(self.spec.num_data, generator=generator(self.seed, epoch, "shuffle"))
 
     def _batches(self, epoch: int, batch_size: int) -> Generator[tuple[Tensor, Batch], None, None]:
         stored = self.stored(epoch)
-        for index in torch.split(self.order(epoch), batch_size):
+        for index in torch.split(self.order(epoch)[: self.per_epoch(batch_size)], batch_size):
             yield index, self.gather(stored, index)
 
     def _read_ahead(self, epoch: int, batch_size: int) -> Generator[tuple[Tensor, Batch], None, None]:
@@ -180,7 +214,7 @@ class Data:
         def read(index: Tensor) -> list[Tensor]:
             return [column.read(index) for column in self.columns if isinstance(column, Mapped)]
 
-        with closing(ahead(read, torch.split(self._order(epoch), batch_size))) as batches:
+        with closing(ahead(read, torch.split(self._order(epoch)[: self.per_epoch(batch_size)], batch_size))) as batches:
             for index, found in batches:
                 index, rest = index.to(self.columns[0].device), iter(found)
                 stored = (
@@ -193,6 +227,14 @@ class Data:
         assert self.levels is not None
         blocks = generator(self.seed, epoch, "train")
         return tuple(draw(column, self.levels, blocks, rows) for column in self.columns if isinstance(column, Tensor))
+
+
+def _to(value: Any, device: torch.device | str | None, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device=device, dtype=dtype if value.is_floating_point() else value.dtype)
+    if isinstance(value, dict):
+        return {key: _to(item, device, dtype) for key, item in value.items()}
+    return type(value)(_to(item, device, dtype) for item in value) if type(value) in (list, tuple) else value
 
 
 def check_dtype(dtype: torch.dtype) -> torch.dtype:

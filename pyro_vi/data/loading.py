@@ -1,5 +1,6 @@
 """Loading of data: `load` turns a name, a file or arrays into a `Data`, and `available` lists the names."""
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vi.data.arguments import Arguments
+from pyro_vi.data.arguments import split as split_arguments
 from pyro_vi.data.columns import SUPPORTS, default_heldout, draw, floats, survey
 from pyro_vi.data.dataset import Batch, Data, DataSpec, Stored, check_dtype
 from pyro_vi.data.files import FILES, Array, read_file
@@ -27,20 +30,31 @@ def available() -> dict[str, str]:
     return {name: entry.description for name, entry in DATASETS.items()}
 
 
-def load(data: object, *, seed: int = 0, heldout: float | None = None, dtype: torch.dtype | None = None) -> Data:
-    """Load data from a registered name with options, a file, a tensor or array, or a tuple of columns of equal length.
+def load(
+    data: object,
+    *,
+    seed: int = 0,
+    heldout: float | None = None,
+    dtype: torch.dtype | None = None,
+    integers: bool | None = None,
+) -> Data:
+    """Load data from a registered name with options, a file, a tensor or array, or the arguments of a program.
 
     Args:
         data: a name with options ("digits", "mnist(binarize=False)"), the path of a .npy, .npz, .csv or .parquet file,
-            values (rows, ...), a tuple of columns such as (x, y), or a `Data`, which is returned unchanged. Columns are
-            copied, except an `np.memmap` and a .npy file of more than 256 MB: their training rows stay in the file, which
-            must not change, and are read batch by batch. (Copy-on-write maps, foreign byte orders, and views that are not
+            values (rows, ...), a DataFrame of numbers, a tuple of positional arguments such as (x, y, None), a dictionary of
+            keyword arguments, or a `Data`, which is returned unchanged. Of several arguments, those with as many rows as the
+            first tensor or array are columns; the others are passed on as they are. Columns are copied,
+            except an `np.memmap` and a .npy file of more than 256 MB: their training rows stay in the file, which must not
+            change, and are read batch by batch. (Copy-on-write maps, foreign byte orders, and views that are not
             C-contiguous are copied too.)
         seed: seed of the split, the binarisation and the order of the batches.
         heldout: held-out fraction of the rows, by default 1/10 (digits: 1/6); not allowed for data with a split of their
             own. Held-out rows are kept in memory: if the training rows stay in a file, the default is at most 10,000
             rows and 256 MB.
         dtype: floating dtype of all columns; by default that of the given tensors, else torch's default.
+        integers: whether whole numbers and truth values stay what they are, or become floats; by default they stay in a tuple
+            or a dictionary, and become floats in a single array or file.
 
     Raises:
         UsageError: an unknown name or option.
@@ -58,15 +72,29 @@ def load(data: object, *, seed: int = 0, heldout: float | None = None, dtype: to
         return data if dtype in (None, data.spec.dtype) else data.to(dtype=dtype)
     if isinstance(data, str | Path):
         return _load_named(data, seed, heldout, dtype)
+    if type(data).__module__.split(".")[0] == "pandas" and hasattr(data, "to_numpy"):
+        data = data.to_numpy()
     if isinstance(data, Tensor | np.ndarray):
-        return _from_columns("array", {"the array": data}, "an array given in Python", seed, heldout, dtype)
-    if isinstance(data, tuple | list) and data and all(isinstance(column, Tensor | np.ndarray) for column in data):
-        columns = {f"column {number}": column for number, column in enumerate(data)}
-        return _from_columns("array", columns, "arrays given in Python", seed, heldout, dtype)
+        source = "an array given in Python"
+        return _from_columns("array", {"the array": data}, source, seed, heldout, dtype, integers=bool(integers))
+    if data is None or isinstance(data, tuple | list | dict):
+        arguments, columns = split_arguments(data if isinstance(data, dict) else tuple(data or ()))
+        source = "arguments given in Python"
+        if not columns:
+            return _without_columns(arguments, source, seed, dtype)
+        found = _from_columns("array", columns, source, seed, heldout, dtype, integers=integers in (None, True))
+        # The held-out rows are stored as the programs are called.
+        return dataclasses.replace(found, arguments=arguments, heldout=arguments.fill(found.heldout))
     raise InputError(
         f"cannot take data from a {type(data).__name__}; "
-        "give a name, a path, a tensor, a NumPy array, or a tuple of tensors or arrays"
+        "give a name, a path, a tensor, an array, a DataFrame, a tuple of arguments or a dictionary of keyword arguments"
     )
+
+
+def _without_columns(arguments: Arguments, source: str, seed: int, dtype: torch.dtype | None) -> Data:
+    """Make the data of programs that hold their data themselves: one row, which stands for all of them."""
+    spec = DataSpec("arguments", 1, (), "real", dtype or torch.get_default_dtype(), source)
+    return Data(spec, seed, arguments.fill(()), (), arguments=arguments)
 
 
 def _load_named(data: str | Path, seed: int, heldout: float | None, dtype: torch.dtype | None) -> Data:
@@ -119,6 +147,7 @@ def _from_columns(
     heldout: float | None,
     dtype: torch.dtype | None,
     test: Array | None = None,
+    integers: bool = False,
 ) -> Data:
     """Make a `Data` from columns; `test`, if given, is the held-out part of a single column."""
     if dtype is None:
@@ -127,13 +156,15 @@ def _from_columns(
         dtype = dtypes[0] if dtypes else torch.get_default_dtype()
         for other in dtypes:
             dtype = torch.promote_types(dtype, other)
-    surveyed = {label: survey(values, dtype, f"{name}: {label}") for label, values in columns.items()}
+    surveyed = {
+        label: survey(values, dtype, f"{name}: {label}", integers=integers) for label, values in columns.items()
+    }
     whole = [column for column, _ in surveyed.values()]
     if len({len(column) for column in whole}) > 1:
         listed = ", ".join(f"{label} {len(column)}" for label, (column, _) in surveyed.items())
         raise InputError(f"{name}: columns differ in their number of rows ({listed}); give all of them the same rows")
     rows, shape = len(whole[0]), tuple(whole[0].shape[1:])
-    if rows < 2:
+    if not rows or (rows < 2 and heldout is None and test is None):
         raise InputError(f"{name}: {rows} row{'s' * (rows != 1)} cannot be fitted; give at least 2 rows")
     supports = next(iter(surveyed.values()))[1]
     if test is None:
@@ -149,4 +180,4 @@ def _from_columns(
             )
         train, held, supports = (whole[0],), (first(tested, len(tested)),), supports & test_supports
     support = next(support for support in SUPPORTS if support in supports)  # the narrowest that contains both parts
-    return Data(DataSpec(name, len(train[0]), shape, support, dtype, source), seed, held, train)
+    return Data(DataSpec(name, len(train[0]), shape, support, dtype, source), seed, held, train, integers=integers)

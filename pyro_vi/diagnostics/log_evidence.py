@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_vi.compiling import Compile, check_mode
 from pyro_vi.data import Batch
 from pyro_vi.diagnostics.weights import Weights
-from pyro_vi.elbo import standard_error, vectorizes
+from pyro_vi.elbo import refuse_own_minibatch, standard_error, vectorizes
 from pyro_vi.errors import InputError
 from pyro_vi.programs import Pair, Program, evaluating, isolated, pair_of, title
 
@@ -110,8 +110,9 @@ def evidence_of_pair(
 
 def refuse_global(pair: Pair, args: Batch) -> None:
     """Raise InputError unless every latent site is local; only then is the evidence a sum over data."""
+    refuse_own_minibatch(pair, args)
     layout, _ = pair.layouts(args)
-    plate = layout.data_plate(len(args[0]))
+    plate = layout.data_plate
     outside = [n for n, site in layout.latents.items() if plate is None or plate.name not in site.plates]
     if outside:
         raise InputError(

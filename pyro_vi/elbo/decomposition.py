@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 import pyro_vi.elbo.kl  # noqa: F401  (registers closed forms that torch lacks)
-from pyro_vi.data import Batch
+from pyro_vi.data import Batch, length_of
 from pyro_vi.elbo.traces import PARTICLES, Run, draw_traces
 from pyro_vi.errors import InputError
-from pyro_vi.programs import Pair, Plate, Program, describe, isolated, kept_buffers, pair_and_args
+from pyro_vi.programs import Pair, Plate, Program, data_frame, describe, isolated, kept_buffers, pair_and_args
 
 KL = Literal["analytic", "sampled"]
 
@@ -160,7 +160,7 @@ def terms(
         >>> draw.sites["z"].kl, draw.sources["z"].kind
         (tensor([0.1078, 0.3078]), 'analytic')
     """
-    return terms_of_pair(*pair_and_args(model, guide, batch), kl=kl, seed=seed)
+    return terms_of_pair(*pair_and_args(model, guide, batch, copied=False), kl=kl, seed=seed)
 
 
 def terms_of_pair(pair: Pair, args: Batch, *, kl: KL = "analytic", seed: int | None = None) -> Terms:
@@ -170,22 +170,10 @@ def terms_of_pair(pair: Pair, args: Batch, *, kl: KL = "analytic", seed: int | N
     return from_run(run, length_of(args), kl=kl)
 
 
-def length_of(args: tuple[Any, ...]) -> int:
-    """Rows of a batch: the length of its first tensor, 1 where there is none."""
-    return len(args[0]) if args and isinstance(args[0], Tensor) and args[0].dim() else 1
-
-
-def traced_plate(trace: Any, length: int) -> Plate | None:
-    """The plate that all observed sites share, read from a trace: as `pyro_vi.programs.layout.Prototype.data_plate`."""
-    stacks = [
-        [f for f in n["cond_indep_stack"] if f.vectorized and f.name != PARTICLES]
-        for n in trace.nodes.values()
-        if n["type"] == "sample" and n["is_observed"]
-    ]
-    shared = [f for f in stacks[0] if all(f.name in [g.name for g in s] for s in stacks)] if stacks else []
-    shared.sort(key=lambda frame: frame.dim)
-    frame = next((f for f in shared if f.size == length), shared[0] if shared else None)
-    return None if frame is None else Plate(frame.name, frame.dim, frame.full_size)
+def traced_plate(trace: Any) -> Plate | None:
+    """Return the data plate of a trace of a model: see `pyro_vi.programs.layout.data_frame`."""
+    frame = data_frame(trace)
+    return None if frame is None else Plate(frame.name, frame.dim, frame.full_size, frame.size)
 
 
 def from_run(
@@ -202,7 +190,7 @@ def from_run(
     sampled, for the reason given there. With ``score`` each latent site has its unscaled log q too.
     """
     model_trace, guide_trace = run.model_trace, run.guide_trace
-    plate = traced_plate(model_trace, length)
+    plate = traced_plate(model_trace)
     sites: dict[str, SiteTerms] = {}
     for name, node in model_trace.nodes.items():
         if node["type"] != "sample":
@@ -233,10 +221,7 @@ def from_run(
             reason = "" if kl == "sampled" else "the model has no such site"
             unscaled = _score(node, plate) if score else None
             sites[name] = SiteTerms(name, _local(node, plate), None, log_q, None, KLSource("sampled", reason), unscaled)
-    rows, num_data = 1, length
-    for frame in (f for n in model_trace.nodes.values() if n["type"] == "sample" for f in n["cond_indep_stack"]):
-        if plate is not None and frame.name == plate.name:
-            rows, num_data = frame.size, frame.full_size
+    rows, num_data = (1, length) if plate is None else (plate.length, plate.size)
     return Terms(sites, max(num_data, 1), rows)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vi.data import Batch
-from pyro_vi.elbo.decomposition import KL, Terms, from_run, length_of, traced_plate
+from pyro_vi.data import Batch, length_of
+from pyro_vi.elbo.decomposition import KL, Terms, from_run
 from pyro_vi.elbo.traces import Run, draw_traces
 from pyro_vi.errors import InputError
 from pyro_vi.programs import Give, Pair, Program, isolated, kept_buffers
@@ -73,10 +73,8 @@ def stream(
 ) -> Iterator[Terms]:
     """Terms of ``draws`` draws without gradients, in chunks: the tensors of each have the draws as first dimension.
 
-    Uses the generators as they are; call it within `pyro_vi.programs.isolation.isolated`.
-
-    Raises:
-        InputError: the programs draw their own minibatch, so that a row is a different datum in each draw.
+    Uses the generators as they are; call it within `pyro_vi.programs.isolation.isolated`. If the programs draw a minibatch of
+    their own, a row is another datum in each draw, and only means over rows have a meaning.
     """
     if vectorized is None:
         vectorized = draws > 1 and vectorizes(pair, args)
@@ -90,7 +88,8 @@ def chunk_of(pair: Pair, args: Batch) -> tuple[int, int]:
     """The number of draws to make at once, and of batch dimensions right of theirs."""
     layout, guide = pair.layouts(args)
     nesting = max(layout.max_plate_nesting, guide.max_plate_nesting)
-    widest = max([a.numel() for a in args] + [s.numel for s in (*layout.sites.values(), *guide.sites.values())])
+    sites = (*layout.sites.values(), *guide.sites.values())
+    widest = max([a.numel() for a in args if isinstance(a, Tensor)] + [site.numel for site in sites])
     return max(1, MEMORY // max(1, widest)), nesting
 
 
@@ -98,23 +97,20 @@ def draw_terms(pair: Pair, args: Batch, particles: int | None, nesting: int, kl:
     """Terms of one draw, or of some at once, from the generators as they are.
 
     Raises:
-        InputError: the guide lacks a site, or the programs draw their own minibatch.
+        InputError: the guide lacks a site.
     """
     run = draw_traces(pair.model, pair.guide, args, particles, nesting)
     refuse_unguided(run)
-    plate = traced_plate(run.model_trace, len(args[0]))
-    terms = from_run(run, len(args[0]), kl=kl)
-    if plate is not None:
-        refuse_own_minibatch(plate.name, terms.rows, len(args[0]))
-    return terms
+    return from_run(run, length_of(args), kl=kl)
 
 
-def refuse_own_minibatch(plate: str, rows: int, given: int) -> None:
-    """Raise InputError if a data plate holds other rows than the batch: its terms then belong to no datum of the batch."""
-    if rows != given:
+def refuse_own_minibatch(pair: Pair, args: Batch) -> None:
+    """Raise InputError if the data plate holds other rows than the batch: its terms then belong to no datum of the batch."""
+    plate, given = pair.layouts(args)[0].data_plate, length_of(args)
+    if plate is not None and plate.length != given:
         raise InputError(
-            f"plate '{plate}' holds {rows} of the {given} rows that the programs are called with: each draw of their own "
-            "minibatch has different data; call the programs with minibatches instead"
+            f"plate '{plate.name}' holds {plate.length} of the {given} rows that the programs are called with: each draw of "
+            "their own minibatch has different data; call the programs with minibatches instead"
         )
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_vi.data import Batch
+from pyro_vi.data import Batch, length_of
+from pyro_vi.data import part as part_of
 from pyro_vi.elbo.decomposition import KL
 from pyro_vi.elbo.draws import stream, vectorizes
 from pyro_vi.programs import Pair, evaluating, isolated
@@ -54,9 +55,11 @@ def evaluate(
     """
     parts = []
     with evaluating(pair), isolated(seed, validation=False):
-        vectorized = draws > 1 and vectorizes(pair, tuple(a[:rows] for a in args))
-        for start in range(0, len(args[0]), rows):
-            batch = tuple(a[start : start + rows] for a in args)
+        if length_of(args) > rows and not pair.separable(args, rows):
+            rows = length_of(args)
+        vectorized = draws > 1 and vectorizes(pair, part_of(args, 0, rows))
+        for start in range(0, length_of(args), rows):
+            batch = part_of(args, start, start + rows)
             totals: list[Tensor] = [torch.zeros(()), torch.zeros(())]
             for terms in stream(pair, batch, draws, kl=kl, vectorized=vectorized):
                 for i, part in enumerate((terms.reconstruction, terms.kl)):

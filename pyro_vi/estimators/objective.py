@@ -41,17 +41,15 @@ class _Anneal(Messenger):
 class Objective:
     """−(1/N) [E_q log p(x | z) − β KL(q(z | x) ‖ p(z))], estimated on a batch.
 
-    Attributes:
-        num_data: N; where it is None, the length of the batch.
+    N is the number of data that a batch stands for: see `pyro_vi.programs.pair.Pair.rows`.
     """
 
     pair: Pair
     elbo: ELBO
-    num_data: int | None
 
     def __call__(self, batch: Batch, weight: float | Tensor = 1.0) -> Tensor:
         """The loss of one evaluation in nats per datum, with the KL weighted by β = ``weight``."""
         plain = not isinstance(weight, torch.Tensor) and weight == 1
         with contextlib.nullcontext() if plain else _Anneal(weight):
             loss = differentiable_loss(self.elbo, self.pair, batch)
-        return loss / (self.num_data or len(batch[0]))
+        return loss / self.pair.rows(batch)[1]

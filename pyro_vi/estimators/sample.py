@@ -94,7 +94,7 @@ class Sample:
     def need_scale_outside(self) -> None:
         """Raise InputError where a plate is subsampled whose scale would stand inside the logarithm of a bound."""
         for run in self.runs:
-            plate = traced_plate(run.model_trace, length_of(self.args))
+            plate = traced_plate(run.model_trace)
             for node in (*run.model_trace.nodes.values(), *run.guide_trace.nodes.values()):
                 for frame in node["cond_indep_stack"] if node["type"] == "sample" else ():
                     if frame.size != frame.full_size and (plate is None or frame.name != plate.name):

@@ -1,7 +1,7 @@
 """One fit, from the check before its first step to its last checkpoint.
 
-* `svi` assembles a fit; `checks` looks for silent errors first; `settings` holds the options and their defaults; `loop`
-  takes the steps.
+* `svi` assembles a fit; `plan` decides which rows are in each step; `checks` looks for silent errors first;
+  `settings` holds the options and their defaults; `loop` takes the steps.
 * `failures` explains a loss that is not finite; `folder` is the run on disk; `interrupt` delays Ctrl-C; `progress` shows
   the progress bar.
 """
@@ -10,7 +10,7 @@ from pyro_vi.fitting.checks import Finding, check, check_pair
 from pyro_vi.fitting.folder import config_of, load_parameters
 from pyro_vi.fitting.loop import Loop, Settings
 from pyro_vi.fitting.settings import Options
-from pyro_vi.fitting.svi import Run, fit, fit_pair, names_of
+from pyro_vi.fitting.svi import Run, fit, fit_pair, names_of, plan_of
 
 __all__ = [
     "Finding",
@@ -25,4 +25,5 @@ __all__ = [
     "fit_pair",
     "load_parameters",
     "names_of",
+    "plan_of",
 ]

@@ -13,7 +13,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_vi.data import Batch
+from pyro_vi.data import Batch, length_of
 from pyro_vi.elbo import Terms, draw_traces, from_run
 from pyro_vi.errors import InputError, first_line
 from pyro_vi.estimators.contract import Traits
@@ -115,9 +115,9 @@ def check_pair(pair: Pair, args: Batch, *, elbo: ELBO | None, num_data: int | No
         with isolated(seed=0, validation=False):
             try:
                 run = draw_traces(pair.model, pair.guide, args)
-                terms = from_run(run, len(args[0]), kl=traits.kl)
+                terms = from_run(run, length_of(args), kl=traits.kl)
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                shapes = ", ".join(str(tuple(a.shape)) for a in args)
+                shapes = ", ".join(str(tuple(a.shape)) for a in args if isinstance(a, Tensor))
                 text = first_line(error).rstrip(":")
                 raise InputError(f"log p and log q fail on a batch of shape {shapes}: {text}") from error
     except InputError as error:
@@ -283,8 +283,8 @@ def _number(value: Tensor) -> str:
 
 
 def _batch_as_all(view: _View) -> Iterator[Finding]:
-    plate = view.model.data_plate(len(view.args[0]))
-    if view.num_data is None or view.num_data <= len(view.args[0]) or (plate is not None and plate.size is not None):
+    plate = view.model.data_plate
+    if view.num_data is None or view.num_data <= len(view.args[0]) or (plate is not None and plate.size > plate.length):
         return
     for name, site in view.model.latents.items():
         if plate is None or plate.name not in site.plates:

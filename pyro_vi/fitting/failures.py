@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from pyro_vi.data import Batch
+from pyro_vi.data import Batch, length_of
 from pyro_vi.elbo import draw_traces, from_run
 from pyro_vi.errors import FitError, first_line
 from pyro_vi.estimators.objective import Objective
@@ -43,7 +43,7 @@ def blame(objective: Objective, value: float, place: str, rows: Tensor, batch: B
     torch.set_rng_state(generator)
     with torch.no_grad():
         run = draw_traces(objective.pair.model, objective.pair.guide, batch)
-    terms = from_run(run, len(batch[0]), kl=traits_of(objective.elbo).kl)
+    terms = from_run(run, length_of(batch), kl=traits_of(objective.elbo).kl)
     for name, site in terms.sites.items():
         for what, part in (("log p", site.log_p), ("log q", site.log_q), ("KL", site.kl)):
             if part is not None and not bool(part.isfinite().all()):

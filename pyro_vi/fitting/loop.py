@@ -85,10 +85,12 @@ class Loop:
         self.optimizer = make_optimizer(self.parameters)
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
-        example = data.example(min(settings.batch_size, data.spec.num_data))
-        plate = pair.layouts(example)[0].data_plate(len(example[0]))
-        self.objective = Objective(pair, elbo, plate.size if plate is not None else None)
+        example = data.example(settings.batch_size)
+        self.objective = Objective(pair, elbo)
         self.records = Records(self.objective, data, example)
+        short = data.per_epoch(settings.batch_size) % settings.batch_size
+        if short:
+            pair.layouts(data.example(short))  # now, as no program may run for that within a compiled step
         self.position = Position()
         self.used = (1.0, 1.0)  # weight of the KL and fraction of the learning rate in the last step
         self.norm: Tensor | None = None  # of the last gradient, if its step was compiled
@@ -99,7 +101,7 @@ class Loop:
         self.compiled: CompiledSteps | None = None
         self.say: Callable[[str], None] = lambda line: None
 
-    def run(self, title: str, folder: RunFolder | None = None, *, resume: bool, progress: bool) -> None:
+    def run(self, title: str, folder: RunFolder | None = None, *, resume: bool, progress: bool, note: str = "") -> None:
         """Run to the last step; Ctrl-C stops the fit between two steps, and a checkpoint is written.
 
         Raises:
@@ -113,6 +115,8 @@ class Loop:
             deferred_interrupt() as interrupted,
         ):
             before, self.say = self._restore() if resume else None, bar.say
+            if note:
+                bar.say(note)
             if self.position.step:
                 bar.say(self._choose(before))
             self._keep()
@@ -143,7 +147,6 @@ class Loop:
 
     @contextmanager
     def _running(self, seed: int | None = None) -> Iterator[None]:
-        self.pair.train()
         with (
             isolated(seed, validation=False),
             fitting_threads(self.pair, self.data.example(self.settings.batch_size)),
@@ -171,7 +174,7 @@ class Loop:
                 yield rows, batch, 1
             return
         stored = self.data.stored(now.epoch)
-        order = self.data.order(now.epoch).to(stored[0].device)
+        order = self.data.order(now.epoch)[: self.data.per_epoch(size)]
         single = order.split(size)
         while now.batch < len(single):
             start, many = now.batch * size, 1
@@ -265,7 +268,9 @@ class Loop:
             return ""
         settings, data = self.settings, self.data
         now = self.position
-        coming = lengths_to_come(data.spec.num_data, settings.batch_size, now.batch, settings.steps - now.step)
+        coming = lengths_to_come(
+            data.per_epoch(settings.batch_size), settings.batch_size, now.batch, settings.steps - now.step
+        )
         varying = settings.controls(0)[0] if not settings.warmup else None
         rate = 1.0 if settings.schedule == "constant" else None
 
@@ -277,7 +282,10 @@ class Loop:
         def sources(length: int, many: int) -> list[Batch]:
             stored = data.stored(now.epoch)
             rows = [(torch.arange(length * many) + i * length) % data.spec.num_data for i in (0, 1)]
-            return [data.gather(stored, r) if data.mapped else (*stored, r.to(stored[0].device)) for r in rows]
+            return [
+                data.gather(stored, r) if data.mapped else (*stored, r.to(stored[0].device if stored else None))
+                for r in rows
+            ]
 
         def estimate(length: int) -> Estimate:
             source = sources(length, 1)[0]

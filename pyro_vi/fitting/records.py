@@ -3,14 +3,14 @@
 import math
 from typing import Any
 
-from pyro_vi.data import Batch, Data
-from pyro_vi.elbo import evaluate, refuse_own_minibatch
+from pyro_vi.data import Batch, Data, length_of, part
+from pyro_vi.elbo import evaluate
 from pyro_vi.errors import FitError
 from pyro_vi.estimators.objective import Objective
 from pyro_vi.estimators.traits import traits_of
 from pyro_vi.fitting.failures import failing, overflow
 from pyro_vi.fitting.settings import Position
-from pyro_vi.programs import Plate, Prototype, evaluating, isolated, kept_buffers, prototype
+from pyro_vi.programs import evaluating, isolated, kept_buffers
 
 ROWS = 1000
 """Most training rows and held-out rows that a record evaluates: the first ones, the same for every record."""
@@ -30,17 +30,12 @@ class Records:
 
     def __init__(self, objective: Objective, data: Data, example: Batch) -> None:
         self.objective = objective
-        self.train = data.example(min(ROWS, data.spec.num_data))
-        self.heldout = tuple(column[:ROWS] for column in data.heldout)
+        rows = data.spec.num_data
+        self.train = data.example(rows if length_of(example) == rows else min(ROWS, rows))
+        self.heldout = part(data.heldout, 0, ROWS) if data.num_heldout else None
         layout, guide_layout = objective.pair.layouts(example)
         # The estimator sums over a latent site that the guide lacks. The ELBO then does not split into reconstruction and KL.
         self.summed = not set(layout.latents) <= set(guide_layout.sites)
-        if not self.summed and not _has_all_rows(layout, example):
-            with evaluating(objective.pair):  # records are made in this mode, in which a program may take all rows
-                layout = prototype(objective.pair.model, example)
-            plate = layout.data_plate(len(example[0]))
-            if plate is not None:
-                refuse_own_minibatch(plate.name, _rows(layout, plate), len(example[0]))
 
     def make(self, now: Position, *, weight: float, lr: float, norm: float) -> dict[str, Any]:
         """Return the record of a step, with the keys of `pyro_vi.Run.history`; losses and ELBOs are in nats per datum.
@@ -60,7 +55,7 @@ class Records:
             raise FitError(f"the fit ends after step {now.step}: {found}")
         with failing(pair, f"after step {now.step}"), kept_buffers(pair):
             train = self._elbo(self.train, now.step)
-            heldout = self._elbo(self.heldout, now.step) if len(self.heldout[0]) else None
+            heldout = None if self.heldout is None else self._elbo(self.heldout, now.step)
         record = {
             "step": now.step,
             "epoch": now.epoch,
@@ -83,13 +78,4 @@ class Records:
         with evaluating(pair), isolated(seed, validation=False):
             estimator: Any = elbo
             loss = float(estimator.loss(pair.model, pair.guide, *rows))
-        return {"elbo": -loss / (self.objective.num_data or len(rows[0])), "reconstruction": math.nan, "kl": math.nan}
-
-
-def _has_all_rows(layout: Prototype, example: Batch) -> bool:
-    plate = layout.data_plate(len(example[0]))
-    return plate is None or _rows(layout, plate) == len(example[0])
-
-
-def _rows(layout: Prototype, plate: Plate) -> int:
-    return next(iter(layout.observed.values())).batch_shape[plate.dim]
+        return {"elbo": -loss / pair.rows(rows)[1], "reconstruction": math.nan, "kl": math.nan}

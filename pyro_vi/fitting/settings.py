@@ -30,7 +30,10 @@ class Options:
 
     steps: int | None = None
     epochs: int | None = None
-    batch_size: int = 128
+    batch_size: int | None = None
+    shuffle: bool | None = None
+    drop_last: bool = False
+    heldout: float | None = None
     optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer] | None = None
     lr: float = 3e-3
     schedule: str = "cosine"
@@ -46,8 +49,8 @@ class Options:
     check: bool = True
 
 
-EPOCHS = 100
-"""Passes over the data if neither steps nor epochs are given."""
+EPOCHS, STEPS = 100, 2000
+"""Passes over the data if neither steps nor epochs are given; steps, if each step sees all data."""
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,16 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_vi.compiling import Choice, Compile, Optimizer
-from pyro_vi.data import Data, load
+from pyro_vi.data import Data
 from pyro_vi.errors import UsageError
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of
 from pyro_vi.fitting.checks import check_pair, refuse
 from pyro_vi.fitting.folder import RunFolder, checksum
 from pyro_vi.fitting.loop import Loop
-from pyro_vi.fitting.settings import EPOCHS, Options, Settings
-from pyro_vi.programs import Pair, Source, build_pair, isolated, name_of
+from pyro_vi.fitting.plan import Plan, plan
+from pyro_vi.fitting.settings import EPOCHS, STEPS, Options, Settings
+from pyro_vi.programs import Pair, Source, isolated, name_of
 from pyro_vi.support import versions
 
 
@@ -83,7 +84,10 @@ def fit(
     elbo: str | ELBO = "mean_field",
     steps: int | None = Options.steps,
     epochs: int | None = Options.epochs,
-    batch_size: int = Options.batch_size,
+    batch_size: int | None = Options.batch_size,
+    shuffle: bool | None = Options.shuffle,
+    drop_last: bool = Options.drop_last,
+    heldout: float | None = Options.heldout,
     optimizer: Callable[[Iterable[torch.nn.Parameter]], Optimizer] | None = Options.optimizer,
     lr: float = Options.lr,
     schedule: str = Options.schedule,
@@ -104,11 +108,16 @@ def fit(
     Args:
         model: a name (``"vae(latent_dim=4)"``, ``"file.py:Name"``), class, module or function: see `pyro_vi.programs.lookup`.
         guide: the same.
-        data: name of a data set, a file, an array or tensor, a tuple of columns, or a `Data`.
+        data: name of a data set, a file, an array or tensor, a tuple of positional arguments, a dictionary of keyword
+            arguments, None for programs that hold their data themselves, or a `Data`: see `pyro_vi.load`.
         elbo: estimator, by name or a `pyro.infer.ELBO`.
         steps: number of optimisation steps, instead of ``epochs``.
-        epochs: number of passes over the data; 100 by default.
-        batch_size: number of data per step; the last batch of an epoch may have fewer.
+        epochs: number of passes over the data; by default 100, or 2000 if each step sees all data.
+        batch_size: number of data per step; the last batch of an epoch may have fewer. By default 128 if all latent sites
+            belong to data; otherwise each step sees all data, in the given order: see `pyro_vi.fitting.plan`.
+        shuffle: whether minibatches are drawn in a new order in each epoch; by default they are.
+        drop_last: leave out a last batch of an epoch with fewer rows.
+        heldout: fraction of the rows to hold out; by default 1/10 if all latent sites belong to data, else nothing.
         optimizer: makes the optimizer of all parameters; by default Adam with learning rate ``lr``.
         lr: learning rate of the default optimizer.
         schedule: learning rate over the steps: ``"constant"``, or a ``"linear"`` or ``"cosine"`` decay to 0.
@@ -137,11 +146,13 @@ def fit(
         >>> run.history[-1]["elbo"] > run.history[0]["elbo"]
         True
     """
-    loaded = load(data, seed=seed)
     options = Options(
         steps=steps,
         epochs=epochs,
         batch_size=batch_size,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        heldout=heldout,
         optimizer=optimizer,
         lr=lr,
         schedule=schedule,
@@ -159,8 +170,14 @@ def fit(
     (name, estimator), *rest = named(elbo).items()
     if rest:
         raise UsageError("fit takes one estimator; `compare` takes several")
-    pair = build_pair(model, guide, loaded, seed=seed)
-    return fit_pair(pair, loaded, name, estimator, names_of(model, guide, data, loaded), options, snapshots)
+    planned = plan_of(model, guide, data, options)
+    return fit_pair(planned, name, estimator, names_of(model, guide, data, planned.data), options, snapshots)
+
+
+def plan_of(model: Source, guide: Source, data: Any, options: Options) -> Plan:
+    """Return the plan of a fit under its options."""
+    names = ("batch_size", "heldout", "shuffle", "drop_last", "seed")
+    return plan(model, guide, data, **{name: getattr(options, name) for name in names})
 
 
 def names_of(model: Source, guide: Source, given: object, data: Data) -> dict[str, str]:
@@ -170,8 +187,7 @@ def names_of(model: Source, guide: Source, given: object, data: Data) -> dict[st
 
 
 def fit_pair(
-    pair: Pair,
-    data: Data,
+    planned: Plan,
     name: str,
     estimator: ELBO,
     names: Mapping[str, str],
@@ -181,19 +197,18 @@ def fit_pair(
     """`fit` for a pair that is bound already; the fit may change the pair.
 
     Args:
-        pair: model and guide.
-        data: data to fit the pair to.
+        planned: the pair, its data and the size of a batch.
         name: name of the estimator.
         estimator: the estimator; it may store what it learns about the pair.
         names: see `names_of`.
         options: the options of `fit`.
         snapshots: fractions of the run at which parameters are kept.
     """
-    adapted = estimator_of(estimator)
+    adapted, pair, data, batch_size = estimator_of(estimator), planned.pair, planned.data, planned.batch_size
     if not 0 < options.lr < math.inf:
         raise UsageError(f"lr {options.lr} is out of range; it must be positive")
-    batch_size, num_data = options.batch_size, data.spec.num_data
-    total = _total(options.steps, options.epochs, math.ceil(num_data / max(1, batch_size)))
+    num_data, whole = data.spec.num_data, batch_size == data.spec.num_data
+    total = _total(options.steps, options.epochs, math.ceil(data.per_epoch(batch_size) / batch_size), whole)
     kept = tuple(sorted({round(fraction * total) for fraction in snapshots}))
     settings = Settings(
         total, batch_size, options.schedule, options.clip_norm, options.beta, options.warmup, options.seed, kept
@@ -207,10 +222,13 @@ def fit_pair(
         "optimizer": "adam" if options.optimizer is None else name_of(options.optimizer),
         "lr": options.lr,
         **dataclasses.asdict(settings),
+        "heldout": options.heldout,
+        "shuffle": data.shuffle,
+        "drop_last": data.drop_last,
         "compile": options.compile,
         "versions": versions(),
     }
-    example = data.example(min(batch_size, num_data))
+    example = data.example(batch_size)
     if options.check:
         refuse(check_pair(pair, example, elbo=estimator, num_data=num_data))
     with isolated(validation=False):
@@ -219,7 +237,7 @@ def fit_pair(
     loop = Loop(pair, estimator, data, settings, options.optimizer or _adam(options.lr), options.compile)
     # The folder is made last, so that a pair that cannot be fitted leaves none.
     folder = RunFolder(options.out, config, resume=options.resume) if options.out is not None else None
-    loop.run(name, folder, resume=options.resume, progress=options.progress)
+    loop.run(name, folder, resume=options.resume, progress=options.progress, note=planned.note)
     return Run(
         pair=pair,
         elbo=name,
@@ -234,10 +252,11 @@ def fit_pair(
     )
 
 
-def _total(steps: int | None, epochs: int | None, per_epoch: int) -> int:
+def _total(steps: int | None, epochs: int | None, per_epoch: int, whole: bool) -> int:
     if steps is not None and epochs is not None:
         raise UsageError("give steps or epochs, not both")
-    count, what = (steps, "steps") if steps is not None else (EPOCHS if epochs is None else epochs, "epochs")
+    default = STEPS if whole else EPOCHS
+    count, what = (steps, "steps") if steps is not None else (default if epochs is None else epochs, "epochs")
     if count < 1:
         raise UsageError(f"{what} must be at least 1, not {count}")
     return count if steps is not None else count * per_epoch

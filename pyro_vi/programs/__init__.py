@@ -9,12 +9,26 @@ from pyro_vi.programs.binding import swapped
 from pyro_vi.programs.build import build_pair, pair_and_args, pair_of
 from pyro_vi.programs.handlers import Give, Relax, Straighten, Values
 from pyro_vi.programs.isolation import Program, evaluating, isolated, kept_buffers
-from pyro_vi.programs.layout import Plate, Prototype, Site, data_plate, describe, prototype, title
+from pyro_vi.programs.layout import (
+    ModelPlate,
+    Plate,
+    Prototype,
+    Site,
+    data_frame,
+    data_plate,
+    describe,
+    prototype,
+    role_of,
+    shapes_of,
+    support_of,
+    title,
+)
 from pyro_vi.programs.lookup import Source, name_of
 from pyro_vi.programs.pair import Pair
 
 __all__ = [
     "Give",
+    "ModelPlate",
     "Pair",
     "Plate",
     "Program",
@@ -25,6 +39,7 @@ __all__ = [
     "Straighten",
     "Values",
     "build_pair",
+    "data_frame",
     "data_plate",
     "describe",
     "evaluating",
@@ -34,6 +49,9 @@ __all__ = [
     "pair_and_args",
     "pair_of",
     "prototype",
+    "role_of",
+    "shapes_of",
+    "support_of",
     "swapped",
     "title",
 ]

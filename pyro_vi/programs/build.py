@@ -4,72 +4,130 @@
 ``Model(data_spec, **options)`` or ``Guide(model, example_batch, **options)``; a function or a module is used as it is.
 """
 
-import copy
 import inspect
 from collections.abc import Callable
+from traceback import walk_tb
 from typing import Any
 
+from pyro.contrib.easyguide import EasyGuide
+from pyro.infer.autoguide import AutoGuide
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_vi.data import Batch, Data
 from pyro_vi.errors import InputError, UsageError, first_line, kind_and_line
-from pyro_vi.programs.binding import Shared, bind
+from pyro_vi.programs.binding import FunctionProgram, bind
+from pyro_vi.programs.copying import Copies
 from pyro_vi.programs.isolation import isolated
+from pyro_vi.programs.layout import shapes_of
 from pyro_vi.programs.lookup import Kind, Source, available, name_of, resolve
 from pyro_vi.programs.pair import Pair
 from pyro_vi.support import check_options, parse
 
-EXAMPLE_ROWS = 8
-"""Rows of the batch that a guide class is built with."""
+EXAMPLE_ROWS = 5000
+"""Most rows that a pair is built on if nothing says how many it will be called with."""
 
 __all__ = ["available", "bind", "build_pair", "name_of", "pair_and_args", "pair_of", "resolve"]
 
 
-def pair_of(model: object, guide: object, args: Batch) -> Pair:
-    """Make a pair of two existing programs, modules or functions, as modules that own their parameters (see `bind`)."""
-    shared: Shared = {}
-    return Pair(_bound(model, args, shared, "model"), _bound(guide, args, shared, "guide"))
+def pair_of(model: object, guide: object, args: Batch, *, copied: bool = True) -> Pair:
+    """Make a pair of two existing programs, modules or functions, as modules that own their parameters (see `bind`).
+
+    Args:
+        model: generative program.
+        guide: variational program.
+        args: one batch to call both with.
+        copied: take copies of the programs, so that these stay as they are. Otherwise plain modules are taken themselves.
+    """
+    if not copied and all(_plain(program) for program in (model, guide)):
+        return Pair(model, guide)  # type: ignore[arg-type]
+    copies = Copies()
+    shell = _shell(model, copies, "model")
+    return Pair(*_bind(shell, _shell(guide, copies, "guide"), args, copies))
 
 
-def pair_and_args(model: object, guide: object, batch: Batch | Tensor) -> tuple[Pair, Batch]:
+def pair_and_args(model: object, guide: object, batch: Batch | Tensor, *, copied: bool = True) -> tuple[Pair, Batch]:
     """Return `pair_of` two programs, and the batch as the tuple of arguments that they are called with."""
     args = batch if isinstance(batch, tuple) else (batch,)
-    return pair_of(model, guide, args), args
+    return pair_of(model, guide, args, copied=copied), args
 
 
-def build_pair(model: Source, guide: Source, data: Data, *, seed: int = 0) -> Pair:
+def build_pair(model: Source, guide: Source, data: Data, *, seed: int = 0, rows: int | None = None) -> Pair:
     """Build a model and a guide for a data set, from names, classes, modules or functions.
 
-    Modules are copied: a later fit changes the copies, and the originals keep their parameters.
+    Programs are copied: a later fit changes the copies, and the originals keep their parameters.
 
     Args:
         model: a name, a class ``Model(data_spec, **options)``, a module or a function.
-        guide: a name, a class ``Guide(model, example_batch, **options)``, a module or a function.
+        guide: a name, a class ``Guide(model, example_batch, **options)``, one of Pyro's AutoGuides (also as a class or by its
+            name), a module or a function.
         data: data set that the pair is for.
         seed: seed of the initial parameters.
+        rows: rows of the batch that the programs are built on, which must be those that they will be called with; by default
+            all of small data.
 
     Raises:
         UsageError: an unknown name or option.
         InputError: a program that cannot be built for this data, or fails on it.
     """
-    args = data.example(EXAMPLE_ROWS)
-    shared: Shared = {}
+    args = data.example(min(data.spec.num_data, EXAMPLE_ROWS) if rows is None else rows)
+    names = data.arguments.names if data.arguments is not None else ()
+    copies = Copies()
     with isolated(seed):
-        bound_model = _bound(_make(model, "model", (data.spec,)), args, shared, "model")
-        bound_guide = _bound(_make(guide, "guide", (bound_model, args)), args, shared, "guide")
-        return copy.deepcopy(Pair(bound_model, bound_guide))
+        shell = _shell(by_name(_make(model, "model", (data.spec,)), names), copies, "model")
+        # A guide class gets the model that the pair will have.
+        other = _shell(by_name(_make(guide, "guide", (shell, args)), names), copies, "guide")
+        return Pair(*_bind(shell, other, args, copies))
 
 
-def _bound(program: object, args: Batch, shared: Shared, kind: Kind) -> nn.Module:
+def by_name(program: Any, names: tuple[str, ...]) -> Any:
+    """Return a program that takes its keyword arguments by position, in the order of ``names``."""
+    if not names or not callable(program) or _takes_in_order(program, names):
+        return program
+
+    def called_by_name(*args: Any, **kwargs: Any) -> Any:
+        return program(**dict(zip(names, args, strict=False)), **kwargs)
+
+    return called_by_name
+
+
+def _takes_in_order(program: Any, names: tuple[str, ...]) -> bool:
+    found = inspect.signature(program.forward if isinstance(program, nn.Module) else program).parameters.values()
+    positional = [p.name for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return tuple(positional[: len(names)]) == names or any(p.kind is p.VAR_POSITIONAL for p in found)
+
+
+def _shell(program: object, copies: Copies, kind: Kind) -> nn.Module:
+    """Return the copy of a module, or a function's copy as a `FunctionProgram` that has no parameters yet."""
     if inspect.isclass(program) or not callable(program):
         raise InputError(f"the {kind} must be a function or a module, not {program!r}; make an instance of it first")
+    if isinstance(program, nn.Module):
+        copied: nn.Module = copies.of(program)
+        copies.stand_in(program, copied)
+        return copied
+    shell = FunctionProgram(program)
+    copies.stand_in(program, shell)  # an AutoGuide of this function gets the same module
+    shell._hidden = (copies.of(program),)
+    return shell
+
+
+def _bind(model: nn.Module, guide: nn.Module, args: Batch, copies: Copies) -> tuple[nn.Module, nn.Module]:
     try:
-        return bind(program, args, shared)
+        return bind(model, guide, args, copies)
     except InputError:
         raise
     except Exception as error:
-        shapes = ", ".join(str(tuple(a.shape)) for a in args)
-        raise InputError(f"the {kind} fails on a batch of shape {shapes}: {first_line(error)}") from error
+        raise InputError(f"{_failed(error, model, guide)} fails on {shapes_of(args)}: {first_line(error)}") from error
+
+
+def _failed(error: Exception, model: nn.Module, guide: nn.Module) -> str:
+    """Return which of both programs raised an error."""
+    places = {id(frame.f_locals.get("self")) for frame, _ in walk_tb(error.__traceback__)}
+    return "the model" if id(model) in places else "the guide" if id(guide) in places else "the pair"
+
+
+def _plain(program: object) -> bool:
+    return isinstance(program, nn.Module) and not any(isinstance(m, PyroModule) for m in program.modules())
 
 
 def _make(program: Source, kind: Kind, contract: tuple[Any, ...]) -> object:
@@ -82,6 +140,8 @@ def _make(program: Source, kind: Kind, contract: tuple[Any, ...]) -> object:
         if options:
             raise UsageError(f"{kind} '{label}' is not a class and takes no options; leave out {', '.join(options)}")
         return program
+    if issubclass(program, AutoGuide | EasyGuide):
+        contract = contract[:1]  # Pyro's guides see the data in their first call
     check_options(f"{kind} '{label}'", options, _options_of(program, len(contract)))
     try:
         return program(*contract, **options)

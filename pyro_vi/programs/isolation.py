@@ -1,8 +1,7 @@
 """Running of programs without side effects: in a parameter store of their own, with all global state restored.
 
 * `isolated` is the block in which every program runs.
-* `ready` prepares a program's PyroModules to run without the global store; `kept_buffers` restores buffers, such as running
-  statistics; `evaluating` sets evaluation mode for a block.
+* `kept_buffers` restores buffers, such as running statistics; `evaluating` sets evaluation mode for a block.
 """
 
 import inspect
@@ -15,22 +14,9 @@ import torch
 from torch import nn
 
 from pyro_vi.support import kept_generators, seed_generators
-from pyro_vi.support.pyro_internals import context_of
 
 Program = Callable[..., Any]
 """A Pyro program: a function, a bound method or a module that is called with a batch."""
-
-
-def ready(program: Program) -> None:
-    """Prepare the PyroModules of ``program`` to run while Pyro's setting ``module_local_params`` is on.
-
-    Pyro gives a PyroModule the state that this needs only if the setting was on when the module was made; by default it is
-    off. The modules of a function are looked up in its closure, its globals and the object that it is bound to.
-    """
-    for module in modules_of(program):
-        context = context_of(module)
-        if context is not None and not hasattr(context, "param_state"):
-            context.param_state = {"params": {}, "constraints": {}}
 
 
 def modules_of(program: Program) -> Iterator[nn.Module]:

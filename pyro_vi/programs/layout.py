@@ -1,34 +1,44 @@
 """Sites and plates of a program, read from a prototype run.
 
-* `prototype` runs a program and reads its sites, supports, shapes and plates into a `Prototype`.
-* `data_plate` makes the plate of a minibatch, for use in models and guides.
+* `prototype` runs a program and reads its sites, supports, shapes and plates into a `Prototype`; `layout_of` reads a trace.
+* `data_frame` finds the plate of the data; `role_of` tells data from latents, and both from statements that only record a
+  value or add a number.
+* `data_plate` makes the plate of a minibatch, for use in models and guides; `ModelPlate` makes that of a given model.
 * `describe` and `title` name distributions and programs in messages.
 """
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.poutine.util import prune_subsample_sites
+from pyro.distributions import Delta, MaskedDistribution, Unit
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch.distributions import constraints
 
-from pyro_vi.data import Batch
+from pyro_vi.data import Batch, length_of
 from pyro_vi.errors import InputError, first_line
-from pyro_vi.programs.isolation import Program, isolated, kept_buffers, ready
+from pyro_vi.programs.isolation import Program, isolated, kept_buffers
+from pyro_vi.support.pyro_internals import mask_of
+
+Role = Literal["latent", "observed", "deterministic", "factor", "auxiliary", "subsample"]
+"""The part of a sample statement in a program: see `role_of`."""
+DATA_PLATES = ("data", "batch")
+"""Names of a data plate, where several plates could be it."""
 
 
 @dataclass(frozen=True)
 class Plate:
-    """A plate: its name, its dimension (negative), and its full size, or ``None`` if the size is the length of the batch."""
+    """A plate: its name, its dimension (negative), its full size, and its length: the number of rows in this run."""
 
     name: str
     dim: int
-    size: int | None
+    size: int
+    length: int
 
 
 @dataclass(frozen=True)
@@ -39,8 +49,7 @@ class Site:
     """
 
     name: str
-    observed: bool
-    auxiliary: bool
+    role: Role
     distribution: str
     support: constraints.Constraint
     batch_shape: tuple[int, ...]
@@ -51,6 +60,16 @@ class Site:
     enumerated: bool = False
 
     @property
+    def observed(self) -> bool:
+        """True for a site of data."""
+        return self.role == "observed"
+
+    @property
+    def auxiliary(self) -> bool:
+        """True for a site of the guide that the model need not have."""
+        return self.role == "auxiliary"
+
+    @property
     def numel(self) -> int:
         """Number of scalars in one draw."""
         return math.prod(self.batch_shape) * math.prod(self.event_shape)
@@ -58,33 +77,39 @@ class Site:
 
 @dataclass(frozen=True)
 class Prototype:
-    """The sites and plates of a program, in the order in which one run met them."""
+    """The sites and plates of a program, in the order in which one run met them; ``data`` is the name of the data plate."""
 
     sites: Mapping[str, Site]
     plates: Mapping[str, Plate]
+    data: str | None
 
     @property
     def latents(self) -> dict[str, Site]:
-        return {name: site for name, site in self.sites.items() if not site.observed and not site.auxiliary}
+        return {name: site for name, site in self.sites.items() if site.role == "latent"}
 
     @property
     def observed(self) -> dict[str, Site]:
         return {name: site for name, site in self.sites.items() if site.observed}
 
     @property
+    def shared(self) -> list[str]:
+        """Names of the latent sites outside the data plate, which all data share."""
+        return [name for name, site in self.latents.items() if self.data not in site.plates]
+
+    @property
     def max_plate_nesting(self) -> int:
         """Number of batch dimensions that plates or distributions use; a plate of particles goes to the left of them."""
         return max((len(site.batch_shape) for site in self.sites.values()), default=0)
 
-    def data_plate(self, length: int) -> Plate | None:
-        """The plate that all observed sites share: of several, the one as long as the batch, else the outermost."""
-        observed = list(self.observed.values())
-        if not observed:
-            return None
-        shared = [p for p in observed[0].plates if all(p in site.plates for site in observed)]
-        by_length = [p for p in shared if observed[0].batch_shape[self.plates[p].dim] == length]
-        names = by_length or shared
-        return self.plates[names[0]] if names else None
+    @property
+    def data_plate(self) -> Plate | None:
+        """The plate of the data: see `data_frame`."""
+        return None if self.data is None else self.plates[self.data]
+
+    def rows(self, length: int) -> tuple[int, int]:
+        """Number of rows of the batch and number of data; see `pyro_vi.programs.pair.Pair.rows`."""
+        plate = self.data_plate
+        return (length, length) if plate is None else (plate.length, plate.size)
 
 
 def data_plate(size: int | None, x: torch.Tensor, name: str = "data", dim: int = -1) -> Any:
@@ -99,40 +124,65 @@ def data_plate(size: int | None, x: torch.Tensor, name: str = "data", dim: int =
     return pyro.plate(name, size, subsample=torch.arange(length, device=x.device), dim=dim)
 
 
-def prototype(program: Program, args: Batch) -> Prototype:
-    """Run ``program`` once on ``args`` and once on its first rows, and read its sites, supports, shapes and plates.
+class ModelPlate:
+    """The data plate of a model, for a guide that is made from the model.
 
-    The second run distinguishes a plate of fixed size (``plate("data", 1500, subsample=...)``) from one that is as long as
-    the batch. If the program fails on the shorter batch, all sizes count as fixed.
+    A plate that is as long as the batch grows and shrinks with it; a plate of a fixed size scales the rows of a minibatch.
+    Which of both a plate is shows when the model runs on another number of rows: it is run once for each.
+
+    Args:
+        model: the generative program.
+        layout: its prototype.
+        args: the batch of the prototype.
+    """
+
+    def __init__(self, model: Program, layout: Prototype, args: Batch) -> None:
+        assert layout.data_plate is not None
+        self._model = model
+        self.name, self.dim = layout.data_plate.name, layout.data_plate.dim
+        self.plates = {length_of(args): layout.data_plate}
+
+    def __call__(self, args: Batch) -> Any:
+        """Return the plate for a batch, to be entered."""
+        length = length_of(args)
+        if length not in self.plates:
+            with poutine.block():  # no handler of the guide sees this run
+                found = prototype(self._model, args).data_plate
+            self.plates[length] = found if found is not None else next(iter(self.plates.values()))
+        plate = self.plates[length]
+        device = next((a.device for a in args if isinstance(a, torch.Tensor)), None)
+        return data_plate(plate.size, torch.empty(plate.length, 0, device=device), self.name, self.dim)
+
+
+def prototype(program: Program, args: Batch) -> Prototype:
+    """Run a program by itself on ``args``, and read its sites, supports, shapes and plates.
 
     Raises:
         InputError: the program fails on this batch, for example because of its shape; the message includes the error.
     """
-    trace = _trace(program, args)
-    length = len(args[0]) if args and isinstance(args[0], torch.Tensor) and args[0].dim() else 0
-    shorter = tuple(
-        a[: max(1, length // 2)] if isinstance(a, torch.Tensor) and a.dim() and len(a) == length else a for a in args
-    )
-    sizes: dict[str, int] = {}
-    if length > 1:
-        with suppress(InputError):  # for example, a guide with parameters for each datum
-            sizes = {f.name: f.full_size for f in _frames(_trace(program, shorter))}
+    with running(program, args):
+        trace = poutine.trace(program).get_trace(*args)
+    return layout_of(trace)
+
+
+def layout_of(trace: Any) -> Prototype:
+    """Read sites and plates from a trace."""
+    trace = prune_subsample_sites(trace)
+    nodes = {name: node for name, node in trace.nodes.items() if node["type"] == "sample"}
     plates = {}
-    for frame in _frames(trace):
-        if frame.vectorized:
-            fixed = frame.full_size == sizes.get(frame.name, frame.full_size)
-            plates[frame.name] = Plate(frame.name, frame.dim, frame.full_size if fixed else None)
+    for node in nodes.values():
+        for frame in node["cond_indep_stack"]:
+            if frame.vectorized and not frame.name.startswith("_"):
+                plates[frame.name] = Plate(frame.name, frame.dim, frame.full_size, frame.size)
+    data = data_frame(trace)
     sites = {}
-    for name, node in trace.nodes.items():
-        if node["type"] != "sample":
-            continue
+    for name, node in nodes.items():
         fn, value = node["fn"], node["value"]
         sites[name] = Site(
             name=name,
-            observed=node["is_observed"],
-            auxiliary=bool(node["infer"].get("is_auxiliary")),
+            role=role_of(node),
             distribution=describe(fn),
-            support=_support(fn),
+            support=support_of(fn),
             batch_shape=tuple(fn.batch_shape),
             event_shape=tuple(fn.event_shape),
             plates=tuple(f.name for f in sorted(node["cond_indep_stack"], key=lambda f: f.dim or 0) if f.vectorized),
@@ -140,7 +190,61 @@ def prototype(program: Program, args: Batch) -> Prototype:
             dtype=value.dtype,
             enumerated=bool((node["infer"] or {}).get("enumerate")),
         )
-    return Prototype(sites, plates)
+    return Prototype(sites, plates, data.name if data is not None else None)
+
+
+def role_of(node: Any) -> Role:
+    """Return the role of a site of a trace: latent, observed, deterministic, factor, auxiliary or subsample.
+
+    A ``deterministic`` site records a value and has no density: `pyro.deterministic`, or a site that Pyro's reparameterizers
+    have replaced. A ``factor`` adds a number to the log-density: `pyro.factor`, or the Jacobian of a reparameterizer.
+    ``observed`` sites are the data.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> trace = poutine.trace(lambda: pyro.deterministic("b", torch.ones(()))).get_trace()
+        >>> role_of(trace.nodes["b"])
+        'deterministic'
+    """
+    fn, infer = node["fn"], node["infer"] or {}
+    if site_is_subsample(node):
+        return "subsample"
+    if infer.get("_deterministic"):
+        return "deterministic"
+    if isinstance(fn, Unit):
+        return "factor"
+    if not node["is_observed"]:
+        return "auxiliary" if infer.get("is_auxiliary") else "latent"
+    # Pyro's reparameterizers leave an observed Delta at a site that they replace; nobody scores data by a Delta.
+    masked = isinstance(fn, MaskedDistribution)
+    if isinstance(fn.base_dist if masked else fn, Delta):
+        return "deterministic" if masked and mask_of(fn) is False else "factor"
+    return "observed"
+
+
+def data_frame(trace: Any) -> Any:
+    """Return the frame of the data plate in a trace of a model, or None: the plate whose rows are the data.
+
+    It is a plate that all data sites share. Of several, in this order: one that subsamples; one that is named ``data`` or
+    ``batch``; the one that most latent sites are in; the one that is entered first.
+    """
+    nodes = [n for n in trace.nodes.values() if n["type"] == "sample" and not site_is_subsample(n)]
+    stacks = [_vectorized(n) for n in nodes if role_of(n) == "observed"]
+    if not stacks:
+        return None
+    shared = [frame for frame in stacks[0] if all(frame.name in [f.name for f in stack] for stack in stacks)]
+    latents = [{f.name for f in _vectorized(n)} for n in nodes if role_of(n) == "latent"]
+
+    def order(frame: Any) -> tuple[bool, bool, int]:
+        inside = sum(frame.name in names for names in latents)
+        return frame.full_size != frame.size, frame.name in DATA_PLATES, inside
+
+    return max(shared, key=order, default=None)
+
+
+def _vectorized(node: Any) -> list[Any]:
+    # A name that starts with an underscore is the engine's: the plate of particles.
+    return [f for f in node["cond_indep_stack"] if f.vectorized and not f.name.startswith("_")]
 
 
 def describe(fn: Any) -> str:
@@ -168,25 +272,41 @@ def title(program: Program) -> str:
     return getattr(program, "__qualname__", None) or type(program).__name__
 
 
-def _trace(program: Program, args: Batch) -> Any:
-    ready(program)
-    with torch.no_grad(), isolated(seed=0), kept_buffers(program):
+@contextmanager
+def running(program: Program, args: Batch) -> Iterator[None]:
+    """Run a program within the block as a prototype: without gradients, and nothing that it draws or changes remains.
+
+    Raises:
+        InputError: the program fails in the block.
+    """
+    with torch.no_grad(), isolated(seed=0, validation=False), kept_buffers(program):
         try:
-            return prune_subsample_sites(poutine.trace(program).get_trace(*args))
+            yield
         except InputError:
             raise
         except Exception as error:
-            shapes = ", ".join(str(tuple(a.shape)) for a in args if isinstance(a, torch.Tensor))
-            raise InputError(f"{title(program)} fails on a batch of shape {shapes}: {first_line(error)}") from error
+            raise InputError(f"{title(program)} fails on {shapes_of(args)}: {first_line(error)}") from error
 
 
-def _frames(trace: Any) -> Iterator[Any]:
-    for node in trace.nodes.values():
-        if node["type"] == "sample":
-            yield from node["cond_indep_stack"]
+def shapes_of(args: Batch) -> str:
+    """Return the shapes of a batch in messages."""
+    shapes = ", ".join(str(tuple(a.shape)) for a in args if isinstance(a, torch.Tensor))
+    return f"a batch of shape {shapes}" if shapes else "its arguments"
 
 
-def _support(fn: Any) -> constraints.Constraint:
+def key_of(args: Any) -> Any:
+    """Return a key of the shapes and values of arguments: equal keys give a program the same sites."""
+    if isinstance(args, torch.Tensor):
+        return tuple(args.shape), args.dtype, args.device
+    if isinstance(args, dict):
+        return tuple((name, key_of(value)) for name, value in args.items())
+    if isinstance(args, (tuple, list)):
+        return tuple(map(key_of, args))
+    return args if isinstance(args, (int, float, str, bool, type(None))) else id(args)
+
+
+def support_of(fn: Any) -> constraints.Constraint:
+    """Return the support of a distribution, or `constraints.dependent` if it does not say."""
     # Pyro's wrapper of zuko's flows does not define their support.
     try:
         support: constraints.Constraint = fn.support

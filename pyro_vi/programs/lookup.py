@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from pyro.infer import autoguide
+
 from pyro_vi.errors import InputError, UsageError, kind_and_line
 from pyro_vi.programs.isolation import isolated
 from pyro_vi.programs.layout import title
@@ -49,6 +51,8 @@ def resolve(text: str, kind: Kind) -> tuple[Source, dict[str, Any]]:
         table = _table(kind)
         if target.endswith(".py") or "/" in target:
             raise UsageError(f"{kind} '{target}' names a file but no program in it; write '{target}:Name'")
+        if target not in table and kind == "guide" and isinstance(getattr(autoguide, target, None), type):
+            return getattr(autoguide, target), options
         if target not in table:
             raise unknown(kind, target, table)
         return _load(table[target]), options

@@ -6,9 +6,12 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from pyro_vi.data import Batch
-from pyro_vi.programs.isolation import isolated, ready
-from pyro_vi.programs.layout import Prototype, prototype
+from pyro_vi.data import Batch, length_of, part
+from pyro_vi.errors import InputError
+from pyro_vi.programs.binding import draw
+from pyro_vi.programs.copying import Copies
+from pyro_vi.programs.isolation import isolated
+from pyro_vi.programs.layout import Prototype, key_of, layout_of, running
 
 
 class Pair(nn.Module):
@@ -23,14 +26,42 @@ class Pair(nn.Module):
         super().__init__()
         self.model, self.guide = model, guide
         self._layouts: dict[Any, tuple[Prototype, Prototype]] = {}
-        ready(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Pair":
+        copied: Pair = Copies(memo).of(self)
+        return copied
 
     def layouts(self, args: Batch) -> tuple[Prototype, Prototype]:
-        """Return the prototypes of model and guide on a batch; the programs run only for a new shape of the batch."""
-        shapes = tuple(tuple(a.shape) if isinstance(a, torch.Tensor) else None for a in args)
-        if shapes not in self._layouts:
-            self._layouts[shapes] = prototype(self.model, args), prototype(self.guide, args)
-        return self._layouts[shapes]
+        """Return the prototypes of model and guide on a batch; the programs run only for a new shape of the batch.
+
+        Raises:
+            InputError: a program fails on the batch.
+        """
+        key = key_of(args), self.training
+        if key not in self._layouts:
+            with running(self, args):
+                traces = draw(self.model, self.guide, args)
+            self._layouts[key] = layout_of(traces[0]), layout_of(traces[1])
+        return self._layouts[key]
+
+    def rows(self, args: Batch) -> tuple[int, int]:
+        """Return the number of rows B of a batch, and the number of data N that it stands for.
+
+        They are the length and the full size of the data plate; without a data plate, both are the length of the first column.
+        """
+        return self.layouts(args)[0].rows(length_of(args))
+
+    def separable(self, args: Batch, rows: int) -> bool:
+        """True if some rows of a batch can be taken by themselves: each has its own latents and no parameters of its own."""
+        length = length_of(args)
+        if any(length > 1 and length in p.shape for p in self.parameters()):
+            return False
+        try:
+            layout = self.layouts(part(args, 0, rows))[0]
+        except InputError:  # the programs take whole data only
+            return False
+        plate = layout.data_plate
+        return plate is not None and not layout.shared and plate.length == min(rows, length)
 
     def owned(self, args: Batch | None = None) -> dict[str, tuple[str, nn.Parameter]]:
         """Return the trainable parameters by name, each with its owner: ``"model"`` or ``"guide"``.

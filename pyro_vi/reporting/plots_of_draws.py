@@ -191,7 +191,7 @@ def _observed(pair: Pair, args: Batch, replayed: Any = None) -> tuple[np.ndarray
     concatenated.
     """
     n = len(args[0])
-    plate = pair.layouts(args)[0].data_plate(n)
+    plate = pair.layouts(args)[0].data_plate
     model = pair.model if replayed is None else poutine.replay(pair.model, trace=replayed)
     pairs = []
     nodes: dict[str, Any] = prune_subsample_sites(_trace(model, args)).nodes
@@ -250,7 +250,7 @@ def _traverse(pair: Pair, heldout: Batch, datum: int) -> tuple[list[int], np.nda
 
 def _latent_vector(pair: Pair, args: Batch) -> Site:
     layout, _ = pair.layouts(args)
-    plate, sites = layout.data_plate(len(args[0])), list(layout.latents.values())
+    plate, sites = layout.data_plate, list(layout.latents.values())
     if len(sites) == 1 and plate is not None and plate.name in sites[0].plates:
         support: Any = sites[0].support
         while isinstance(support, constraints.independent):

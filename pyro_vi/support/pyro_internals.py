@@ -5,9 +5,10 @@ Each part is looked up on use, so that a version of Pyro without it breaks nothi
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
+import pyro
 from torch import Tensor, nn
 
 from pyro_vi.support.private import attribute, part
@@ -19,6 +20,46 @@ _attribute = partial(attribute, "pyro-ppl")
 def context_of(module: nn.Module) -> Any:
     """Return the object in which a PyroModule keeps state during a call, or None; it is set up for local parameters."""
     return vars(module).get("_pyro_context")
+
+
+def is_context(value: Any) -> bool:
+    """True for the object in which a PyroModule keeps state during a call."""
+    return isinstance(value, _part("pyro.nn.module", "_Context"))
+
+
+def local_context() -> Any:
+    """Return such an object whose calls run in a parameter store of their own, so that no other store changes the module.
+
+    Pyro's own object does so only while a setting is on; else the module takes the values that the global store has under
+    its name, and loses its own.
+    """
+    return _local_context_class()()
+
+
+@cache
+def _local_context_class() -> type:
+    class LocalContext(_part("pyro.nn.module", "_Context")):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.param_state: dict[str, Any] = {"params": {}, "constraints": {}}
+
+        def __enter__(self) -> None:
+            if not self.active:
+                self._scope = pyro.get_param_store().scope(state={"params": {}, "constraints": {}})
+                self._scope.__enter__()
+            self.active += 1
+            self.used = True
+
+        def __exit__(self, *error: Any) -> None:
+            self.active -= 1
+            if not self.active:
+                self.cache.clear()
+                self._scope.__exit__(*error)
+
+        def __reduce__(self) -> Any:
+            return local_context, ()
+
+    return LocalContext
 
 
 def name_of(module: nn.Module) -> str:

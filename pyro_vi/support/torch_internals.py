@@ -34,6 +34,19 @@ def hooks_of(module: nn.Module) -> tuple[Mapping[int, Any], Mapping[int, Any]]:
     return before, _attribute(module, "_forward_hooks", "torch.nn.Module._forward_hooks")
 
 
+def hooks_of_tensor(tensor: Tensor, other: Tensor) -> list[tuple[Callable[[Any], Any], Any]]:
+    """Return the hooks of a tensor's gradient, each with the function that registers it on ``other``: copies lose them."""
+    kinds = (
+        ("_backward_hooks", "register_hook"),
+        ("_post_accumulate_grad_hooks", "register_post_accumulate_grad_hook"),
+    )
+    return [
+        (getattr(other, register), hook)
+        for name, register in kinds
+        for hook in (_attribute(tensor, name, f"torch.Tensor.{name}") or {}).values()
+    ]
+
+
 def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
     """True if hooks run before or after an optimizer's step; a graph would omit them."""
     before = _attribute(optimizer, "_optimizer_step_pre_hooks", "torch.optim.Optimizer._optimizer_step_pre_hooks")

@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from binding_toys import bind_one
 from catalogue import BATCH, BITS, CATALOGUE, NUM_DATA, columns, linear_gaussian, number, scalars, spec
 from torch import nn
 
@@ -13,7 +14,6 @@ from pyro_vi.elbo.decomposition import terms
 from pyro_vi.errors import InputError
 from pyro_vi.guides.diag_normal import DiagNormal
 from pyro_vi.models.vae import VAE
-from pyro_vi.programs.binding import bind
 from pyro_vi.programs.build import pair_of
 from pyro_vi.programs.isolation import isolated
 from pyro_vi.programs.layout import prototype
@@ -33,7 +33,7 @@ SUPPORTS = {
 
 def guide_for(model, batch, **options) -> DiagNormal:
     """A guide of any program: a function is bound first, as by `build_pair`."""
-    return DiagNormal(bind(model, batch), batch, **options)
+    return DiagNormal(bind_one(model, batch), batch, **options)
 
 
 def model_of(function, local: bool):

@@ -23,7 +23,7 @@ def test_prototype_finds_the_latent_sites(entry: Entry):
     assert set(guide.latents) | auxiliary == set(entry.local)
     assert set(model.latents) == set(entry.local) - auxiliary
     assert set(model.observed) == set(model.sites) - set(model.latents)
-    plate = model.data_plate(len(entry.batch[0]))
+    plate = model.data_plate
     for name, site in model.latents.items():
         assert (plate is not None and plate.name in site.plates) == entry.local[name]
         assert site.dtype == torch.float64
@@ -32,10 +32,10 @@ def test_prototype_finds_the_latent_sites(entry: Entry):
 @pytest.mark.parametrize(
     ("name", "plates"),
     [
-        ("masked", [Plate("data", -1, None)]),
-        ("global", [Plate("data", -1, NUM_DATA)]),
-        ("nested_inside", [Plate("features", -2, 3), Plate("data", -1, NUM_DATA)]),
-        ("nested_outside", [Plate("data", -2, NUM_DATA), Plate("features", -1, 3)]),
+        ("masked", [Plate("data", -1, BATCH, BATCH)]),
+        ("global", [Plate("data", -1, NUM_DATA, BATCH)]),
+        ("nested_inside", [Plate("features", -2, 3, 3), Plate("data", -1, NUM_DATA, BATCH)]),
+        ("nested_outside", [Plate("data", -2, NUM_DATA, BATCH), Plate("features", -1, 3, 3)]),
         ("no_plate", []),
         ("sequential", []),
     ],
@@ -45,7 +45,7 @@ def test_plates_have_a_size_of_their_own_or_that_of_the_batch(name, plates):
     pair = pair_of(*entry.build(), entry.batch)
     found = prototype(pair.model, entry.batch)
     assert sorted(found.plates.values(), key=lambda p: p.dim) == plates
-    data = found.data_plate(BATCH)
+    data = found.data_plate
     assert data == (next(p for p in plates if p.name == "data") if plates else None)
 
 
@@ -53,32 +53,50 @@ def test_a_subsample_drawn_inside_the_program_is_seen():
     entry = CATALOGUE["inner_subsample"]
     found = prototype(pair_of(*entry.build(), entry.batch).model, entry.batch)
     assert found.sites["z"].batch_shape == (BATCH,)
-    assert found.data_plate(NUM_DATA).name == "data"
+    assert found.data_plate.name == "data"
 
 
-def test_a_program_that_takes_no_shorter_batch_has_plates_of_its_own_size():
+def test_a_plate_without_a_subsample_has_its_own_length():
     guide = ConjugateGuide((0.1, 1.0), (0.2, 1.0), (0.3, 1.0))
-    assert prototype(guide, (scalars(3),)).plates == {"data": Plate("data", -1, 3)}
+    assert prototype(guide, (scalars(3),)).plates == {"data": Plate("data", -1, 3, 3)}
 
 
-def test_data_plate_is_the_one_as_long_as_the_batch_of_those_that_all_observed_sites_share():
-    def model(x, y):
-        features, data, groups = (pyro.plate(n, s, dim=d) for n, s, d in (("f", 3, -3), ("d", 8, -2), ("g", 2, -1)))
-        with features, data:
-            pyro.sample("z", dist.Normal(number(0.0), 1.0))
+@pytest.mark.parametrize(
+    ("names", "local", "subsampled", "found"),
+    [
+        (("features", "rows"), "rows", None, "rows"),  # the latent site is in it
+        (("features", "data"), None, None, "data"),  # by its name
+        (("features", "rows"), None, None, "features"),  # the one that is entered first
+        (("data", "rows"), "data", "rows", "rows"),  # the one that subsamples
+    ],
+)
+@pytest.mark.parametrize("width", [2, 8])
+def test_the_data_plate_is_found_by_frames_and_names_and_not_by_lengths(names, local, subsampled, found, width):
+    def model(x):
+        outer, inner = (
+            pyro.plate(name, 99 if name == subsampled else size, subsample=torch.arange(size), dim=dim)
+            for name, size, dim in zip(names, (width, 8), (-2, -1), strict=True)
+        )
+        if local is not None:
+            with outer if names[0] == local else inner:
+                pyro.sample("z", dist.Normal(number(0.0), 1.0))
+        with outer, inner:
             pyro.sample("x", dist.Normal(number(0.0), 1.0), obs=x)
-            with groups:
-                pyro.sample("y", dist.Normal(number(0.0), 1.0), obs=y)
 
-    found = prototype(model, (torch.zeros(3, 8, 1).double(), torch.zeros(3, 8, 2).double()))
-    assert found.data_plate(8).name == "d"
-    assert found.data_plate(3).name == "f"
-    assert found.data_plate(2).name == "f"  # none is as long as that, so the outermost
-    assert found.max_plate_nesting == 3
+    assert prototype(model, (torch.zeros(width, 8).double(),)).data == found
 
 
-def test_nothing_observed_has_no_data_plate():
-    assert prototype(lambda x: pyro.sample("z", dist.Normal(number(0.0), 1.0)), (scalars(),)).data_plate(8) is None
+def test_only_data_have_a_data_plate():
+    def model(x):
+        with pyro.plate("parameters", 3):
+            w = pyro.sample("w", dist.Normal(number(0.0), 1.0))
+        pyro.deterministic("total", w.sum())
+        pyro.factor("penalty", -w.square().sum())
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(w.sum(), 1.0), obs=x)
+
+    assert prototype(model, (scalars(),)).data == "rows"
+    assert prototype(lambda x: pyro.sample("z", dist.Normal(number(0.0), 1.0)), (scalars(),)).data_plate is None
 
 
 def test_a_site_says_what_it_is():

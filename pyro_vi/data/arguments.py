@@ -1,0 +1,111 @@
+"""The arguments of a program: which of them have a row for each datum, and what else it takes.
+
+* `Arguments` is made by `split` from what a person hands over; it puts rows of the columns into their places again.
+* `part` takes rows of arguments that are put together already.
+
+A column is a tensor or array with as many rows as the first one. Everything else is passed on as it is: None, numbers, words,
+tensors of another length, and what lists, tuples and dictionaries hold besides columns.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vi.data.dataset import Batch, length_of
+from pyro_vi.data.files import Array
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place of a column in the arguments."""
+
+    column: int
+
+
+@dataclass(frozen=True, eq=False)
+class Arguments:
+    """The arguments of a program, with a `Place` for each column.
+
+    Attributes:
+        values: positional arguments.
+        names: the names of the last arguments, if they are keyword arguments.
+    """
+
+    values: tuple[Any, ...]
+    names: tuple[str, ...] = ()
+
+    def fill(self, columns: Batch) -> Batch:
+        """Return the arguments with rows of the columns in their places."""
+        filled: Batch = _map(self.values, lambda v: columns[v.column] if isinstance(v, Place) else v)
+        return filled
+
+    def to(self, device: torch.device | str | None) -> "Arguments":
+        """Return the same arguments with the tensors among them on another device."""
+        moved = _map(self.values, lambda v: v.to(device) if isinstance(v, Tensor) else v)
+        return Arguments(moved, self.names)
+
+
+def split(given: Batch | Mapping[str, Any]) -> tuple[Arguments, dict[str, Tensor | Array]]:
+    """Return the arguments with places, and the columns by a label for messages.
+
+    Args:
+        given: positional arguments, or keyword arguments by name.
+
+    Example:
+        >>> arguments, columns = split((torch.ones(3, 2), None, {"weight": torch.zeros(3)}))
+        >>> list(columns), arguments.fill((1, 2))
+        (['argument 0', "argument 2['weight']"], (1, None, {'weight': 2}))
+    """
+    names = tuple(given) if isinstance(given, Mapping) else ()
+    values = tuple(given.values()) if isinstance(given, Mapping) else given
+    columns: dict[str, Tensor | Array] = {}
+    rows: list[int] = []
+
+    def look(value: Any, label: str) -> Any:
+        if isinstance(value, dict):
+            return {key: look(item, f"{label}[{key!r}]") for key, item in value.items()}
+        if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+            return type(value)(look(item, f"{label}[{number}]") for number, item in enumerate(value))
+        value = _array(value)
+        if not isinstance(value, Tensor | np.ndarray) or not value.ndim:
+            return value
+        rows.append(len(value))
+        if len(value) != rows[0]:
+            return value if isinstance(value, Tensor) else torch.as_tensor(value)
+        columns[label] = value
+        return Place(len(columns) - 1)
+
+    labels = names or [f"argument {number}" for number in range(len(values))]
+    placed = tuple(look(value, label) for value, label in zip(values, labels, strict=True))
+    return Arguments(placed, names), columns
+
+
+def part(args: Batch, start: int, stop: int) -> Batch:
+    """Return rows ``start`` to ``stop`` of arguments; what has another number of rows than the first column stays whole.
+
+    Example:
+        >>> part((torch.arange(3), torch.ones(2), None), 1, 3)
+        (tensor([1, 2]), tensor([1., 1.]), None)
+    """
+    length = length_of(args)
+    rows: Batch = _map(args, lambda v: v[start:stop] if isinstance(v, Tensor) and v.dim() and len(v) == length else v)
+    return rows
+
+
+def _array(value: Any) -> Any:
+    """Return a column of a DataFrame, or a DataFrame, as an array; other values as they are."""
+    return (
+        value.to_numpy() if type(value).__module__.split(".")[0] == "pandas" and hasattr(value, "to_numpy") else value
+    )
+
+
+def _map(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: _map(item, change) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return type(value)(_map(item, change) for item in value)
+    return change(value)

@@ -1,0 +1,150 @@
+"""The rows of a fit: how many in each step, in which order, and how many are held out.
+
+A model whose latent sites all belong to data, as a VAE, is fitted in shuffled minibatches, and part of the data is held out.
+Other pairs see all rows in each step, in the given order, and nothing is held out: those with latents that all data share, with
+parameters that have a row for each datum, with rows that are no plate (as in time series), or that cannot take fewer rows.
+
+* `plan` builds the pair and decides, unless the options say otherwise; `Plan.note` says what was decided.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pyro_vi.data import Data, length_of, load
+from pyro_vi.data.registered import DATASETS
+from pyro_vi.errors import InputError, UsageError
+from pyro_vi.programs import Pair, Source, build_pair
+
+MINIBATCH = 128
+"""Rows of a batch where minibatches are right."""
+SMALL = 5000
+"""Most rows on which a pair is built as a whole to find out what its rows are; of more data, a minibatch is tried first."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A pair, its data, and the number of rows in a batch.
+
+    Attributes:
+        reason: why all rows are in each batch; empty for minibatches.
+        whole: number of rows that were handed over.
+    """
+
+    pair: Pair
+    data: Data
+    batch_size: int
+    reason: str
+    whole: int
+
+    @property
+    def note(self) -> str:
+        """The decision in one line."""
+        rows, held = self.data.spec.num_data, self.data.num_heldout
+        if not self.data.columns:
+            return "the programs hold their data themselves"
+        out = f"{held} held out" if held else "none held out"
+        if self.batch_size < rows:
+            order = "shuffled" if self.data.shuffle else "in the given order"
+            return f"{rows} rows in batches of {self.batch_size}, {order}; {out}"
+        why = f" ({self.reason})" if self.reason else ""
+        return f"all {rows} rows in each step, in the given order{why}; {out}"
+
+
+def plan(
+    model: Source,
+    guide: Source,
+    given: Any,
+    *,
+    batch_size: int | None = None,
+    heldout: float | None = None,
+    shuffle: bool | None = None,
+    drop_last: bool = False,
+    seed: int = 0,
+) -> Plan:
+    """Build a pair for data, and decide on the rows of its fit; None leaves a decision open.
+
+    Args:
+        model: see `pyro_vi.programs.build.build_pair`.
+        guide: the same.
+        given: see `pyro_vi.data.loading.load`.
+        batch_size: rows of a batch.
+        heldout: fraction of the rows to hold out.
+        shuffle: order of minibatches: shuffled in each epoch, or as given.
+        drop_last: leave out a last batch with fewer rows.
+        seed: seed of the split, the order and the initial parameters.
+
+    Raises:
+        UsageError: an unknown name or option.
+        InputError: data or programs that cannot be used.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"batch_size {batch_size} is out of range; it must be at least 1, or None for the default")
+    made = isinstance(model, (str, type))  # from the description of the data, which counts the rows that are fitted
+    split = heldout is not None or isinstance(given, Data) or _registered(given)
+
+    def loaded(fraction: float | None) -> Data:
+        found = load(given, seed=seed, heldout=fraction, integers=None if made else True)
+        return replace(found, shuffle=shuffle is not False, drop_last=drop_last)
+
+    def built(data: Data, rows: int) -> Pair:
+        return build_pair(model, guide, data, seed=seed, rows=rows)
+
+    data = loaded(heldout if split or made else 0.0)
+    rows = data.spec.num_data
+    size = min(rows, batch_size or (rows if rows <= SMALL else MINIBATCH))
+    reason = ""
+    try:
+        pair = built(data, size)
+        reason = _why_whole(pair, data, size)
+    except InputError as error:
+        if batch_size is not None or size == rows:
+            raise
+        reason = f"the pair cannot take {size} rows: {error}"
+    if reason and batch_size is None and size < rows:
+        pair = built(data, rows)
+    elif not reason and batch_size is None and size != MINIBATCH and rows > MINIBATCH:
+        reason = _why_not_minibatches(pair, data)
+    if not split and bool(data.num_heldout) == bool(reason):
+        data = loaded(0.0 if reason else None)
+        if made:
+            pair = built(data, min(size, data.spec.num_data))
+    if batch_size is None:
+        batch_size = data.spec.num_data if reason else min(MINIBATCH, data.spec.num_data)
+    whole = data.spec.num_data + data.num_heldout
+    if batch_size >= data.spec.num_data:
+        data = replace(data, shuffle=False)
+    return Plan(pair, data, min(batch_size, data.spec.num_data), reason, whole)
+
+
+def _registered(given: object) -> bool:
+    return isinstance(given, str) and given.split("(")[0].strip() in DATASETS
+
+
+def _why_whole(pair: Pair, data: Data, size: int) -> str:
+    """Return why a pair needs all rows in each step; empty if it does not."""
+    args = data.example(size)
+    layout, _ = pair.layouts(args)
+    plate, rows = layout.data_plate, data.spec.num_data
+    if layout.shared:
+        names = ", ".join(f"'{name}'" for name in layout.shared[:3]) + ", …" * (len(layout.shared) > 3)
+        return f"all data share {names}"
+    if plate is None:
+        return "the model has no plate of data"
+    if plate.length != length_of(args):
+        return f"plate '{plate.name}' holds {plate.length} of {length_of(args)} rows"
+    for name, (_, parameter) in pair.owned().items():
+        if rows > 1 and rows in parameter.shape:
+            return f"parameter '{name}' has a row for each datum"
+    return ""
+
+
+def _why_not_minibatches(pair: Pair, data: Data) -> str:
+    """Return why a pair that takes all rows cannot take some of them; empty if it can."""
+    args = data.example(MINIBATCH)
+    try:
+        plate = pair.layouts(args)[0].data_plate
+    except InputError as error:
+        return f"the pair cannot take {MINIBATCH} rows: {error}"
+    if plate is None or plate.length != length_of(args):
+        return f"the pair cannot take {MINIBATCH} rows"
+    return ""
