@@ -17,7 +17,7 @@ from pyro_vi.auditing.evaluator import Evaluator, stacked
 from pyro_vi.auditing.moments import GROUPS, Difference, Moments
 from pyro_vi.auditing.result import Record, dataset_of
 from pyro_vi.auditing.timing import costs
-from pyro_vi.data import Batch, length_of
+from pyro_vi.data import Batch, device_of, length_of
 from pyro_vi.errors import InputError
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of, traits_of
@@ -153,7 +153,7 @@ def audit_pair(
         num_data=num_data,
         batch_size=length_of(args),
         threads=threads,
-        device=str(args[0].device),
+        device=str(device_of(args)),
         **{f"version_{k}": v for k, v in versions().items()},
     )
 

@@ -11,7 +11,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_vi.auditing.captured import Captured, capture, loss_and_gradients
-from pyro_vi.data import Batch, length_of
+from pyro_vi.data import Batch, device_of, length_of
 from pyro_vi.errors import InputError, NoGraph, first_line
 from pyro_vi.programs import Pair
 
@@ -79,7 +79,7 @@ class Evaluator:
     def _loop(self, seeds: list[int]) -> tuple[Tensor, Tensor]:
         losses, gradients = [], []
         for seed in seeds:
-            seed_draw(seed, self.args[0].device)
+            seed_draw(seed, device_of(self.args))
             loss, parts = self.once()
             losses.append(loss.double().cpu())
             empty = torch.zeros(0, dtype=torch.float64)
@@ -91,7 +91,7 @@ def stacked(captured: Captured, seeds: list[int], args: Batch) -> list[Tensor]:
     """Draws of a captured graph for several seeds: the ones that single evaluations make from those seeds."""
     draws = []
     for seed in seeds:
-        seed_draw(seed, args[0].device)
+        seed_draw(seed, device_of(args))
         draws.append(captured.draw())
     return [torch.stack(column) for column in zip(*draws, strict=True)]
 

@@ -6,8 +6,8 @@
 * `dataset` defines `Data`, which splits the training rows into batches. `seeds` makes the random generators for all of this.
 """
 
-from pyro_vi.data.arguments import part
-from pyro_vi.data.dataset import Batch, Data, DataSpec, length_of
+from pyro_vi.data.arguments import fresh, part
+from pyro_vi.data.dataset import Batch, Data, DataSpec, device_of, length_of
 from pyro_vi.data.loading import load
 from pyro_vi.data.mapped import Mapped
 
@@ -16,6 +16,8 @@ __all__ = [
     "Data",
     "DataSpec",
     "Mapped",
+    "device_of",
+    "fresh",
     "length_of",
     "load",
     "part",

@@ -1,7 +1,7 @@
 """The arguments of a program: which of them have a row for each datum, and what else it takes.
 
 * `Arguments` is made by `split` from what a person hands over; it puts rows of the columns into their places again.
-* `part` takes rows of arguments that are put together already.
+* `part` takes rows of arguments that are put together already; `fresh` copies their tensors.
 
 A column is a tensor or array with as many rows as the first one. Everything else is passed on as it is: None, numbers, words,
 tensors of another length, and what lists, tuples and dictionaries hold besides columns.
@@ -94,6 +94,12 @@ def part(args: Batch, start: int, stop: int) -> Batch:
     length = length_of(args)
     rows: Batch = _map(args, lambda v: v[start:stop] if isinstance(v, Tensor) and v.dim() and len(v) == length else v)
     return rows
+
+
+def fresh(args: Batch) -> Batch:
+    """Return arguments with copies of their tensors: a program may write into its batch, and the data stay as they are."""
+    copied: Batch = _map(args, lambda v: v.clone() if isinstance(v, Tensor) else v)
+    return copied
 
 
 def _array(value: Any) -> Any:

@@ -42,6 +42,11 @@ def length_of(args: Batch) -> int:
     return next((len(a) for a in args if isinstance(a, Tensor) and a.dim()), 1)
 
 
+def device_of(args: Batch) -> torch.device:
+    """Return the device of a batch: that of its first tensor."""
+    return next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """Description of one datum of the first column.

@@ -13,7 +13,6 @@ from pyro_vi.elbo.decomposition import (
     length_of,
     terms,
     terms_of_pair,
-    traced_plate,
 )
 from pyro_vi.elbo.draws import (
     MEMORY,
@@ -49,6 +48,5 @@ __all__ = [
     "stream",
     "terms",
     "terms_of_pair",
-    "traced_plate",
     "vectorizes",
 ]

@@ -23,7 +23,7 @@ import pyro_vi.elbo.kl  # noqa: F401  (registers closed forms that torch lacks)
 from pyro_vi.data import Batch, length_of
 from pyro_vi.elbo.traces import PARTICLES, Run, draw_traces
 from pyro_vi.errors import InputError
-from pyro_vi.programs import Pair, Plate, Program, data_frame, describe, isolated, kept_buffers, pair_and_args
+from pyro_vi.programs import Pair, Plate, Program, data_plate_of, describe, isolated, kept_buffers, pair_and_args
 
 KL = Literal["analytic", "sampled"]
 
@@ -170,12 +170,6 @@ def terms_of_pair(pair: Pair, args: Batch, *, kl: KL = "analytic", seed: int | N
     return from_run(run, length_of(args), kl=kl)
 
 
-def traced_plate(trace: Any) -> Plate | None:
-    """Return the data plate of a trace of a model: see `pyro_vi.programs.layout.data_frame`."""
-    frame = data_frame(trace)
-    return None if frame is None else Plate(frame.name, frame.dim, frame.full_size, frame.size)
-
-
 def from_run(
     run: Run,
     length: int,
@@ -190,7 +184,7 @@ def from_run(
     sampled, for the reason given there. With ``score`` each latent site has its unscaled log q too.
     """
     model_trace, guide_trace = run.model_trace, run.guide_trace
-    plate = traced_plate(model_trace)
+    plate = data_plate_of(model_trace)
     sites: dict[str, SiteTerms] = {}
     for name, node in model_trace.nodes.items():
         if node["type"] != "sample":
@@ -264,5 +258,5 @@ def _reduce(value: Tensor, node: Any, plate: Plate | None, scaled: bool = True) 
 def _frame_shape(keep: list[tuple[int, Any]]) -> tuple[int, ...]:
     shape = [1] * max(-dim for dim, _ in keep)
     for dim, frame in keep:
-        shape[dim] = frame.size
+        shape[dim] = max(frame.size, 1)  # a plate without a size has that of its sites
     return tuple(shape)

@@ -14,6 +14,7 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from pyro_vi.data import fresh
 from pyro_vi.programs import Program, Values
 
 
@@ -55,6 +56,7 @@ def draw_traces(
     if particles is not None:
         plate = pyro.plate(PARTICLES, particles, dim=-1 - nesting)
         model, guide = plate(model), plate(guide)
+    args = fresh(args)
     guide_trace = poutine.trace(guide).get_trace(*args)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
     values = {

@@ -24,11 +24,10 @@ from pyro_vi.elbo import (
     from_run,
     length_of,
     refuse_unguided,
-    traced_plate,
 )
 from pyro_vi.errors import InputError
 from pyro_vi.estimators.dependence import refused_by_dependence
-from pyro_vi.programs import Give, Program, Relax, Straighten, Values, describe
+from pyro_vi.programs import Give, Program, Relax, Straighten, Values, data_plate_of, describe
 from pyro_vi.support import kept_generators
 from pyro_vi.support.private import Missing
 from pyro_vi.support.pyro_internals import mask_of
@@ -94,7 +93,7 @@ class Sample:
     def need_scale_outside(self) -> None:
         """Raise InputError where a plate is subsampled whose scale would stand inside the logarithm of a bound."""
         for run in self.runs:
-            plate = traced_plate(run.model_trace)
+            plate = data_plate_of(run.model_trace)
             for node in (*run.model_trace.nodes.values(), *run.guide_trace.nodes.values()):
                 for frame in node["cond_indep_stack"] if node["type"] == "sample" else ():
                     if frame.size != frame.full_size and (plate is None or frame.name != plate.name):

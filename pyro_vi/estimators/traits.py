@@ -14,7 +14,7 @@ import torch
 from pyro.infer import ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
 from torch import Tensor
 
-from pyro_vi.data import Batch
+from pyro_vi.data import Batch, fresh
 from pyro_vi.elbo import KLSource, terms_of_pair
 from pyro_vi.errors import InputError
 from pyro_vi.estimators.contract import Estimator, Traits
@@ -73,7 +73,7 @@ class Adapted:
             # Pyro would guess the same, and write so to stderr.
             nesting = max(layout.max_plate_nesting for layout in pair.layouts(args))
             elbo.max_plate_nesting = nesting + int(elbo.vectorize_particles and elbo.num_particles > 1)
-        return self.loss(pair, args)
+        return self.loss(pair, fresh(args))
 
     def sources_of_pair(self, pair: Pair, args: Batch) -> dict[str, KLSource]:
         """See `pyro_vi.estimators.contract.Estimator`."""

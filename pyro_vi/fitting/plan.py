@@ -13,7 +13,7 @@ from typing import Any
 from pyro_vi.data import Data, length_of, load
 from pyro_vi.data.registered import DATASETS
 from pyro_vi.errors import InputError, UsageError
-from pyro_vi.programs import Pair, Source, build_pair
+from pyro_vi.programs import Pair, Source, build_pair, resolve
 
 MINIBATCH = 128
 """Rows of a batch where minibatches are right."""
@@ -79,7 +79,8 @@ def plan(
     """
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size {batch_size} is out of range; it must be at least 1, or None for the default")
-    made = isinstance(model, (str, type))  # from the description of the data, which counts the rows that are fitted
+    # A class is built from the description of the data, which counts the rows that are fitted.
+    made = isinstance(resolve(model, "model")[0] if isinstance(model, str) else model, type)
     split = heldout is not None or isinstance(given, Data) or _registered(given)
 
     def loaded(fraction: float | None) -> Data:

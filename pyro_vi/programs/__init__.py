@@ -16,6 +16,7 @@ from pyro_vi.programs.layout import (
     Site,
     data_frame,
     data_plate,
+    data_plate_of,
     describe,
     prototype,
     role_of,
@@ -23,7 +24,7 @@ from pyro_vi.programs.layout import (
     support_of,
     title,
 )
-from pyro_vi.programs.lookup import Source, name_of
+from pyro_vi.programs.lookup import Source, name_of, resolve
 from pyro_vi.programs.pair import Pair
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "build_pair",
     "data_frame",
     "data_plate",
+    "data_plate_of",
     "describe",
     "evaluating",
     "isolated",
@@ -49,6 +51,7 @@ __all__ = [
     "pair_and_args",
     "pair_of",
     "prototype",
+    "resolve",
     "role_of",
     "shapes_of",
     "support_of",

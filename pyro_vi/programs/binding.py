@@ -27,9 +27,10 @@ from pyro.poutine.messenger import Messenger
 from torch import nn
 from torch.distributions import constraints, transform_to
 
+from pyro_vi.data import fresh
 from pyro_vi.errors import InputError
 from pyro_vi.programs.copying import Copies
-from pyro_vi.programs.isolation import Program, evaluating, kept_buffers
+from pyro_vi.programs.isolation import ALONE, Program, evaluating, kept_buffers
 from pyro_vi.support import kept_generators
 from pyro_vi.support.pyro_internals import name_of
 from pyro_vi.support.torch_internals import tensors_of
@@ -146,12 +147,12 @@ def bind(model: nn.Module, guide: nn.Module, args: tuple[Any, ...], copies: Copi
     # Pyro's validation is off because it rejects a `pyro.param` statement in a PyroModule. `bind` supports such statements.
     settings = pyro.settings.context(module_local_params=True, validate_poutine=False)
     with ExitStack() as stack:
-        for context in (pyro.get_param_store().scope(), settings, torch.no_grad(), kept_generators()):
+        for context in (ALONE, pyro.get_param_store().scope(), settings, torch.no_grad(), kept_generators()):
             stack.enter_context(context)
         for module in (model, guide, *copies.outermost(nn.Module)):
             stack.enter_context(kept_buffers(module))
         try:
-            run[1](*args)  # an AutoGuide is set up in its first call, in which it runs the model
+            run[1](*fresh(args))  # an AutoGuide is set up in its first call, in which it runs the model
             for program, recorder in zip(run, recorders, strict=True):
                 program._recorder = recorder
             draw(run[0], run[1], args)
@@ -169,6 +170,7 @@ def draw(model: Program, guide: Program, args: tuple[Any, ...]) -> tuple[Any, An
     A model that fails so may need the shapes of an enumeration: then its discrete sites are enumerated to the left of the
     fewest plates with which it runs.
     """
+    args = fresh(args)
     guide_trace = poutine.trace(guide).get_trace(*args)
     try:
         return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args), guide_trace

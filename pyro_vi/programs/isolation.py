@@ -5,6 +5,7 @@
 """
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -46,15 +47,26 @@ def kept_buffers(program: Program) -> Iterator[None]:
                 buffer.copy_(value)
 
 
+ALONE = threading.RLock()
+"""Held by the one thread that runs programs, as the process has one parameter store and one stack of handlers."""
+
+
 @contextmanager
 def isolated(seed: int | None = None, *, validation: bool | None = None) -> Iterator[None]:
     """Run Pyro programs without side effects: restore the parameter store, validation flags, default dtype and generators.
+
+    Programs run in one thread at a time; another thread waits.
 
     Args:
         seed: seed for the generators of torch, NumPy and Python, which are restored after the block; without a seed they are
             neither seeded nor restored.
         validation: turns Pyro's validation of distributions and traces on or off within the block; by default unchanged.
     """
+    with ALONE:
+        yield from _isolated(seed, validation)
+
+
+def _isolated(seed: int | None, validation: bool | None) -> Iterator[None]:
     dtype, check_args = torch.get_default_dtype(), pyro.settings.get("validate_distributions_torch")
     flag = pyro.poutine.util.is_validation_enabled() if validation is None else validation
     try:

@@ -20,7 +20,7 @@ from pyro.distributions import Delta, MaskedDistribution, Unit
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch.distributions import constraints
 
-from pyro_vi.data import Batch, length_of
+from pyro_vi.data import Batch, fresh, length_of
 from pyro_vi.errors import InputError, first_line
 from pyro_vi.programs.isolation import Program, isolated, kept_buffers
 from pyro_vi.support.pyro_internals import mask_of
@@ -161,7 +161,7 @@ def prototype(program: Program, args: Batch) -> Prototype:
         InputError: the program fails on this batch, for example because of its shape; the message includes the error.
     """
     with running(program, args):
-        trace = poutine.trace(program).get_trace(*args)
+        trace = poutine.trace(program).get_trace(*fresh(args))
     return layout_of(trace)
 
 
@@ -169,11 +169,12 @@ def layout_of(trace: Any) -> Prototype:
     """Read sites and plates from a trace."""
     trace = prune_subsample_sites(trace)
     nodes = {name: node for name, node in trace.nodes.items() if node["type"] == "sample"}
-    plates = {}
+    plates: dict[str, Plate] = {}
     for node in nodes.values():
-        for frame in node["cond_indep_stack"]:
-            if frame.vectorized and not frame.name.startswith("_"):
-                plates[frame.name] = Plate(frame.name, frame.dim, frame.full_size, frame.size)
+        for frame in _vectorized(node):
+            found = _plate(frame, node)
+            if frame.name not in plates or found.length > plates[frame.name].length:
+                plates[frame.name] = found
     data = data_frame(trace)
     sites = {}
     for name, node in nodes.items():
@@ -240,6 +241,25 @@ def data_frame(trace: Any) -> Any:
         return frame.full_size != frame.size, frame.name in DATA_PLATES, inside
 
     return max(shared, key=order, default=None)
+
+
+def data_plate_of(trace: Any) -> Plate | None:
+    """Return the data plate in a trace of a model: see `data_frame`."""
+    frame = data_frame(trace)
+    if frame is None:
+        return None
+    nodes = (
+        n for n in trace.nodes.values() if n["type"] == "sample" and frame.name in [f.name for f in _vectorized(n)]
+    )
+    return max((_plate(frame, node) for node in nodes), key=lambda plate: plate.length)
+
+
+def _plate(frame: Any, node: Any) -> Plate:
+    # A plate without a size, `pyro.plate("data")`, is as long as its sites.
+    shape = node["fn"].batch_shape
+    own = shape[frame.dim] if len(shape) >= -frame.dim else 1
+    length = frame.size if frame.size >= 0 else own
+    return Plate(frame.name, frame.dim, frame.full_size if frame.full_size >= 0 else length, length)
 
 
 def _vectorized(node: Any) -> list[Any]:
