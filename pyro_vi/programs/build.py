@@ -10,7 +10,7 @@ from traceback import walk_tb
 from typing import Any
 
 from pyro.contrib.easyguide import EasyGuide
-from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide import AutoGuide, AutoMessenger
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
@@ -140,7 +140,7 @@ def _make(program: Source, kind: Kind, contract: tuple[Any, ...]) -> object:
         if options:
             raise UsageError(f"{kind} '{label}' is not a class and takes no options; leave out {', '.join(options)}")
         return program
-    if issubclass(program, AutoGuide | EasyGuide):
+    if issubclass(program, AutoGuide | AutoMessenger | EasyGuide):
         contract = contract[:1]  # Pyro's guides see the data in their first call
     check_options(f"{kind} '{label}'", options, _options_of(program, len(contract)))
     try:

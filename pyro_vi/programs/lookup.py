@@ -1,7 +1,8 @@
 """Lookup of programs by name.
 
-A program is named by a registered name (``vae``), ``path/file.py:Name`` or ``package.module:Name``, each with options as
-Python literals in parentheses: ``vae(latent_dim=8)``. `resolve` finds the program of a name; `available` lists the
+A program is named by a registered name (``vae``), one of Pyro's AutoGuides (``AutoNormal``), ``path/file.py:Name`` or
+``package.module:Name``, each with options as Python literals in parentheses: ``vae(latent_dim=8)``. The name may be dotted:
+``vae.py:vae.model`` is a method of the object ``vae``. `resolve` finds the program of a name; `available` lists the
 registered names.
 """
 
@@ -35,7 +36,8 @@ def resolve(text: str, kind: Kind) -> tuple[Source, dict[str, Any]]:
     """Return the program of a name, and the options given with it.
 
     Args:
-        text: ``name``, ``path/file.py:Name`` or ``package.module:Name``, with options in parentheses if there are any.
+        text: ``name``, ``path/file.py:Name`` or ``package.module:Name``, dotted names among them, with options in parentheses
+            if there are any.
         kind: ``"model"`` or ``"guide"``, the table in which a plain name is looked up.
 
     Raises:
@@ -58,12 +60,18 @@ def resolve(text: str, kind: Kind) -> tuple[Source, dict[str, Any]]:
         return _load(table[target]), options
     path, _, name = target.rpartition(":")
     module = _from_file(path, kind) if path.endswith(".py") else _from_package(path, kind)
-    if not hasattr(module, name):
+    first, *attributes = name.split(".")
+    if not hasattr(module, first):
         public = [
             n for n, v in vars(module).items() if callable(v) and not n.startswith("_") and _defined_in(v, module)
         ]
-        raise unknown(f"{kind} in {path}", name, public)
-    return getattr(module, name), options
+        raise unknown(f"{kind} in {path}", first, public)
+    found, place = getattr(module, first), first
+    for attribute in attributes:
+        if not hasattr(found, attribute):
+            raise UsageError(f"{kind} '{target}': {place} has no attribute '{attribute}'; check the name")
+        found, place = getattr(found, attribute), f"{place}.{attribute}"
+    return found, options
 
 
 def name_of(program: Source) -> str:
