@@ -65,6 +65,11 @@ class Run:
         return self.pair.guide
 
     @property
+    def params(self) -> dict[str, Tensor]:
+        """Fitted values of the parameters by their names in Pyro, constrained as the programs see them."""
+        return self.pair.values()
+
+    @property
     def compiled(self) -> bool:
         """True if the last steps were compiled."""
         return self.choice is not None and bool(self.choice.lengths)

@@ -182,6 +182,20 @@ def draw(model: Program, guide: Program, args: tuple[Any, ...]) -> tuple[Any, An
         raise
 
 
+def constrained(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the parameters that a module itself holds by name, each as the programs see it: in its constraint."""
+    if isinstance(module, FunctionProgram):
+        for name, constraint in module._constraints.items():
+            name = normalize_param_name(name)
+            yield name, transform_to(constraint)(_get(module, name))
+    names = {f"{name}_unconstrained": name for name in getattr(module, "_pyro_params", ())}
+    for name, parameter in module.named_parameters(recurse=False):
+        if name in names:
+            yield names[name], getattr(module, names[name])
+        elif not isinstance(module, FunctionProgram) or name not in module._constraints:
+            yield name, parameter
+
+
 def _bound(
     program: nn.Module, run: FunctionProgram, recorder: "_Recorder", shared: dict[str, torch.Tensor]
 ) -> nn.Module:

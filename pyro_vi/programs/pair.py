@@ -8,7 +8,7 @@ from torch import nn
 
 from pyro_vi.data import Batch, length_of, part
 from pyro_vi.errors import InputError
-from pyro_vi.programs.binding import draw
+from pyro_vi.programs.binding import constrained, draw
 from pyro_vi.programs.copying import Copies
 from pyro_vi.programs.isolation import isolated
 from pyro_vi.programs.layout import Prototype, key_of, layout_of, running
@@ -83,6 +83,15 @@ class Pair(nn.Module):
                     part = "guide" if id(parameter) in only_guide else owner
                     result[f"{owner}.{name}" if name in result else name] = (part, parameter)
         return result
+
+    def values(self) -> dict[str, torch.Tensor]:
+        """Return the values of the parameters by name, constrained as the programs see them, without gradients."""
+        found: dict[str, torch.Tensor] = {}
+        for program in (self.model, self.guide):
+            for prefix, module in program.named_modules():  # a program comes before the containers of its parameters
+                for name, value in constrained(module):
+                    found.setdefault(f"{prefix}.{name}".lstrip("."), value.detach())
+        return found
 
     def _unused_by_model(self, args: Batch, held: set[int]) -> set[int]:
         with isolated(seed=0):
