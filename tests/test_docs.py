@@ -24,7 +24,7 @@ LINES = [line.strip() for _, language, text in BLOCKS if not language for line i
 
 
 def commands(start: str) -> list[str]:
-    return [line.split("  #")[0] for line in LINES if line.startswith(start)]
+    return [line.split("  #")[0] for line in LINES if line.startswith(start) and " | " not in line]
 
 
 @pytest.mark.slow
