@@ -84,11 +84,24 @@ def by_name(program: Any, names: tuple[str, ...]) -> Any:
     """Return a program that takes its keyword arguments by position, in the order of ``names``."""
     if not names or not callable(program) or _takes_in_order(program, names):
         return program
+    if isinstance(program, nn.Module):
+        return _ByName(program, names)
 
     def called_by_name(*args: Any, **kwargs: Any) -> Any:
         return program(**dict(zip(names, args, strict=False)), **kwargs)
 
     return called_by_name
+
+
+class _ByName(nn.Module):
+    """A module that takes the keyword arguments of another one by position."""
+
+    def __init__(self, program: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.program, self.names = program, names
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.program(**dict(zip(self.names, args, strict=False)), **kwargs)
 
 
 def _takes_in_order(program: Any, names: tuple[str, ...]) -> bool:
