@@ -161,6 +161,9 @@ def bind(model: nn.Module, guide: nn.Module, args: tuple[Any, ...], copies: Copi
                 program._recorder = None
     shared: dict[str, torch.Tensor] = {}
     bound = [_bound(*both, shared) for both in zip((model, guide), run, recorders, strict=True)]
+    for parameter in {p for program in bound for p in program.parameters()}:
+        # A parameter that a program made of a tensor shares its memory and strides; Pyro's store makes it a tensor of its own.
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     return bound[0], bound[1]
 
 
