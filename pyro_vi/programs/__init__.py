@@ -2,13 +2,15 @@
 
 * `lookup` finds the program that a name refers to; `build` makes the pair; `binding` turns a Pyro function into a module;
   `pair` defines `Pair`.
-* `layout` reads sites and plates; `handlers` fix or relax draws; `isolation` runs programs without side effects.
+* `layout` reads sites and plates; `latents` reads the latent sites for a guide; `supports` says where a distribution has
+  values; `handlers` fix or relax draws; `isolation` runs programs without side effects.
 """
 
 from pyro_vi.programs.binding import swapped
 from pyro_vi.programs.build import build_pair, pair_and_args, pair_of
 from pyro_vi.programs.handlers import Give, Relax, Straighten, Values
 from pyro_vi.programs.isolation import Program, evaluating, isolated, kept_buffers
+from pyro_vi.programs.latents import Latent, LatentPlate, Reading
 from pyro_vi.programs.layout import (
     ModelPlate,
     Plate,
@@ -21,36 +23,44 @@ from pyro_vi.programs.layout import (
     prototype,
     role_of,
     shapes_of,
-    support_of,
     title,
 )
 from pyro_vi.programs.lookup import Source, name_of, resolve
 from pyro_vi.programs.pair import Pair
+from pyro_vi.programs.supports import bare, innermost, inside, masked_by, range_of, support_of
 
 __all__ = [
     "Give",
+    "Latent",
+    "LatentPlate",
     "ModelPlate",
     "Pair",
     "Plate",
     "Program",
     "Prototype",
+    "Reading",
     "Relax",
     "Site",
     "Source",
     "Straighten",
     "Values",
+    "bare",
     "build_pair",
     "data_frame",
     "data_plate",
     "data_plate_of",
     "describe",
     "evaluating",
+    "innermost",
+    "inside",
     "isolated",
     "kept_buffers",
+    "masked_by",
     "name_of",
     "pair_and_args",
     "pair_of",
     "prototype",
+    "range_of",
     "resolve",
     "role_of",
     "shapes_of",

@@ -23,6 +23,7 @@ from torch.distributions import constraints
 from pyro_vi.data import Batch, fresh, length_of
 from pyro_vi.errors import InputError, first_line
 from pyro_vi.programs.isolation import Program, isolated, kept_buffers
+from pyro_vi.programs.supports import support_of
 from pyro_vi.support.pyro_internals import mask_of
 
 Role = Literal["latent", "observed", "deterministic", "factor", "auxiliary", "subsample"]
@@ -183,7 +184,7 @@ def layout_of(trace: Any) -> Prototype:
             name=name,
             role=role_of(node),
             distribution=describe(fn),
-            support=support_of(fn),
+            support=support_of(fn) or constraints.dependent,
             batch_shape=tuple(fn.batch_shape),
             event_shape=tuple(fn.event_shape),
             plates=tuple(f.name for f in sorted(node["cond_indep_stack"], key=lambda f: f.dim or 0) if f.vectorized),
@@ -323,13 +324,3 @@ def key_of(args: Any) -> Any:
     if isinstance(args, (tuple, list)):
         return tuple(map(key_of, args))
     return args if isinstance(args, (int, float, str, bool, type(None))) else id(args)
-
-
-def support_of(fn: Any) -> constraints.Constraint:
-    """Return the support of a distribution, or `constraints.dependent` if it does not say."""
-    # Pyro's wrapper of zuko's flows does not define their support.
-    try:
-        support: constraints.Constraint = fn.support
-    except NotImplementedError:
-        return constraints.dependent
-    return support

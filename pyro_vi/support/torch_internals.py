@@ -60,6 +60,12 @@ def times_changed(tensor: Tensor) -> int:
     return count
 
 
+def validates(distribution: torch.distributions.Distribution) -> bool:
+    """True if a distribution checks its values; false, where validation is on, for one made with ``validate_args=False``."""
+    checks: bool = _attribute(distribution, "_validate_args", "torch.distributions.Distribution._validate_args")
+    return checks
+
+
 # Tracing.
 
 

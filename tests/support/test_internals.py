@@ -95,8 +95,9 @@ ESSENTIAL = [
     "torch.nn.Module._forward_hooks",
     "torch.optim.Optimizer._optimizer_step_pre_hooks",
     "torch.optim.Optimizer._optimizer_step_post_hooks",
+    "torch.distributions.Distribution._validate_args",
 ]
-"""Attributes of each module and optimizer, that torch itself cannot do without."""
+"""Attributes of each module, optimizer and distribution, that torch itself cannot do without."""
 
 
 class Normals(torch.nn.Module):
