@@ -22,7 +22,7 @@ from pyro.util import check_site_shape
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_vi.data import Batch, length_of
+from pyro_vi.data import Batch, fresh, length_of
 from pyro_vi.elbo import Run, Terms, draw_traces, from_run
 from pyro_vi.errors import InputError, kind_and_line
 from pyro_vi.estimators.contract import Traits
@@ -153,7 +153,7 @@ def _meant(trace: Any) -> Iterator[str]:
 
 def _trace(what: str, program: Any, args: Batch) -> Any:
     try:
-        return poutine.trace(program).get_trace(*args)
+        return poutine.trace(program).get_trace(*fresh(args))
     except InputError:
         raise
     except Exception as error:

@@ -13,11 +13,12 @@ from pyro import poutine
 from pyro.distributions import Delta
 from torch import Tensor
 
-from pyro_vi.elbo import draws_at_once, traced_plate
+from pyro_vi.data import fresh
+from pyro_vi.elbo import draws_at_once
 from pyro_vi.errors import InputError
 from pyro_vi.fitting.findings import Finding, View, data_of, is_factor, is_point, latents_of, number
 from pyro_vi.fitting.values import guide_support, observed_support, unknown_support
-from pyro_vi.programs import bare, describe, isolated, kept_buffers, masked_by, support_of
+from pyro_vi.programs import bare, data_plate_of, describe, isolated, kept_buffers, masked_by, support_of
 
 Rule = Callable[[View], Iterator[Finding]]
 
@@ -181,11 +182,11 @@ def _sizes(view: View) -> Iterator[Finding]:
     total, data = view.num_data, data_of(view.model_trace)
     if total is None or not data:
         return
-    plate = traced_plate(view.model_trace)
+    plate = data_plate_of(view.model_trace)
     frames = [f for node in data.values() for f in node["cond_indep_stack"]]
     rows, size = view.length, view.length
     if plate is not None:
-        rows, size = next((f.size, f.full_size) for f in frames if f.name == plate.name)
+        rows, size = plate.length, plate.size
     if size == total or any(f.full_size == total and not f.vectorized for f in frames) or _scaled(data, total / rows):
         return
     for name, node in latents_of(view.model_trace).items():
@@ -238,7 +239,7 @@ def _points(view: View) -> Iterator[Finding]:
         return
     # The guide of a Delta that depends on another draw has a density.
     with torch.no_grad(), isolated(seed=1, validation=False), kept_buffers(view.pair):
-        again = poutine.trace(view.pair.guide).get_trace(*view.args)
+        again = poutine.trace(view.pair.guide).get_trace(*fresh(view.args))
     fixed = [name for name, value in points.items() if bool(torch.as_tensor(value == again.nodes[name]["value"]).all())]
     if fixed:
         names = ", ".join(f"'{name}'" for name in fixed)

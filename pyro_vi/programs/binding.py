@@ -145,14 +145,16 @@ def bind(model: nn.Module, guide: nn.Module, args: tuple[Any, ...], copies: Copi
     recorders = [_Recorder(program, other, copies) for program, other in ((model, guide), (guide, model))]
     run = [p if isinstance(p, FunctionProgram) and not p._is_bound else FunctionProgram(p) for p in (model, guide)]
     # Pyro's validation is off because it rejects a `pyro.param` statement in a PyroModule. `bind` supports such statements.
-    settings = pyro.settings.context(module_local_params=True, validate_poutine=False)
+    # What it says of values, `check` tells with its cause.
+    settings, unchecked = pyro.settings.context(module_local_params=True), pyro.validation_enabled(False)
     with ExitStack() as stack:
-        for context in (ALONE, pyro.get_param_store().scope(), settings, torch.no_grad(), kept_generators()):
+        for context in (ALONE, pyro.get_param_store().scope(), settings, unchecked, torch.no_grad(), kept_generators()):
             stack.enter_context(context)
         for module in (model, guide, *copies.outermost(nn.Module)):
             stack.enter_context(kept_buffers(module))
         try:
-            run[1](*fresh(args))  # an AutoGuide is set up in its first call, in which it runs the model
+            with poutine.block():  # a guide that observes would warn outside of any handler
+                run[1](*fresh(args))  # an AutoGuide is set up in its first call, in which it runs the model
             for program, recorder in zip(run, recorders, strict=True):
                 program._recorder = recorder
             draw(run[0], run[1], args)
