@@ -159,6 +159,7 @@ def of_b(x):
 NAN = torch.where(SEEN, X, torch.nan)
 AUTO = [
     *("AutoNormal", "AutoDiagonalNormal", "AutoMultivariateNormal", "AutoLowRankMultivariateNormal", "AutoIAFNormal"),
+    *("AutoNormalMessenger", "AutoHierarchicalNormalMessenger", "AutoRegressiveMessenger"),
     *("AutoStructured", "AutoGaussian"),  # the last two work with the default dtype only
 ]
 reparametrized = poutine.reparam(centred, config={"z": LocScaleReparam(0.0)})

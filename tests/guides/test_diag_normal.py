@@ -163,7 +163,7 @@ def test_it_goes_with_the_models_of_the_catalogue(name):
     assert {n: site.local for n, site in found.sites.items() if site.latent} == entry.local
     assert found.num_data == entry.num_data
     found.loss.backward()
-    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in guide.parameters())
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in pair.guide.parameters())
     # Model and guide have the same plates and shapes for every site.
     ours, theirs = prototype(guide, entry.batch), prototype(pair.model, entry.batch)
     assert ours.plates == {plate: theirs.plates[plate] for plate in ours.plates}
