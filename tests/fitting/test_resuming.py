@@ -55,7 +55,12 @@ def test_a_resumed_fit_has_the_bits_of_an_uninterrupted_one(stops, whole, tmp_pa
 def test_resuming_without_a_schedule_and_from_functions(tmp_path):
     def run(*stops: int, **options: Any) -> Run:
         return quick(
-            *global_pair(), load(scalars(50), heldout=0.0), elbo="trace", batch_size=10, optimizer=interrupting(*stops), **options
+            *global_pair(),
+            load(scalars(50), heldout=0.0),
+            elbo="trace",
+            batch_size=10,
+            optimizer=interrupting(*stops),
+            **options,
         )
 
     with pytest.raises(KeyboardInterrupt):
