@@ -218,6 +218,45 @@ def test_single_precision_far_out(q, p):
     torch.testing.assert_close(single.double(), double, rtol=2e-2, atol=1e-3)
 
 
+WIDE = {
+    "LogNormal": [(-4.0, 2.0), (5.0, 1e-3), (0.1, 0.5)],
+    "Gamma": [(1e5, 1e3), (0.3, 2.0), (1e4, 1e2)],
+    "Chi2": [(2e4,), (0.7,)],
+    "Exponential": [(1e3,), (1e-3,)],
+    "Weibull": [(148.0, 500.0), (0.5, 0.7)],
+    "InverseGamma": [(1e4, 1e4), (0.4, 3.0)],
+    "HalfNormal": [(1e-3,), (1e3,)],
+}
+FAR = [
+    *((POSITIVE[q][0], a, POSITIVE[p][0], b) for q, p in product(WIDE, WIDE) for a, b in product(WIDE[q], WIDE[p])),
+    *((dist.Beta, a, dist.Beta, b) for a, b in product([(1e5, 1e5), (0.3, 7.0), (3e4, 20.0)], repeat=2)),
+    *((dist.StudentT, (df, 0.0, 1.0), dist.Normal, (0.0, 1.0)) for df in (2.5, 1e2, 1e4)),
+]
+
+
+def test_single_precision_loses_no_digits_over_a_wide_range():
+    """Of the same parameters, rounded to single; a value that single cannot hold is infinite."""
+    for left, of_q, right, of_p in FAR:
+        q, p = (family(*number(*given, dtype=torch.float32)) for family, given in ((left, of_q), (right, of_p)))
+        wide = [v.double() for v in number(*of_q, *of_p, dtype=torch.float32)]
+        expected = kl_divergence(left(*wide[: len(of_q)]), right(*wide[len(of_q) :]))
+        torch.testing.assert_close(kl_divergence(q, p), expected.float(), rtol=1e-5, atol=1e-8, equal_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("q", "p", "expected"),
+    [  # by quadrature with 50 digits (mpmath)
+        (dist.Gamma(1e4, 1e2), dist.LogNormal(4.6, 0.01), 0.131094703157),
+        (dist.Gamma(1e5, 1.0), dist.Gamma(1e5, 1.001), 0.0499713600915),
+        (dist.InverseGamma(1e3, 1e3), dist.Gamma(1e3, 1e3), 0.000834334351001),
+        (dist.StudentT(1e4, 0.0, 1.0), dist.Normal(0.0, 1.0), 1.75041674793e-8),
+        (dist.Beta(1e5, 1e5), dist.Beta(1.01e5, 1e5), 2.48759105652),
+    ],
+)
+def test_values_of_sharp_densities_in_single_precision(q, p, expected):
+    assert float(kl_divergence(q, p)) == pytest.approx(expected, rel=1e-6, abs=1e-10)
+
+
 @pytest.mark.parametrize(
     ("batch", "other"), [((), ()), ((5,), (5,)), ((5,), ()), ((), (5,)), ((4, 1), (3,))], ids=lambda b: str(b)
 )
