@@ -69,7 +69,8 @@ def audit(
           error ``seconds_se``, and its ``peak_bytes``; ``method``: ``"vmap"`` where many draws were evaluated at once.
 
     Raises:
-        InputError: too few draws, a program that fails on the batch, or a gradient that is not finite.
+        InputError: too few draws, an estimator that cannot serve the pair, a program that fails on the batch, or a gradient
+            that is not finite.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -85,10 +86,12 @@ def audit(
         >>> bool(result.grad_var.sel(elbo="trace", parameter="m") > result.grad_var.sel(elbo="mean_field", parameter="m"))
         True
     """
-    pair, args = pair_and_args(model, guide, batch)
+    with torch.enable_grad():  # the caller may have turned gradients off
+        pair, args = pair_and_args(model, guide, batch)
     return audit_pair(pair, args, named(elbos), draws=draws, seed=seed, vectorize=vectorize)
 
 
+@torch.enable_grad()
 def audit_pair(
     pair: Pair,
     args: Batch,
@@ -101,6 +104,8 @@ def audit_pair(
     """Return `audit` for a pair that is already bound; the estimators, given by name, may store facts about the pair."""
     if draws < 20:
         raise InputError(f"an audit needs at least 20 draws for its standard errors, not {draws}")
+    with isolated(validation=False):
+        sources = {name: estimator_of(elbo).sources_of_pair(pair, args) for name, elbo in estimators.items()}
     owned = pair.owned(args)
     num_data = pair.rows(args)[1]
     parameters = [parameter for _, parameter in owned.values()]
@@ -114,14 +119,12 @@ def audit_pair(
         measured = costs({name: evaluator.once for name, evaluator in evaluators.items()}, seconds=0.1)
         references = _references(estimators)
         for name, elbo in estimators.items():
-            estimator = estimator_of(elbo)
-            sources = {site: str(source) for site, source in estimator.sources_of_pair(pair, args).items()}
             records[name] = Record(
                 evaluators[name],
-                estimator.traits.target,
+                traits_of(elbo).target,
                 Moments(sum(sizes), groups, draws),
                 Moments(1, 2, draws),
-                sources,
+                {site: str(source) for site, source in sources[name].items()},
                 measured[name],
             )
             if name not in references.values() and parameters:

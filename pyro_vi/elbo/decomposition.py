@@ -9,21 +9,34 @@ Every other module reads the ELBO through this one decomposition. For local late
 * `terms` makes one draw; `from_run` decomposes a run that was made already.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
+from pyro.distributions import Delta, ExpandedDistribution, MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Independent, kl_divergence
 
 import pyro_vi.elbo.kl  # noqa: F401  (registers closed forms that torch lacks)
 from pyro_vi.data import Batch, length_of
+from pyro_vi.elbo.closed import Reasons, dependence_of, refused, same
 from pyro_vi.elbo.traces import PARTICLES, Run, draw_traces
 from pyro_vi.errors import InputError
-from pyro_vi.programs import Pair, Plate, Program, data_plate_of, describe, isolated, kept_buffers, pair_and_args
+from pyro_vi.programs import (
+    Pair,
+    Plate,
+    Program,
+    data_plate_of,
+    describe,
+    isolated,
+    kept_buffers,
+    pair_and_args,
+    role_of,
+)
 
 KL = Literal["analytic", "sampled"]
 
@@ -46,8 +59,10 @@ class SiteTerms:
     A local site's tensors have the shape ``(..., B)`` of the batch, without the factor N / B of a subsampled data plate;
     a global site's have the shape ``(...)``, where ``...`` is empty, or the number of particles.
 
-    ``log_p`` is None for an auxiliary site, ``log_q`` for an observed one; ``kl`` is the closed form, or None. ``score`` is
-    log q without any scale, whose gradient is the score function; None unless it was asked for.
+    ``log_p`` is None for an auxiliary site, ``log_q`` for an observed one; ``kl`` is the closed form, or None. ``drawn`` is
+    true if the guide draws the site at random: not a Delta, whose value is a function of the other draws, nor a factor.
+    ``score`` is log q of such a site without any scale, whose gradient is the score function; None unless it was asked for.
+    ``scale`` is the factor of log q, without the N / B of a subsampled data plate.
     """
 
     name: str
@@ -57,6 +72,8 @@ class SiteTerms:
     kl: Tensor | None
     source: KLSource | None
     score: Tensor | None = None
+    drawn: bool = False
+    scale: Any = 1.0
 
     @property
     def latent(self) -> bool:
@@ -80,11 +97,15 @@ class Terms:
         sites: the summands by site, in the order of the model.
         num_data: full size N of the data plate, else the batch's length: what *per datum* divides by.
         rows: number of data in this batch, B; 1 if the model has no data plate.
+        outer: the scale that all sites have in common (`pyro.poutine.scale`), without N / B and without the weight of an
+            annealed KL: it belongs outside of the logarithm of a many-sample bound. None where the data are scaled and another
+            site is not scaled as they are.
     """
 
     sites: Mapping[str, SiteTerms]
     num_data: int
     rows: int
+    outer: Any = 1.0
 
     @property
     def sources(self) -> dict[str, KLSource]:
@@ -167,7 +188,8 @@ def terms_of_pair(pair: Pair, args: Batch, *, kl: KL = "analytic", seed: int | N
     """`terms` of a pair that is bound already."""
     with isolated(seed), kept_buffers(pair):
         run = draw_traces(pair.model, pair.guide, args)
-    return from_run(run, length_of(args), kl=kl)
+        dependence = dependence_of(pair, args, run) if kl == "analytic" else {}
+    return from_run(run, length_of(args), kl=kl, dependence=dependence)
 
 
 def from_run(
@@ -175,19 +197,24 @@ def from_run(
     length: int,
     *,
     kl: KL = "analytic",
-    refused: Mapping[str, str] | None = None,
+    dependence: Reasons | None = None,
     score: bool = False,
 ) -> Terms:
     """Decompose one run of a pair: one draw, or many in the plate of particles. See `terms`.
 
-    ``length`` is the batch's: what *per datum* divides by where there is no data plate. At the sites of ``refused`` the KL is
-    sampled, for the reason given there. With ``score`` each latent site has its unscaled log q too.
+    ``length`` is the batch's: what *per datum* divides by where there is no data plate. ``dependence`` are the reasons of
+    `pyro_vi.elbo.closed.by_dependence` for which a site's KL is sampled. With ``score`` each site that the guide draws has its
+    unscaled log q too.
+
+    Raises:
+        InputError: the guide samples what the model observes or computes; a site is in the data's plate in one program only.
     """
     model_trace, guide_trace = run.model_trace, run.guide_trace
     plate = data_plate_of(model_trace)
+    reasons = refused(run, dependence or {}) if kl == "analytic" else {}
     sites: dict[str, SiteTerms] = {}
     for name, node in model_trace.nodes.items():
-        if node["type"] != "sample":
+        if node["type"] != "sample" or role_of(node) == "deterministic":
             continue
         local = _local(node, plate)
         log_p = _reduce(node["log_prob"], node, plate)
@@ -204,19 +231,59 @@ def from_run(
         log_q = _reduce(other["log_prob"], other, plate)
         if kl == "sampled":
             closed, source = None, KLSource("sampled")
-        elif refused and name in refused:
-            closed, source = None, KLSource("sampled", refused[name])
+        elif name in reasons:
+            closed, source = None, KLSource("sampled", reasons[name])
         else:
             closed, source = _closed_form(node, other, plate)
-        sites[name] = SiteTerms(name, local, log_p, log_q, closed, source, _score(other, plate) if score else None)
+        sites[name] = SiteTerms(name, local, log_p, log_q, closed, source, *_drawn(other, plate, score))
     for name, node in guide_trace.nodes.items():
-        if node["type"] == "sample" and name not in sites:
+        if node["type"] != "sample" or role_of(node) == "deterministic":
+            continue
+        if role_of(node) != "factor":
+            _refuse_double(name, model_trace)
+        if name not in sites or role_of(node) == "factor":
             log_q = _reduce(node["log_prob"], node, plate)
-            reason = "" if kl == "sampled" else "the model has no such site"
-            unscaled = _score(node, plate) if score else None
-            sites[name] = SiteTerms(name, _local(node, plate), None, log_q, None, KLSource("sampled", reason), unscaled)
+            # As in Pyro's loss, what the guide adds to its density or observes counts as log q. It is no draw, and has no KL.
+            source = KLSource("sampled", "" if kl == "sampled" else "the model has no such site")
+            own = f"guide.{name}" if name in sites else name
+            sites[own] = SiteTerms(
+                own,
+                _local(node, plate),
+                None,
+                log_q,
+                None,
+                None if node["is_observed"] else source,
+                *_drawn(node, plate, score),
+            )
     rows, num_data = (1, length) if plate is None else (plate.length, plate.size)
-    return Terms(sites, max(num_data, 1), rows)
+    return Terms(sites, max(num_data, 1), rows, _outer(run, plate))
+
+
+UNANNEALED = "_pyro_vi_scale"
+"""Key of a site's ``infer`` under which whoever anneals the KL leaves the scale that the program gave the site."""
+
+
+def _outer(run: Run, plate: Plate | None) -> Any:
+    """See `Terms.outer`."""
+    scales: dict[bool, list[Any]] = {True: [], False: []}
+    for node in (n for t in (run.model_trace, run.guide_trace) for n in t.nodes.values() if n["type"] == "sample"):
+        if role_of(node) != "deterministic":
+            own = (node["infer"] or {}).get(UNANNEALED, node["scale"])
+            scales[role_of(node) == "observed"].append(own / _factor(node, plate))
+    data = scales[True]
+    if all(isinstance(scale, int | float) and math.isclose(scale, 1) for scale in data):
+        return 1.0
+    return data[0] if all(same(scale, data[0]) for scale in (*data, *scales[False])) else None
+
+
+def _refuse_double(name: str, model_trace: Any) -> None:
+    node = model_trace.nodes.get(name)
+    if node is not None and node["type"] == "sample" and node["is_observed"]:
+        what = "observes" if role_of(node) == "observed" else "computes"
+        raise InputError(
+            f"the guide samples '{name}', which the model {what}, so that its log q is no part of an ELBO; leave '{name}' out "
+            f"of the guide, or hide it: poutine.block(guide, hide=['{name}'])"
+        )
 
 
 def _closed_form(model_node: Any, guide_node: Any, plate: Plate | None) -> tuple[Tensor | None, KLSource]:
@@ -225,14 +292,34 @@ def _closed_form(model_node: Any, guide_node: Any, plate: Plate | None) -> tuple
         value = kl_divergence(q, p)
     except NotImplementedError:
         return None, KLSource("sampled", f"no closed form of KL({describe(q)} || {describe(p)}) is registered")
+    if torch.as_tensor(value).shape not in ((), q.batch_shape):
+        return None, KLSource("sampled", "model and guide give it different batch shapes")
     # Pyro's TraceMeanField_ELBO scales and masks the KL as the guide's site is.
     value = scale_and_mask(value, scale=guide_node["scale"], mask=guide_node["mask"])
     return _reduce(torch.as_tensor(value).expand(q.batch_shape), guide_node, plate), KLSource("analytic")
 
 
-def _score(node: Any, plate: Plate | None) -> Tensor:
-    value = scale_and_mask(node["unscaled_log_prob"], mask=node["mask"])
-    return _reduce(value, node, plate, scaled=False)
+def _drawn(node: Any, plate: Plate | None, score: bool) -> tuple[Tensor | None, bool, Any]:
+    """The score, `drawn` and the scale of a guide's site, for `SiteTerms`."""
+    drawn = not node["is_observed"] and not isinstance(unwrapped(node["fn"]), Delta)
+    value = None
+    if drawn and score:
+        masked = scale_and_mask(node["unscaled_log_prob"], mask=node["mask"])
+        value = _reduce(masked, node, plate, scaled=False)
+    return value, drawn, node["scale"] / _factor(node, plate)
+
+
+def _factor(node: Any, plate: Plate | None) -> float:
+    """N / B of the data plate at a site: 1 outside of it."""
+    frames = node["cond_indep_stack"]
+    return next((f.full_size / f.size for f in frames if plate is not None and f.name == plate.name), 1.0)
+
+
+def unwrapped(fn: Any) -> Any:
+    """A distribution without its masks, expansions and event dimensions."""
+    while isinstance(fn, (MaskedDistribution, ExpandedDistribution, Independent)):
+        fn = fn.base_dist
+    return fn
 
 
 def _local(node: Any, plate: Plate | None) -> bool:
@@ -241,18 +328,13 @@ def _local(node: Any, plate: Plate | None) -> bool:
 
 def _reduce(value: Tensor, node: Any, plate: Plate | None, scaled: bool = True) -> Tensor:
     """Sum a site's log-density over all batch dimensions but those of the particles and of the data plate."""
-    keep = [(frame.dim, frame) for frame in node["cond_indep_stack"] if frame.name == PARTICLES]
-    factor = 1.0
-    if plate is not None:
-        for frame in node["cond_indep_stack"]:
-            if frame.name == plate.name:
-                keep.append((frame.dim, frame))
-                factor = frame.full_size / frame.size
+    names = (PARTICLES,) if plate is None else (PARTICLES, plate.name)
+    keep = [(frame.dim, frame) for frame in node["cond_indep_stack"] if frame.name in names]
     dims = [dim for dim, _ in keep]
     if dims:
         value = value.expand(torch.broadcast_shapes(value.shape, _frame_shape(keep)))
     others = [dim for dim in range(-value.dim(), 0) if dim not in dims]
-    return (value.sum(others) if others else value) / (factor if scaled else 1)
+    return (value.sum(others) if others else value) / (_factor(node, plate) if scaled else 1)
 
 
 def _frame_shape(keep: list[tuple[int, Any]]) -> tuple[int, ...]:

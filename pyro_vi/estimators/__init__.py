@@ -1,7 +1,7 @@
 """ELBO estimators by name: each is a `pyro.infer.ELBO`, usable as ``loss=`` of a plain `pyro.infer.SVI`.
 
 * `table` finds an estimator by name; `bound` composes our own from bounds, `gradients` and treatments of the KL, on the draws
-  of `sample` and where `dependence` allows; `contract` states what the engine asks of any estimator, and `traits` brings
+  of `sample`; `arguments` reads their options; `contract` states what the engine asks of any estimator, and `traits` brings
   Pyro's own under it; `objective` is the loss of a fit.
 """
 

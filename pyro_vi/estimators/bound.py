@@ -21,10 +21,11 @@ from torch import Tensor
 from pyro_vi.data import Batch
 from pyro_vi.elbo import KLSource, Terms
 from pyro_vi.errors import UsageError
+from pyro_vi.estimators.arguments import number, whole
 from pyro_vi.estimators.contract import Traits
-from pyro_vi.estimators.gradients import GRADIENTS
+from pyro_vi.estimators.gradients import GRADIENTS, refuse_unserved
 from pyro_vi.estimators.sample import Plans, Sample, draw_sample, weights
-from pyro_vi.programs import Pair, Program, isolated
+from pyro_vi.programs import Pair, Program, isolated, kept_buffers
 from pyro_vi.support import unknown
 
 BOUNDS = ("elbo", "iwae", "renyi")
@@ -89,8 +90,7 @@ class Bound(ELBO):
         num_particles: int = 1,
         vectorize_particles: bool | None = None,
     ) -> None:
-        if num_particles < 1:
-            raise UsageError(f"num_particles must be at least 1, not {num_particles}")
+        num_particles = whole("num_particles", num_particles)
         super().__init__(num_particles=num_particles)
         for what, word, words in (("bound", bound, BOUNDS), ("gradient", gradient, GRADIENTS), ("kl", kl, KLS)):
             if word not in words:
@@ -101,6 +101,7 @@ class Bound(ELBO):
         if kl != "sampled" and (bound != "elbo" or gradient == "path"):
             what = f"gradient '{gradient}'" if bound == "elbo" else f"bound '{bound}'"
             raise UsageError(f"kl '{kl}' and {what} do not compose: it is made of the draws' log q; use kl='sampled'")
+        alpha, temperature = number("alpha", alpha), number("temperature", temperature)
         if not math.isfinite(alpha):
             raise UsageError(f"alpha must be a finite number, not {alpha}; say, 0.5")
         if bound == "renyi" and alpha == 1:
@@ -111,8 +112,8 @@ class Bound(ELBO):
             )
         if not 0 < temperature < math.inf:
             raise UsageError(f"temperature must be positive and finite, not {temperature}; say, 0.5")
-        self.bound, self.gradient, self.kl, self.alpha = bound, gradient, kl, float(alpha)
-        self.temperature, self.vectorize = float(temperature), vectorize_particles
+        self.bound, self.gradient, self.kl, self.alpha = bound, gradient, kl, alpha
+        self.temperature, self.vectorize = temperature, vectorize_particles
         self._plans: Plans = {}
 
     @property
@@ -149,9 +150,17 @@ class Bound(ELBO):
         return run.model_trace, run.guide_trace
 
     def sources(self, model: Program, guide: Program, args: tuple[Any, ...]) -> dict[str, KLSource]:
-        """The source of each latent site's KL, on one draw."""
-        with isolated(seed=0), torch.no_grad():
-            return self._sample(model, guide, args, {}).live.sources
+        """The source of each latent site's KL, on one draw.
+
+        Raises:
+            InputError: this estimator cannot serve the pair.
+        """
+        with isolated(seed=0), torch.no_grad(), kept_buffers(model), kept_buffers(guide):
+            sample = self._sample(model, guide, args, {})
+            refuse_unserved(self.gradient, sample)
+            if self.bound != "elbo":
+                weights(sample.live)
+            return sample.live.sources
 
     def loss_of_pair(self, pair: Pair, args: Batch) -> Tensor:
         """See `pyro_vi.estimators.contract.Estimator`."""

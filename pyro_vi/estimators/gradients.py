@@ -14,11 +14,12 @@ gives the loss of their terms. Its value does not matter; `Bound` puts the bound
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vi.elbo import Terms
+from pyro_vi.elbo import SiteTerms, Terms, apart
 from pyro_vi.errors import InputError
 from pyro_vi.estimators.sample import Sample, Values, weights
 
@@ -54,19 +55,27 @@ def path(value: Value, sample: Sample) -> Tensor:
 
 
 def doubly(value: Value, sample: Sample) -> Tensor:
-    """Model: Σ w̃_k ∂ log w_k; guide: Σ w̃_k² ∂ log w_k/∂z · ∂z/∂φ, w̃ the normalised weights."""
+    """Model: Σ w̃_k ∂ log w_k; guide: Σ w̃_k² ∂ log w_k/∂z · ∂z/∂φ, w̃ the normalised weights.
+
+    If log q counts b times (a weighted KL), so does the term that replaces E w̃ ∂ log q: the guide's part is then
+    Σ [(1 − b) w̃_k + b w̃_k²] ∂ log w_k/∂z · ∂z/∂φ. A site whose log q counts otherwise keeps the score of the difference.
+    """
     _need_reparametrized(sample, "doubly")
     terms, leaves = sample.fixed(leaves=True)
     log_weight, factor = weights(terms)
     normalized = log_weight.detach().softmax(0)
-    guide_part = _through(-factor * (normalized.square() * log_weight).sum(), leaves, sample)
-    return guide_part - factor * (normalized * weights(_without_score(terms))[0]).sum()
+    scales = [site.scale for site in terms.sites.values() if site.drawn]
+    count = next((s for s in scales if not isinstance(s, Tensor) or s.numel() == 1), 1.0)
+    replaced = count if terms.outer is None else count / terms.outer
+    through = normalized - replaced * (normalized - normalized.square())
+    guide_part = _through(-factor * (through * log_weight).sum(), leaves, sample)
+    return guide_part - factor * (normalized * weights(_without_score(terms, count))[0]).sum()
 
 
 def score(value: Value, sample: Sample) -> Tensor:
     """Σ_k (L_k − mean of the other L) ∂ log q(z_k), for every site, and ∂ log p at fixed draws."""
     terms, _ = sample.fixed(leaves=False)
-    return value(_without_score(terms)) + _score_terms(terms, list(terms.sources))
+    return value(_without_score(terms)) + _score_terms(terms, list(sample.reparametrized))
 
 
 def mixed(value: Value, sample: Sample) -> Tensor:
@@ -87,7 +96,7 @@ def vimco(value: Value, sample: Sample) -> Tensor:
     square = fixed.unsqueeze(0).expand(particles, *fixed.shape).clone()
     square[range(particles), range(particles)] = others
     signal = fixed.logsumexp(0) - square.logsumexp(1)
-    log_q = _joint_log_q(terms)
+    log_q = _joint_log_q(terms, len(fixed[0]))
     return -factor * ((signal * log_q).sum() + log_weight.logsumexp(0).sum())
 
 
@@ -98,27 +107,46 @@ def _score_terms(terms: Terms, names: list[str]) -> Tensor:
     result = value.new_zeros(())
     for name in names:
         site = terms.sites[name]
-        assert site.score is not None
+        if site.score is None:  # a Delta: its gradient is that of its value
+            continue
         signal = value * (terms.num_data / terms.rows) if site.local else terms.num_data * value.mean(-1)
         advantage = (signal - signal.mean(0)) * (particles / (particles - 1))
         result = result - (advantage * site.score).sum() / particles
     return result
 
 
-def _joint_log_q(terms: Terms) -> Tensor:
-    """log q of all latent sites, of the shape of the weights."""
+def _joint_log_q(terms: Terms, rows: int) -> Tensor:
+    """log q of all sites that the guide draws, of the shape of the weights: ``(K, rows)``."""
     local = [s.score for s in terms.sites.values() if s.score is not None and s.local]
     shared = [s.score for s in terms.sites.values() if s.score is not None and not s.local]
-    if not shared:
+    if not shared and local and rows == terms.rows:
         return torch.stack(torch.broadcast_tensors(*local)).sum(0)
     return sum(
         [part.sum(-1, keepdim=True) for part in local] + [part.unsqueeze(-1) for part in shared], torch.zeros(())
     )
 
 
-def _without_score(terms: Terms) -> Terms:
-    sites = {n: s if s.log_q is None else replace(s, log_q=s.log_q.detach()) for n, s in terms.sites.items()}
-    return replace(terms, sites=sites)
+def _without_score(terms: Terms, count: Any = None) -> Terms:
+    """The terms without the score of each draw's log q, or, with ``count``, without that many times the score.
+
+    What is no draw keeps its gradient: the log-density that a Delta states, a factor, an observation.
+    """
+
+    def without(site: SiteTerms) -> SiteTerms:
+        assert site.log_q is not None
+        rest = site.log_q.detach()
+        if count is not None and not same_number(site.scale, count):
+            assert site.score is not None
+            left = site.log_q - count * site.score
+            rest = rest + (left - left.detach())
+        return replace(site, log_q=rest)
+
+    return replace(terms, sites={n: without(s) if s.drawn else s for n, s in terms.sites.items()})
+
+
+def same_number(one: Any, two: Any) -> bool:
+    """True if two scales are known to be equal without reading the value of a tensor."""
+    return one is two or (not isinstance(one, Tensor) and not isinstance(two, Tensor) and bool(one == two))
 
 
 def _through(loss: Tensor, leaves: list[Values], sample: Sample) -> Tensor:
@@ -134,6 +162,28 @@ def _through(loss: Tensor, leaves: list[Values], sample: Sample) -> Tensor:
     slopes = torch.autograd.grad(loss, [leaf for leaf, _ in pairs], retain_graph=True, allow_unused=True)
     parts = [(slope * value).sum() for slope, (_, value) in zip(slopes, pairs, strict=True) if slope is not None]
     return torch.stack(parts).sum() if parts else loss.new_zeros(())
+
+
+def refuse_unserved(gradient: str, sample: Sample) -> None:
+    """Raise InputError if a gradient cannot serve a pair; `Bound` asks before a fit or an audit starts.
+
+    Raises:
+        InputError: a draw that cannot be reparameterised under a gradient through the draws; a guide that cannot score given
+            draws, under one that needs that; a mask on one side under a score function.
+    """
+    if gradient in ("total", "path", "doubly"):
+        _need_reparametrized(sample, gradient)
+    if gradient in ("path", "doubly", "score", "vimco"):
+        sample.fixed(leaves=False)
+    if gradient in ("mixed", "score", "vimco"):
+        run = sample.runs[0]
+        for name, possible in sample.reparametrized.items():
+            node, other = run.model_trace.nodes.get(name), run.guide_trace.nodes[name]
+            if not (gradient == "mixed" and possible) and node is not None and "mask" in apart(node, other):
+                raise InputError(
+                    f"model and guide mask site '{name}' differently, so gradient '{gradient}' would leave out the score of "
+                    "draws that count; mask it alike in both"
+                )
 
 
 GRADIENTS: dict[str, Callable[[Value, Sample], Tensor]] = {

@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vi.data import Batch
+from pyro_vi.elbo import UNANNEALED
 from pyro_vi.estimators.traits import differentiable_loss
 from pyro_vi.programs import Pair
 
@@ -30,6 +31,8 @@ class _Anneal(Messenger):
         if msg["is_observed"]:
             return
         scale = msg["scale"]
+        # The annealed KL stays inside the logarithm of a many-sample bound; the program's own scale may not.
+        msg["infer"] = {**(msg["infer"] or {}), UNANNEALED: scale}
         if isinstance(scale, (int, float)):
             # Model and guide share one product object, so code can see that they scale a site alike without reading its value.
             msg["scale"] = self.scaled.setdefault(float(scale), scale * self.beta)
@@ -50,6 +53,7 @@ class Objective:
     def __call__(self, batch: Batch, weight: float | Tensor = 1.0) -> Tensor:
         """The loss of one evaluation in nats per datum, with the KL weighted by β = ``weight``."""
         plain = not isinstance(weight, torch.Tensor) and weight == 1
-        with contextlib.nullcontext() if plain else _Anneal(weight):
+        # A fit may be asked for where gradients are off.
+        with torch.enable_grad(), contextlib.nullcontext() if plain else _Anneal(weight):
             loss = differentiable_loss(self.elbo, self.pair, batch)
-        return loss / self.pair.rows(batch)[1]
+            return loss / self.pair.rows(batch)[1]

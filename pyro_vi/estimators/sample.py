@@ -12,25 +12,28 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import MaskedDistribution
+from pyro.distributions import Delta
 from torch import Tensor
 
 from pyro_vi.elbo import (
+    KL,
+    Reasons,
     Run,
     SiteTerms,
     Terms,
+    apart,
+    by_dependence,
     draw_traces,
     draws_at_once,
     from_run,
     length_of,
     refuse_unguided,
+    shared,
+    unwrapped,
 )
-from pyro_vi.errors import InputError
-from pyro_vi.estimators.dependence import refused_by_dependence
-from pyro_vi.programs import Give, Program, Relax, Straighten, Values, data_plate_of, describe
+from pyro_vi.errors import InputError, first_line
+from pyro_vi.programs import Give, Program, Relax, Straighten, Values, data_plate_of, describe, kept_buffers, role_of
 from pyro_vi.support import kept_generators
-from pyro_vi.support.private import Missing
-from pyro_vi.support.pyro_internals import mask_of
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,12 @@ class Plan:
     Attributes:
         nesting: number of batch dimensions right of the particles.
         vectorized: whether K draws can be made in one run.
-        refused: by site at which an analytic KL would be wrong, the reason.
+        dependence: by site at which an analytic KL would be wrong because of its dependence, the reason.
     """
 
     nesting: int
     vectorized: bool
-    refused: Mapping[str, str]
+    dependence: Reasons
 
 
 Plans = dict[tuple[Program, Program], Plan]
@@ -58,7 +61,7 @@ class Sample:
 
     Attributes:
         live: their terms, each of shape ``(K, B)`` or ``(K,)``, with gradients through the draws.
-        reparametrized: by latent site, whether its draw carries a gradient.
+        reparametrized: by site that the guide draws, whether its draw carries a gradient.
         runs: the run of each draw, or one run of all.
         at_once: K where the draws were made in one run; None where they were made one by one.
     """
@@ -76,16 +79,27 @@ class Sample:
         """Terms of the same draws taken as constants, and those constants: leaves that require gradients, if asked.
 
         The programs run again on the given values, so that also a guide whose log-density is cached with its draw, and one
-        whose later sites depend on earlier ones, are seen at fixed values with live parameters.
+        whose later sites depend on earlier ones, are seen at fixed values with live parameters. A Delta is no draw: its value
+        is computed again, from the constants.
+
+        Raises:
+            InputError: the guide's log-density is known only with its own draw.
         """
         parts, constants = [], []
         for drawn in self.runs:
-            given = {name: value.detach() for name, value in drawn.values.items()}
+            computed = {n for n, s in _sampled(drawn.guide_trace) if isinstance(unwrapped(s["fn"]), Delta)}
+            given = {name: value.detach() for name, value in drawn.values.items() if name not in computed}
             if leaves:
                 given = {n: v.requires_grad_() if v.is_floating_point() else v for n, v in given.items()}
             model, guide = self.pair
-            with Give(given):
-                run = draw_traces(model, guide, self.args, self.at_once, self.plan.nesting)
+            try:
+                with Give(given):
+                    run = draw_traces(model, guide, self.args, self.at_once, self.plan.nesting)
+            except (KeyError, NotImplementedError) as error:  # a flow without an inverse
+                raise InputError(
+                    "this gradient scores given draws, which the guide cannot do "
+                    f"({type(error).__name__}: {first_line(error)}); use 'trace', 'analytic' or 'iwae'"
+                ) from error
             parts.append(_terms(run, self.args, self.plan, self.kl))
             constants.append(given)
         return _stack(parts, self.at_once), constants
@@ -138,8 +152,12 @@ def draw_sample(
             run = draw_traces(*pair, args, at_once, plan.nesting)
         runs.append(run)
         parts.append(_terms(run, args, plan, kl))
-    sites = {n: s["fn"].has_rsample for n, s in runs[0].guide_trace.nodes.items() if s["type"] == "sample"}
+    sites = {n: bool(s["fn"].has_rsample) for n, s in _sampled(runs[0].guide_trace)}
     return Sample(_stack(parts, at_once), sites, tuple(runs), pair, args, at_once, plan, kl)
+
+
+def _sampled(trace: Any) -> list[tuple[str, Any]]:
+    return [(n, s) for n, s in trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]]
 
 
 def _with(program: Program, kwargs: Mapping[str, Any]) -> Program:
@@ -147,28 +165,24 @@ def _with(program: Program, kwargs: Mapping[str, Any]) -> Program:
 
 
 def _terms(run: Run, args: tuple[Any, ...], plan: Plan, kl: str) -> Terms:
-    length = length_of(args)
     refuse_unguided(run)
-    if kl == "sampled":
-        return from_run(run, length, kl="sampled", score=True)
-    apart = _scaled_apart(run)
-    refused = {**plan.refused, **apart}
-    terms = from_run(run, length, kl="analytic", refused=refused, score=True)
+    kind: KL = "sampled" if kl == "sampled" else "analytic"
+    terms = from_run(run, length_of(args), kl=kind, dependence=plan.dependence, score=True)
     if kl == "strict":
-        _demand_analytic(terms, run, plan, apart)
+        _demand_analytic(terms, run, plan)
     return terms
 
 
-def _demand_analytic(terms: Terms, run: Run, plan: Plan, apart: Mapping[str, str]) -> None:
+def _demand_analytic(terms: Terms, run: Run, plan: Plan) -> None:
     for name, source in terms.sources.items():
         if source.kind == "analytic":
             continue
-        if name in apart:
-            remedy = "do it alike in both"
-        elif name in plan.refused:
-            remedy = "draw the sites in the model's order in the guide"
-        elif name not in run.model_trace.nodes:
+        if name not in run.model_trace:
             remedy = "do without the auxiliary site"
+        elif apart(run.model_trace.nodes[name], run.guide_trace.nodes[name]):
+            remedy = "do it alike in both"
+        elif name in plan.dependence:
+            remedy = "draw the sites in the model's order in the guide"
         else:
             remedy = "choose a prior and a guide with a closed form (say, Normal under Normal)"
         fns = [t.nodes[name]["fn"] for t in (run.guide_trace, run.model_trace) if name in t.nodes]
@@ -176,45 +190,6 @@ def _demand_analytic(terms: Terms, run: Run, plan: Plan, apart: Mapping[str, str
             f"kl='strict': KL({' || '.join(describe(fn) for fn in fns)}) of site '{name}' cannot be analytic: "
             f"{source.reason}; {remedy}, or use kl='analytic' to sample it"
         )
-
-
-def _scaled_apart(run: Run) -> dict[str, str]:
-    """Return the sites where model and guide scale or mask differently, with reasons; an analytic KL is wrong there."""
-    apart = {}
-    for name, node in _latents(run.model_trace).items():
-        other = run.guide_trace.nodes[name]
-        try:
-            masks = [m for m in (_own_mask(node["fn"]), _own_mask(other["fn"])) if m is not None]
-        except Missing as error:
-            apart[name] = f"its mask cannot be seen: {error}"
-            continue
-        if not _same(node["scale"], other["scale"]):
-            apart[name] = "model and guide scale it differently"
-        elif not _same(_given_mask(node), _given_mask(other)) or (len(masks) == 2 and not _same(*masks)):
-            apart[name] = "model and guide mask it differently"
-    return apart
-
-
-def _given_mask(node: Any) -> Any:
-    return True if node["mask"] is None else node["mask"]
-
-
-def _own_mask(fn: Any) -> Any:
-    # A closed form can handle the mask of one distribution (pyro_vi.elbo.kl), but with two masks it keeps only what both keep.
-    while fn is not None and not isinstance(fn, MaskedDistribution):
-        fn = getattr(fn, "base_dist", None)
-    return None if fn is None else mask_of(fn)
-
-
-def _same(ours: Any, theirs: Any) -> bool:
-    if ours is theirs:
-        return True
-    ours, theirs = torch.broadcast_tensors(torch.as_tensor(ours), torch.as_tensor(theirs))
-    return torch.equal(ours.double(), theirs.double())
-
-
-def _latents(trace: Any) -> dict[str, Any]:
-    return {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
 
 
 def _stack(parts: list[Terms], at_once: int | None) -> Terms:
@@ -239,24 +214,34 @@ def _stack(parts: list[Terms], at_once: int | None) -> Terms:
     return replace(parts[0], sites=sites)
 
 
-def weights(terms: Terms) -> tuple[Tensor, float]:
+def weights(terms: Terms) -> tuple[Tensor, Any]:
     """Log-weights of shape ``(K, R)`` and the factor f with bound = f Σ_r bound_r.
 
-    With local latents only there is a weight for each datum, and f = N / B. A latent shared by all data makes one weight of
-    them all, which exists only where the batch is all the data.
+    With local latents only there is a weight for each datum, and f = N / B. A latent that all data share makes one weight of
+    them all, which exists only where the batch is all the data; so does a factor outside of the data's plate. A scale that all
+    sites have in common is a part of f, so that the bound is that many times the unscaled one.
 
     Raises:
-        InputError: a shared latent under a subsampled plate.
+        InputError: a shared latent under a subsampled plate, or a scale that cannot be taken out of the logarithm.
     """
-    shared = [name for name, site in terms.sites.items() if site.latent and not site.local]
-    if not shared:
-        return terms.log_weight, terms.num_data / terms.rows
+    latent = [n for n, s in terms.sites.items() if s.drawn and not s.local]
+    joint = latent or [n for n, s in terms.sites.items() if not s.local and s.source is None]
+    outer = terms.outer
+    if (outer is None and latent) or (isinstance(outer, Tensor) and outer.numel() > 1):
+        raise InputError(
+            "poutine.scale would stand inside the logarithm of a many-sample bound: the data are scaled "
+            + ("by a tensor" if outer is not None else f"and site '{latent[0]}', which all data share, is not")
+            + "; use the ELBO ('trace', 'stl', 'score'), or do without the scale"
+        )
+    outer = 1.0 if outer is None else outer
+    if not joint:
+        return terms.log_weight / outer, terms.num_data / terms.rows * outer
     if terms.rows > 1 and terms.num_data != terms.rows:
         raise InputError(
-            f"site '{shared[0]}' is shared by all data, so a many-sample bound needs all {terms.num_data} of them at once, "
+            f"site '{joint[0]}' is shared by all data, so a many-sample bound needs all {terms.num_data} of them at once, "
             f"not {terms.rows}; use the ELBO ('trace', 'stl', 'score'), or full batches"
         )
-    return terms.num_data * terms.log_weight.mean(-1, keepdim=True), 1.0
+    return terms.num_data * terms.log_weight.mean(-1, keepdim=True) / outer, outer
 
 
 def make_plan(
@@ -268,10 +253,33 @@ def make_plan(
     vectorize: bool | None,
     kl: str,
 ) -> Plan:
-    """Find out about a pair, by running it once, and with two draws at once and one by one if ``particles`` is above 1."""
+    """Find out about a pair, by running it once, and with two draws at once and one by one if ``particles`` is above 1.
+
+    Raises:
+        InputError: ``vectorize`` is true for programs that are not written for it, or the guide has a factor whose gradient is
+            not known.
+    """
     pair = (_with(model, kwargs), _with(guide, kwargs))
-    with kept_generators(), torch.no_grad(), poutine.block():
+    with kept_generators(), torch.no_grad(), poutine.block(), kept_buffers(model), kept_buffers(guide):
         run = draw_traces(*pair, args)
-        refused = refused_by_dependence(*pair, args) if kl != "sampled" else {}
-        vectorized = vectorize if vectorize is not None else particles > 1 and draws_at_once(*pair, args, run)
-    return Plan(run.nesting, vectorized, refused)
+        _refuse_factors(run)
+        dependence = by_dependence(*pair, args) if kl != "sampled" and len(shared(run)) > 1 else {}
+        vectorized = vectorize is not False and particles > 1 and draws_at_once(*pair, args, run)
+    if vectorize and particles > 1 and not vectorized:
+        raise InputError(NOT_VECTORIZED)
+    return Plan(run.nesting, vectorized, dependence)
+
+
+NOT_VECTORIZED = (
+    "vectorize_particles=True needs programs that take a further batch dimension on the left, and these give other numbers "
+    "with it, or fail; leave vectorize_particles out"
+)
+
+
+def _refuse_factors(run: Run) -> None:
+    for name, node in run.guide_trace.nodes.items():
+        if node["type"] == "sample" and role_of(node) == "factor" and not node["fn"].has_rsample:
+            raise InputError(
+                f"the guide's factor '{name}' is not marked as a function of reparameterised draws, so its gradient is not "
+                "known; mark it by has_rsample=True, or use Pyro's 'trace'"
+            )

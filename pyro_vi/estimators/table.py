@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
 
-from pyro_vi.errors import UsageError
+from pyro_vi.errors import UsageError, first_line
 from pyro_vi.estimators.analytic import Analytic
+from pyro_vi.estimators.arguments import number, whole
 from pyro_vi.estimators.dreg import DReG
 from pyro_vi.estimators.iwae import IWAE
 from pyro_vi.estimators.relaxed import Relaxed
@@ -47,12 +48,19 @@ TABLE: dict[str, Entry] = {
     "relaxed": Entry(Relaxed, "straight through discrete draws by Gumbel-softmax; biased"),
 }
 
+PYROS = {
+    cls.__name__: cls
+    for cls in (Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO, TraceTMC_ELBO, RenyiELBO)
+}
+"""Pyro's names of its estimators, which stand for its classes with their own options."""
+
 
 def get(name: str, **options: Any) -> ELBO:
     """An estimator of the ELBO by its name, with the options of its class.
 
     Args:
-        name: a name of the table, with options in parentheses where wanted: ``"trace(num_particles=4)"``.
+        name: a name of the table, or Pyro's name of a class, with options in parentheses where wanted:
+            ``"trace(num_particles=4)"``, ``"Trace_ELBO"``.
         options: keyword arguments of the class, such as ``num_particles`` and ``vectorize_particles``.
 
     Raises:
@@ -63,16 +71,25 @@ def get(name: str, **options: Any) -> ELBO:
         'TraceMeanField_ELBO'
     """
     target, written = parse(name)
-    if target not in TABLE:
-        raise unknown("ELBO estimator", target, TABLE)
+    if target not in TABLE and target not in PYROS:
+        raise unknown("ELBO estimator", target, (*TABLE, *(PYROS if target != target.lower() else ())))
     options = {**written, **options}
-    cls = TABLE[target].cls
+    cls: type[ELBO] = TABLE[target].cls if target in TABLE else PYROS[target]
     known = [p.name for p in inspect.signature(cls).parameters.values()]
     check_options(f"ELBO estimator '{target}'", options, known)
-    return cls(**options)
+    for option, convert in (("num_particles", whole), ("alpha", number), ("temperature", number)):
+        if option in options:
+            options[option] = convert(option, options[option])
+    vectorize = options.get("vectorize_particles")
+    if vectorize not in (None, True, False):
+        raise UsageError(f"vectorize_particles must be True or False, not {vectorize!r}")
+    try:
+        return cls(**options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"ELBO estimator '{target}': {first_line(error)}") from error
 
 
-def named(elbos: Iterable[str | ELBO] | str | ELBO) -> dict[str, ELBO]:
+def named(elbos: object) -> dict[str, ELBO]:
     """Estimators by the name to report them under: from a name, an `ELBO`, or several of these.
 
     An instance is copied: Pyro's estimators remember the plate nesting of the first model that they meet.
@@ -80,9 +97,13 @@ def named(elbos: Iterable[str | ELBO] | str | ELBO) -> dict[str, ELBO]:
     Raises:
         UsageError: an unknown name, or the same one twice.
     """
-    given = [elbos] if isinstance(elbos, (str, ELBO)) else list(elbos)
+    given = list(elbos) if isinstance(elbos, Iterable) and not isinstance(elbos, (str, ELBO)) else [elbos]
     result: dict[str, ELBO] = {}
     for elbo in given:
+        if not isinstance(elbo, (str, ELBO)):
+            raise UsageError(
+                f"{elbo!r} is no ELBO estimator; give a name such as 'trace', or an object such as Trace_ELBO()"
+            )
         name = elbo if isinstance(elbo, str) else _name(elbo)
         if name in result:
             raise UsageError(f"ELBO estimator '{name}' is named twice; name each one once")

@@ -9,17 +9,33 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from pyro.infer import ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
+from pyro.infer import ELBO, RenyiELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, TraceTMC_ELBO
 from torch import Tensor
 
 from pyro_vi.data import Batch, fresh
-from pyro_vi.elbo import KLSource, terms_of_pair
+from pyro_vi.elbo import (
+    KLSource,
+    Run,
+    Terms,
+    dependence_of,
+    draw_traces,
+    from_run,
+    has_closed_form,
+    length_of,
+    refuse_unguided,
+    refused,
+    subsampled,
+    vectorizes,
+)
 from pyro_vi.errors import InputError
 from pyro_vi.estimators.contract import Estimator, Traits
+from pyro_vi.estimators.renyi import Renyi
+from pyro_vi.estimators.sample import NOT_VECTORIZED
 from pyro_vi.estimators.table import TABLE
-from pyro_vi.programs import Pair
+from pyro_vi.programs import Pair, describe, isolated, kept_buffers
 from pyro_vi.support.private import Missing
 from pyro_vi.support.pyro_internals import loss_and_surrogate
 
@@ -77,11 +93,48 @@ class Adapted:
 
     def sources_of_pair(self, pair: Pair, args: Batch) -> dict[str, KLSource]:
         """See `pyro_vi.estimators.contract.Estimator`."""
-        sources = terms_of_pair(pair, args, kl=self.traits.kl, seed=0).sources
+        run, terms = self._served(pair, args)
+        sources = terms.sources
+        if self.traits.trusts_order:
+            # Pyro takes every closed form that there is, also where it is not the KL of the ELBO.
+            for name, reason in refused(run, dependence_of(pair, args, run)).items():
+                if has_closed_form(run, name):
+                    sources[name] = KLSource("analytic", f"not right here: {reason}")
         if self.traits.sums_marked:
             sites = [site for layout in pair.layouts(args) for site in layout.latents.values()]
             sources |= {site.name: KLSource("enumerated") for site in sites if site.enumerated}
         return sources
+
+    def _served(self, pair: Pair, args: Batch) -> tuple[Run, Terms]:
+        """A run of the pair and its terms; InputError if this estimator cannot serve it."""
+        traits, elbo = self.traits, self.elbo
+        with isolated(seed=0), kept_buffers(pair), torch.no_grad():
+            run = draw_traces(pair.model, pair.guide, args)
+            dependence = dependence_of(pair, args, run) if traits.kl == "analytic" else {}
+            terms = from_run(run, length_of(args), kl=traits.kl, dependence=dependence)
+        if not traits.sums_marked:
+            refuse_unguided(run)
+        for name, site in terms.sites.items():
+            if traits.through_draws and site.drawn and not run.guide_trace.nodes[name]["fn"].has_rsample:
+                kind = describe(run.guide_trace.nodes[name]["fn"])
+                raise InputError(
+                    f"the guide's {kind} at '{name}' cannot be reparameterised, so its gradient is lost; use the estimator "
+                    "'score' or 'mixed', or a continuous guide"
+                )
+        part = subsampled(run.model_trace, run.guide_trace)
+        if traits.scale_inside and part is not None:
+            raise InputError(
+                f"{type(elbo).__name__} puts the scale of plate '{part}' ({terms.rows} of {terms.num_data} data) inside a "
+                "logarithm, so the bound is biased; use full batches, or 'enum' or 'score'"
+            )
+        if elbo.vectorize_particles and elbo.num_particles > 1:
+            latent, guided = (set(layout.latents) for layout in pair.layouts(args))
+            if latent <= guided and not vectorizes(pair, args):
+                raise InputError(NOT_VECTORIZED)
+        return run, terms
+
+
+_RENYI: WeakKeyDictionary[RenyiELBO, Renyi] = WeakKeyDictionary()
 
 
 def estimator_of(elbo: ELBO) -> Estimator:
@@ -96,6 +149,12 @@ def estimator_of(elbo: ELBO) -> Estimator:
         >>> estimator_of(TraceMeanField_ELBO()).traits.kl
         'analytic'
     """
+    if isinstance(elbo, RenyiELBO):
+        # Pyro's has no differentiable loss, and puts the scale of a minibatch inside the logarithm. The draws are the same.
+        if elbo not in _RENYI:
+            vectorize = bool(elbo.vectorize_particles)
+            _RENYI[elbo] = Renyi(alpha=elbo.alpha, num_particles=elbo.num_particles, vectorize_particles=vectorize)
+        return _RENYI[elbo]
     if isinstance(elbo, Estimator):
         return elbo
     traits, loss_of = _known(elbo)
@@ -104,6 +163,8 @@ def estimator_of(elbo: ELBO) -> Estimator:
 
 def traits_of(elbo: ELBO) -> Traits:
     """Traits of an estimator, also of one that has no ``differentiable_loss``."""
+    if isinstance(elbo, RenyiELBO):
+        return estimator_of(elbo).traits
     return elbo.traits if isinstance(elbo, Estimator) else _known(elbo)[0]
 
 

@@ -235,7 +235,7 @@ def fit_pair(
     }
     example = data.example(batch_size)
     if options.check:
-        refuse(check_pair(pair, example, elbo=estimator, num_data=num_data))
+        refuse(check_pair(pair, example, elbo=estimator, num_data=data.per_epoch(batch_size)))
     with isolated(validation=False):
         sources = adapted.sources_of_pair(pair, example)
     pair, data = pair.to(options.device), data.to(device=options.device)

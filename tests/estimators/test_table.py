@@ -2,12 +2,21 @@
 
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from catalogue import columns, conjugate_model, exact_pair, number
-from pyro.infer import SVI, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    SVI,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+    TraceTMC_ELBO,
+)
 
 from pyro_vi import estimators
 from pyro_vi.errors import UsageError
@@ -94,3 +103,45 @@ def test_an_estimator_knows_the_full_size_of_a_subsampled_plate(name):
     losses = torch.tensor([elbo.loss(model, guide, x) for _ in range(400)], dtype=torch.float64)
     assert abs(float(losses.mean()) - expected) < 4 * float(losses.std()) / 400**0.5 + 1e-8
     assert float(losses.std()) < (1e-8 if name == "trace" else 50)  # under trace every draw is the evidence
+
+
+@pytest.mark.parametrize(
+    "cls", [Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO, TraceTMC_ELBO, RenyiELBO]
+)
+def test_pyros_names_stand_for_its_classes_with_their_options(cls):
+    found = estimators.get(f"{cls.__name__}(num_particles=3, max_plate_nesting=1)")
+    assert type(found) is cls
+    assert (found.num_particles, found.max_plate_nesting) == (3, 1)
+    assert list(estimators.named(cls.__name__)) == [cls.__name__]
+
+
+def test_numpys_numbers_are_numbers():
+    found = estimators.get("renyi", num_particles=np.int64(5), alpha=np.float32(0.5))
+    assert (found.num_particles, found.alpha) == (5, 0.5)
+    assert (type(found.num_particles), type(found.alpha)) == (int, float)
+    assert type(estimators.get("trace", num_particles=np.int64(5)).num_particles) is int
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("iwae(num_particles=1.5)", "num_particles must be a whole number, not 1.5"),
+        ("trace(num_particles=1.5)", "num_particles must be a whole number, not 1.5"),
+        ("trace(num_particles='many')", "num_particles must be a whole number, not 'many'"),
+        ("Trace_ELBO(num_particles=0)", "num_particles must be at least 1, not 0"),
+        ("iwae(num_particles=True)", "num_particles must be a whole number, not True"),
+        ("renyi(alpha='x')", "alpha must be a number, not 'x'"),
+        ("RenyiELBO(alpha=1)", "order alpha should not be equal to 1"),
+        ("trace(vectorize_particles=3)", "vectorize_particles must be True or False, not 3"),
+        ("Trace_EBLO", "did you mean 'Trace_ELBO'"),
+    ],
+)
+def test_values_that_are_none_are_refused_by_name(name, words):
+    with pytest.raises(UsageError, match=words):
+        estimators.get(name)
+
+
+@pytest.mark.parametrize("given", [None, 3, [None], Trace_ELBO])
+def test_what_is_no_estimator_is_refused(given):
+    with pytest.raises(UsageError, match="is no ELBO estimator; give a name such as 'trace'"):
+        estimators.named(given)
