@@ -235,7 +235,8 @@ def fit_pair(
     }
     example = data.example(batch_size)
     if options.check:
-        refuse(check_pair(pair, example, elbo=estimator, num_data=data.per_epoch(batch_size)))
+        smallest = (data.per_epoch(batch_size) % batch_size) or batch_size
+        refuse(check_pair(pair, example, elbo=estimator, num_data=num_data, smallest=smallest))
     with isolated(validation=False):
         sources = adapted.sources_of_pair(pair, example)
     pair, data = pair.to(options.device), data.to(device=options.device)
