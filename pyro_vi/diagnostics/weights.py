@@ -1,12 +1,11 @@
 """Sums of importance weights over many draws, in memory that does not grow with the number of draws.
 
-* `Weights.sums` returns log Σ_k w_k and log Σ_k w_k² for a block of data, with w_k = p(x, z_k) / q(z_k | x).
+* `Weights.sums` returns log Σ_k w_k, log Σ_k w_k² and the largest log w_k for a block of data, w_k = p(x, z_k) / q(z_k | x).
 * `Weights.compile` captures and compiles the draws of one chunk if that pays, and proves that the same seed gives the same
   weights as the programs.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -23,13 +22,14 @@ from pyro_vi.compiling import (
     why_not,
 )
 from pyro_vi.data import Batch
-from pyro_vi.elbo import chunk_of, draw_terms, stream
+from pyro_vi.diagnostics.tails import Tail
+from pyro_vi.elbo import Facts, Weight, chunk_of, draw_terms, stream_weights, weight_of_terms
 from pyro_vi.errors import InputError, NoGraph, first_line
 from pyro_vi.programs import Pair, kept_buffers, swapped
 from pyro_vi.support import generators, set_generators
 from pyro_vi.tracing import put_back, reason, same_twice, trace
 
-Sums = tuple[Tensor, Tensor]
+Sums = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass
@@ -41,6 +41,8 @@ class Weights:
         args: a block of data.
         draws: number of draws, K.
         vectorized: true if the pair can make many draws in one run.
+        facts: the facts about the pair.
+        whole: true for one weight of the whole block, as latents that all data share need; false for one of each datum.
 
     Attributes:
         note: says whether the draws are compiled, and why; set by `compile`.
@@ -50,6 +52,8 @@ class Weights:
     args: Batch
     draws: int
     vectorized: bool
+    facts: Facts
+    whole: bool = False
     note: str = "eager draws"
 
     def __post_init__(self) -> None:
@@ -74,6 +78,8 @@ class Weights:
         if mode is False:
             return
         try:
+            if self.facts.summed:
+                raise NoGraph("sites are summed out")
             with kept_buffers(self.pair), put_back(self.pair.model, self.pair.guide):
                 if mode == "auto":
                     found = self._estimate()
@@ -90,28 +96,34 @@ class Weights:
             self.note = f"eager draws: {error}"
 
     def sums(self, args: Batch) -> Sums:
-        """Return log Σ w and log Σ w² over the draws, each of shape ``(rows,)``."""
+        """Return log Σ w and log Σ w² over the draws, each of shape ``(rows,)``, and the largest log w, ``(size, rows)``.
+
+        With ``whole``, there is one row.
+        """
         fits = [a.shape for a in args] == [a.shape for a in self.args]
         whole = self.draws // self._chunk if self._compiled is not None and fits else 0
         left = self.draws - whole * self._chunk
-        parts: list[Sums] = []
+        parts: list[tuple[Tensor, Tensor]] = []
+        tail = Tail(self.draws)
         with torch.no_grad():
             for _ in range(whole):
                 assert self._compiled is not None
                 start = generators()
                 try:
-                    parts.append(tuple(self._compiled([*self._tensors, *args])))  # type: ignore[arg-type]
+                    one, two, each = self._compiled([*self._tensors, *args])
                 except Exception as error:  # raised on some values; the programs may catch it
                     set_generators(start)
                     self._compiled, self.note = None, f"eager draws: the compiled draws raised ({first_line(error)})"
                     left = self.draws - len(parts) * self._chunk
                     break
-            parts += [_reduced(t.log_weight, t.rows) for t in self._stream(args, left)] if left else []
+                parts.append((one, two))
+                tail.add(each)
+            for weight in stream_weights(self.pair, args, left, self.facts, self.vectorized) if left else ():
+                one, two, each = _reduced(self._log_weight(weight))
+                parts.append((one, two))
+                tail.add(each)
         one, two = (torch.stack(column).logsumexp(0) for column in zip(*parts, strict=True))
-        return one, two
-
-    def _stream(self, args: Batch, draws: int) -> Any:
-        return stream(self.pair, args, draws, kl="sampled", vectorized=self.vectorized)
+        return one, two, tail.top()
 
     def _function(self, *inputs: Tensor) -> Sums:
         """Return the sums over one chunk, as a function of all tensors of the pair and of the data."""
@@ -122,7 +134,16 @@ class Weights:
             terms = draw_terms(self.pair, inputs[count:], particles, self._nesting, "sampled")
             if any(held(key) is not value for key, value in places.items()):
                 raise NoGraph("the programs put another tensor in the place of a buffer; change it in place")
-        return _reduced(terms.log_weight, terms.rows)
+        return _reduced(self._log_weight(weight_of_terms(terms)))
+
+    def _log_weight(self, weight: Weight) -> Tensor:
+        """Log-weights of some draws, shape ``(draws, rows)``."""
+        if self.whole:
+            return weight.total.reshape(-1, 1)
+        # A factor that all data share belongs to each of them equally.
+        plate, rows = self.facts.plate, weight.local.shape[-1]
+        share = weight.shared / (plate.size if plate is not None and plate.size else rows)
+        return (weight.local + share.unsqueeze(-1)).reshape(-1, rows)
 
     def _inputs(self) -> list[Tensor]:
         return [*(t.detach() for t in self._tensors), *self.args]
@@ -168,6 +189,5 @@ class Weights:
         return compiled
 
 
-def _reduced(log_weight: Tensor, rows: int) -> Sums:
-    log_weight = log_weight.reshape(-1, rows)
-    return log_weight.logsumexp(0), (2 * log_weight).logsumexp(0)
+def _reduced(log_weight: Tensor) -> Sums:
+    return log_weight.logsumexp(0), (2 * log_weight).logsumexp(0), log_weight

@@ -2,6 +2,9 @@
 
 * `traces` makes one run of a pair; `decomposition` takes it apart into `Terms`, with the closed forms of `kl` where `closed`
   does not refuse them; `draws` makes many draws; `heldout` averages them into the ELBO of given data.
+* `traces` makes one run of a pair; `decomposition` takes it apart into `Terms`, with the closed forms of `kl`;
+  `draws` makes many draws; `heldout` averages them into the ELBO of given data.
+* `weights` sums sites out and gives log-weights; `facts` finds what can be reported of a pair; `measured` reports it.
 """
 
 from pyro_vi.elbo.closed import Reasons, apart, by_dependence, dependence_of, has_closed_form, refused, shared
@@ -28,39 +31,70 @@ from pyro_vi.elbo.draws import (
     subsampled,
     vectorizes,
 )
+from pyro_vi.elbo.facts import (
+    ELBO,
+    Facts,
+    facts_of,
+    nesting_of,
+    one_run,
+    own_scale,
+    quoted,
+    refuse_no_density,
+    site_mask,
+)
 from pyro_vi.elbo.heldout import Evaluation, evaluate, standard_error
+from pyro_vi.elbo.measured import at_once, blocks, log_predictive, measure, stream_weights
 from pyro_vi.elbo.traces import Run, draw_traces
+from pyro_vi.elbo.weights import Keep, Weight, enumerated_run, weight_of_terms
 
 __all__ = [
+    "ELBO",
     "KL",
     "MEMORY",
     "UNANNEALED",
     "Evaluation",
+    "Facts",
     "KLSource",
+    "Keep",
     "Reasons",
     "Run",
     "SiteTerms",
     "Terms",
+    "Weight",
     "apart",
+    "at_once",
+    "blocks",
     "by_dependence",
     "chunk_of",
     "dependence_of",
     "draw_terms",
     "draw_traces",
     "draws_at_once",
+    "enumerated_run",
     "evaluate",
+    "facts_of",
     "from_run",
     "has_closed_form",
     "length_of",
+    "log_predictive",
+    "measure",
+    "nesting_of",
+    "one_run",
+    "own_scale",
+    "quoted",
+    "refuse_no_density",
     "refuse_own_minibatch",
     "refuse_unguided",
     "refused",
     "shared",
+    "site_mask",
     "standard_error",
     "stream",
+    "stream_weights",
     "subsampled",
     "terms",
     "terms_of_pair",
     "unwrapped",
     "vectorizes",
+    "weight_of_terms",
 ]

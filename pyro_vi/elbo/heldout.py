@@ -1,6 +1,6 @@
 """The ELBO of given data under a fitted pair: its value per datum, and its two parts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,15 +14,24 @@ from pyro_vi.programs import Pair, evaluating, isolated
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The ELBO of each datum and its two parts, averaged over draws, in nats: tensors of shape ``(n,)``."""
+    """The ELBO of each datum and its two parts, averaged over draws, in nats: tensors of shape ``(n,)``.
+
+    Attributes:
+        reconstruction: log p(x | z), or NaN where the ELBO does not split.
+        kl: the KL, or NaN.
+        unsplit: the ELBO of a pair in which sites are summed out, where it does not split.
+        log_joint: log p(x, z) of a point estimate, which has no ELBO.
+    """
 
     reconstruction: Tensor
     kl: Tensor
+    unsplit: Tensor | None = None
+    log_joint: Tensor | None = None
 
     @property
     def elbo_per_datum(self) -> Tensor:
-        """reconstruction − KL."""
-        return self.reconstruction - self.kl
+        """The ELBO, reconstruction − KL; NaN for a point estimate."""
+        return self.reconstruction - self.kl if self.unsplit is None else self.unsplit
 
     @property
     def elbo_mean(self) -> float:
@@ -41,7 +50,14 @@ def standard_error(values: Tensor) -> float:
 
 
 def evaluate(
-    pair: Pair, args: Batch, *, draws: int = 100, kl: KL = "analytic", seed: int = 0, rows: int = 1000
+    pair: Pair,
+    args: Batch,
+    *,
+    draws: int = 100,
+    kl: KL = "analytic",
+    seed: int = 0,
+    rows: int = 1000,
+    num_data: int | None = None,
 ) -> Evaluation:
     """E_q[log p(x | z)] and KL(q ‖ p) per datum, averaged over draws from the guide, in evaluation mode.
 
@@ -52,6 +68,7 @@ def evaluate(
         kl: closed forms where they exist, or the draws' log q − log p.
         seed: of the draws, the same for every pair that is to be compared.
         rows: how many data at a time.
+        num_data: N, by which the KL of latents that all data share is divided; by default the size of the data plate.
     """
     parts = []
     with evaluating(pair), isolated(seed, validation=False):
@@ -62,6 +79,8 @@ def evaluate(
             batch = part_of(args, start, start + rows)
             totals: list[Tensor] = [torch.zeros(()), torch.zeros(())]
             for terms in stream(pair, batch, draws, kl=kl, vectorized=vectorized):
+                if num_data is not None:
+                    terms = replace(terms, num_data=num_data)
                 for i, part in enumerate((terms.reconstruction, terms.kl)):
                     totals[i] = totals[i] + part.reshape(-1, terms.rows).sum(0)
             parts.append([total / draws for total in totals])

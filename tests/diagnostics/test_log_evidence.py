@@ -3,8 +3,12 @@
 import math
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
-from catalogue import CATALOGUE, WrongGuide, columns, conjugate_model, exact_pair, linear_gaussian, scalars
+import torch
+from catalogue import CATALOGUE, WrongGuide, columns, conjugate_model, exact_pair, linear_gaussian, number, scalars
+from pyro import poutine
 
 from pyro_vi.diagnostics.log_evidence import evidence
 from pyro_vi.elbo import draws
@@ -119,11 +123,188 @@ def test_equal_seeds_give_equal_bits():
     assert not (first == other).all()
 
 
-@pytest.mark.parametrize(("name", "site"), [("global", "'w'"), ("nested_inside", "'w'"), ("no_plate", "'z'")])
-def test_a_latent_that_all_data_share_is_refused(name, site):
-    entry = CATALOGUE[name]
-    with pytest.raises(InputError, match=f"site {site} is shared by all data"):
+def test_a_part_of_the_data_is_refused_where_latents_are_shared():
+    entry = CATALOGUE["global"]
+    with pytest.raises(InputError, match="plate 'data' holds 8 of its 50 rows, and 'w' is shared by all of them"):
         evidence(*entry.build(), entry.batch, particles=5)
+
+
+def test_shared_latents_have_the_evidence_of_the_whole_data_set():
+    """w ~ N(0, 2²), x_n | w ~ N(w, 1): x_1..N is normal with covariance 1 + 4, in nats per data set and per datum."""
+    x = scalars(40) + 1
+    variance = 1 / (1 / 4 + 40)
+
+    def model(x):
+        w = pyro.sample("w", dist.Normal(torch.zeros_like(x[0]), 2.0))
+        with pyro.plate("data", 40, subsample=torch.arange(len(x))):
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("w", dist.Normal(variance * x.sum(), 1.2 * variance**0.5))
+
+    exact = float(dist.MultivariateNormal(torch.zeros_like(x), torch.eye(40).double() + 4).log_prob(x))
+    eager, compiled = (evidence(model, guide, x, particles=2000, compile=mode) for mode in (False, "auto"))
+    assert eager.log_evidence.dims == () and eager.attrs["per"] == "data set"
+    assert abs(eager.attrs["total"] - exact) < 4 * float(eager.mc_se)
+    assert abs(eager.attrs["value"] - eager.attrs["total"] / 40) < 1e-12
+    np.testing.assert_allclose(compiled.log_evidence, eager.log_evidence, rtol=1e-9)
+
+
+def test_local_latents_beside_shared_ones_are_integrated_by_the_same_draw():
+    """w ~ N(0, 1), z_n ~ N(w, 1), x_n ~ N(z_n, 1): covariance 2 + 1; with the exact guide each draw gives it."""
+    x = scalars(6)
+    precision = 1 + 6 / 2  # of w given x: each x_n | w ~ N(w, 2)
+
+    def model(x):
+        w = pyro.sample("w", dist.Normal(torch.zeros_like(x[0]), 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(w, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        w = pyro.sample("w", dist.Normal(x.sum() / 2 / precision, precision**-0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((w + x) / 2, 0.5**0.5))
+
+    exact = float(dist.MultivariateNormal(torch.zeros_like(x), 2 * torch.eye(6).double() + 1).log_prob(x))
+    found = evidence(model, guide, x, particles=3)
+    np.testing.assert_allclose(found.attrs["total"], exact, **EXACT)
+    assert np.isnan(found.khat)  # the weights are equal
+
+
+def mixture(x):
+    with pyro.plate("data", 50, subsample=torch.arange(len(x))):
+        k = pyro.sample("k", dist.Categorical(torch.tensor([0.3, 0.7]).double()), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(torch.tensor([-1.0, 2.0]).double()[k], 0.5), obs=x)
+
+
+def nothing(x):
+    pass
+
+
+def test_a_mixture_whose_states_are_all_summed_has_the_exact_evidence():
+    x = scalars()
+    found = evidence(mixture, nothing, x)
+    parts = torch.stack([dist.Normal(m, 0.5).log_prob(x) + math.log(w) for m, w in ((-1.0, 0.3), (2.0, 0.7))])
+    np.testing.assert_allclose(found.log_evidence, parts.logsumexp(0), rtol=1e-7)  # the weights are float32
+    assert found.attrs["method"] == "enum" and (found.mc_se == 0).all()
+    assert found.attrs["note"] == "'k' summed over all states"
+
+
+@pytest.mark.parametrize("plate", [True, False])
+def test_a_hidden_markov_model_has_the_evidence_of_the_forward_algorithm(plate):
+    """Sequences in the data plate: a number for each; one sequence in no plate: one number."""
+    steps = torch.tensor([[0.9, 0.1], [0.2, 0.8]], dtype=torch.float64)
+    means, x = torch.tensor([-1.0, 1.0], dtype=torch.float64), columns(4, 20)
+
+    def chain(x):
+        k = torch.tensor(0)
+        for t in pyro.markov(range(x.shape[-1])):
+            k = pyro.sample(f"k/{t}", dist.Categorical(steps[k]), infer={"enumerate": "parallel"})
+            pyro.sample(f"x/{t}", dist.Normal(means[k], 1.0), obs=x[..., t])
+
+    def sequences(x):
+        with pyro.plate("sequences", len(x)):
+            chain(x)
+
+    alpha = steps[0].log() + dist.Normal(means, 1.0).log_prob(x[:, :1])
+    for t in range(1, 20):
+        alpha = (alpha[:, :, None] + steps.log()).logsumexp(1) + dist.Normal(means, 1.0).log_prob(x[:, t : t + 1])
+    exact = alpha.logsumexp(-1)
+    if plate:
+        np.testing.assert_allclose(evidence(sequences, nothing, x).log_evidence, exact, **EXACT)
+    else:
+        np.testing.assert_allclose(evidence(chain, nothing, x[0]).attrs["total"], exact[0], **EXACT)
+
+
+def test_a_state_is_summed_inside_the_weight_of_the_latents_that_are_drawn():
+    """k ~ Bernoulli(.3), z | k ~ N(2k, 1), x | z ~ N(z, 1): x is a mixture of N(0, 2) and N(2, 2)."""
+    x = scalars()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(number(0.3)), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(2 * k, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2 + 0.3, 1.0))
+
+    found = evidence(model, guide, x, particles=4000)
+    parts = torch.stack([dist.Normal(m, 2**0.5).log_prob(x) + math.log(w) for m, w in ((0.0, 0.7), (2.0, 0.3))])
+    assert found.attrs["method"] == "iw"
+    assert (abs(found.log_evidence - parts.logsumexp(0).numpy()) < 4 * found.mc_se).all()
+
+
+def conjugate(*, mask=None, scale=1.0):
+    def model(x):
+        with pyro.plate("data", len(x)), poutine.mask(mask=True if mask is None else mask), poutine.scale(scale=scale):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    return model
+
+
+def guide_of(draw, **around):
+    def guide(x):
+        with pyro.plate("data", len(x)), poutine.mask(mask=around.get("mask", True)):
+            draw(x)
+
+    return guide
+
+
+def test_masked_rows_have_the_evidence_0():
+    """A row that both programs mask is no data: log p is 0, and N(0, 2) for the other."""
+    x, seen = scalars(2), torch.tensor([True, False])
+    guide = guide_of(lambda x: pyro.sample("z", dist.Normal(x / 2, 0.5**0.5)), mask=seen)
+    found = evidence(conjugate(mask=seen), guide, x, particles=5)
+    np.testing.assert_allclose(
+        found.log_evidence, [dist.Normal(number(0.0), 2**0.5).log_prob(x[0]), 0.0], rtol=1e-10, atol=1e-10
+    )
+
+
+def draw_factor(x):
+    pyro.sample("z", dist.Normal(x / 2, 0.7))
+    pyro.factor("f", -3 + 0 * x, has_rsample=True)
+
+
+def draw_observed(x):
+    pyro.sample("z", dist.Normal(x / 2, 0.7))
+    pyro.sample("x", dist.Normal(0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("model", "draw", "says"),
+    [
+        (conjugate(), lambda x: pyro.sample("z", dist.Delta(x / 2)), "MAP: no ELBO, no evidence.*'z' at a point"),
+        (conjugate(), draw_factor, "the guide has a factor 'f'"),
+        (conjugate(), draw_observed, "the guide draws 'x', which the model observes"),
+        (conjugate(scale=2.0), lambda x: pyro.sample("z", dist.Normal(x / 2, 0.7)), "site 'z' is scaled by 2"),
+        (conjugate(mask=torch.tensor([True, False])), lambda x: pyro.sample("z", dist.Normal(x, 1.0)), "'z' is masked"),
+    ],
+)
+def test_a_weight_that_is_no_ratio_of_densities_is_refused(model, draw, says):
+    with pytest.raises(InputError, match=says):
+        evidence(model, guide_of(draw), scalars(2), particles=5)
+
+
+def test_an_unmarked_latent_that_the_guide_lacks_is_refused():
+    with pytest.raises(InputError, match="the guide has no site 'z' and the model does not sum over it"):
+        evidence(conjugate(), nothing, scalars(), particles=5)
+
+
+def test_khat_says_that_the_standard_error_is_too_small():
+    """z ~ Student t with 2 degrees of freedom, guide N(0, .7²): the weights have no variance."""
+    x = torch.zeros(4, dtype=torch.float64)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.StudentT(2.0, torch.zeros_like(x), 1.0))
+            pyro.sample("x", dist.Normal(0.01 * z, 5.0), obs=x)
+
+    found = evidence(model, guide_of(lambda x: pyro.sample("z", dist.Normal(torch.zeros_like(x), 0.7))), x)
+    assert (found.khat > 0.5).all() and "k-hat is above 0.7 for" in found.attrs["note"]
 
 
 def test_what_cannot_be_had_is_refused():
