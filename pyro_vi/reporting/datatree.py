@@ -9,11 +9,12 @@ import torch
 import xarray as xr
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import constraints
 
-from pyro_vi.data import Batch
-from pyro_vi.elbo import MEMORY, draw_traces, vectorizes
-from pyro_vi.programs import Pair, Prototype, Site, evaluating, isolated, pair_and_args
+from pyro_vi.data import Batch, fresh
+from pyro_vi.elbo import MEMORY, Facts, at_once, facts_of, quoted
+from pyro_vi.errors import first_line
+from pyro_vi.programs import Pair, evaluating, isolated, kept_buffers, pair_and_args
+from pyro_vi.reporting.exported import Exported, exported, posterior_trace, refuse_changing_rows
 from pyro_vi.support import versions, write_through
 
 
@@ -32,6 +33,13 @@ def to_datatree(
     several columns, ``constant_data``. Batch dimensions are named after the model's plates. Draws of a guide are independent
     and form one chain, so their R-hat and ESS say nothing about the fit.
 
+    A `pyro.deterministic` site is in ``posterior`` and ``prior``, a `pyro.factor` in no group. A discrete site that the guide
+    leaves to enumeration is drawn from its posterior given the guide's draws. Entries that a mask takes out of the model are
+    NaN, and left out of ``log_likelihood``, so that LOO and WAIC do not count them: its coordinates then say which entry is
+    which. A factor by `poutine.scale` is not in ``log_likelihood``. A model that cannot run from its prior has no group
+    ``prior``. Attributes say so in each case. Names have '.' for '/', and a plate named ``chain``, ``draw`` or as a site
+    has ``_plate`` added.
+
     Args:
         model: generative program.
         guide: variational program.
@@ -39,6 +47,9 @@ def to_datatree(
         draws: number of draws of each site; at most 100 of the prior.
         seed: seed of the draws.
         groups: further groups to add, such as ``fit`` and ``audit``.
+
+    Raises:
+        InputError: the guide lacks a latent site that cannot be summed out, or a program draws its own minibatch.
 
     Example:
         >>> from pyro_vi import guides, models
@@ -57,46 +68,111 @@ def datatree_of_pair(
     pair: Pair, args: Batch, *, draws: int = 1000, seed: int = 0, groups: Mapping[str, xr.Dataset] | None = None
 ) -> xr.DataTree:
     """`to_datatree` for a pair that is bound already."""
-    layout, guide_layout = pair.layouts(args)
-    found: dict[str, dict[str, list[np.ndarray]]] = {
-        group: {} for group in ("posterior", "posterior_predictive", "log_likelihood", "prior")
-    }
-    nesting = max(layout.max_plate_nesting, guide_layout.max_plate_nesting)
-    with evaluating(pair), isolated(seed, validation=False), torch.no_grad():
-        vectorized = vectorizes(pair, args)
-        widest = max([a.numel() for a in args] + [site.numel for site in layout.sites.values()])
+    facts = facts_of(pair, args)
+    refuse_changing_rows(pair, args, facts)
+    groups_of_draws = ("posterior", "posterior_predictive", "log_likelihood", "prior")
+    found: dict[str, dict[str, list[np.ndarray]]] = {group: {} for group in groups_of_draws}
+    with evaluating(pair), isolated(seed, validation=False), kept_buffers(pair), torch.no_grad():
+        single = posterior_trace(pair, args, facts, None)
+        sites = exported(single)
+        # Python code that computes a deterministic site may sum over the draws.
+        vectorized = all(site.kind != "deterministic" for site in sites.values()) and at_once(pair, args, facts)
+        tensors = [a.numel() for a in args if isinstance(a, Tensor)]
+        widest = max(1, *tensors, *(int(np.prod(site.shape)) for site in sites.values()))
         chunk = max(1, min(draws, MEMORY // widest)) if vectorized else 1
         for start in range(0, draws, chunk):
             count = min(chunk, draws - start)
-            trace: Any = draw_traces(pair.model, pair.guide, args, count if vectorized else None, nesting).model_trace
-            for name, site in layout.sites.items():
+            trace = posterior_trace(pair, args, facts, count if vectorized else None)
+            for name, site in sites.items():
                 node = trace.nodes[name]
-                if not site.observed:
-                    _append(found["posterior"], name, node["value"], count, site, vectorized)
+                if site.kind != "data":
+                    array = site.values(node["value"], count)
+                    found["posterior"].setdefault(site.label, []).append(site.masked(array))
                     continue
-                _append(found["posterior_predictive"], name, node["fn"].sample(), count, site, vectorized)
-                density = node["fn"].log_prob(node["value"])
-                _append(found["log_likelihood"], name, density, count, site, vectorized, event=False)
-        for _ in range(min(draws, 100)):
-            trace = poutine.trace(pair.model).get_trace(*args)
-            for name, site in layout.latents.items():
-                _append(found["prior"], name, trace.nodes[name]["value"], 1, site, False)
-        observed = {n: _numpy(trace.nodes[n]["value"], s) for n, s in layout.observed.items()}
+                drawn, density = node["fn"].sample(), node["fn"].log_prob(node["value"])
+                found["posterior_predictive"].setdefault(site.label, []).append(site.values(drawn, count))
+                found["log_likelihood"].setdefault(site.label, []).append(site.values(density, count, event=False))
+        without = _prior(pair, args, sites, min(draws, 100), found["prior"])
+        observed = {
+            s.label: s.masked(s.values(single.nodes[n]["value"], None)) for n, s in sites.items() if s.kind == "data"
+        }
     data: dict[str, dict[str, Any]] = {
-        group: {name: np.concatenate(pieces)[None] for name, pieces in sites.items()}
-        for group, sites in found.items()
-        if sites
+        group: {name: np.concatenate(pieces)[None] for name, pieces in arrays.items()}
+        for group, arrays in found.items()
+        if arrays
     }
+    densities = data.pop("log_likelihood", {})
     import arviz_base  # imported here because it takes as long as Pyro
 
     tree = arviz_base.from_dict(
-        {**data, "observed_data": observed, **_constant(args)},
-        dims={name: _dims(site, layout) for name, site in layout.sites.items()},
+        {**data, **({"observed_data": observed} if observed else {}), **_constant(args)},
+        dims={site.label: list(site.dims) for site in sites.values()},
     )
+    if densities:
+        tree["log_likelihood"] = xr.DataTree(_log_likelihood(densities, sites))
     tree.attrs.update({f"version_{name}": version for name, version in versions().items()}, draws=draws, seed=seed)
+    tree.attrs.update(_remarks(sites, facts, without))
     for name, dataset in (groups or {}).items():
         tree[name] = xr.DataTree(dataset)
     return tree
+
+
+def _prior(
+    pair: Pair, args: Batch, sites: Mapping[str, Exported], draws: int, into: dict[str, list[np.ndarray]]
+) -> str:
+    """Draw the sites from the prior; return the reason if the model cannot run from it, and then nothing is drawn."""
+    found: dict[str, list[np.ndarray]] = {}
+    try:
+        for _ in range(draws):
+            trace: Any = poutine.trace(pair.model).get_trace(*fresh(args))
+            for name, site in sites.items():
+                if site.kind != "data":
+                    array = site.masked(site.values(trace.nodes[name]["value"], 1))
+                    found.setdefault(site.label, []).append(array)
+    except Exception as error:
+        return f"left out, as the model does not run from its prior: {first_line(error)}"
+    into.update(found)
+    return ""
+
+
+def _log_likelihood(densities: Mapping[str, np.ndarray], sites: Mapping[str, Exported]) -> xr.Dataset:
+    """Lay out log-likelihoods; masked entries are left out, because ArviZ's LOO and WAIC are NaN if one entry is."""
+    variables: dict[str, Any] = {}
+    coordinates: dict[str, Any] = {}
+    for site in sites.values():
+        if site.label not in densities:
+            continue
+        array, dims = densities[site.label], list(site.dims[: site.rank])
+        if site.mask is not None:
+            array, indices = site.seen(array)
+            dims = [f"{site.label}_seen"]
+            coordinates |= {name: (dims, index) for name, index in indices.items()}
+        variables[site.label] = (["chain", "draw", *dims], array)
+    dataset = xr.Dataset(variables, coords=coordinates)
+    return dataset.assign_coords({str(d): np.arange(n) for d, n in dataset.sizes.items()})
+
+
+def _remarks(sites: Mapping[str, Exported], facts: Facts, without: str) -> dict[str, str]:
+    """Return the attributes that say what a number means where that is not the usual."""
+    found = {}
+    if facts.remark:
+        found["objective"] = facts.remark
+    if facts.summed:
+        found["summed"] = f"{quoted(facts.summed)}: drawn from the posterior given the guide's draws, by infer_discrete"
+    masked = {s.label: f"{int((~s.mask).sum())} of {s.mask.size}" for s in sites.values() if s.mask is not None}
+    if masked:
+        counts = ", ".join(f"{count} entries of '{label}'" for label, count in masked.items())
+        found["masked"] = f"{counts} are no part of the model: NaN, and left out of log_likelihood"
+    scaled = {s.label: s.scale for s in sites.values() if s.kind == "data" and abs(s.scale - 1) > 1e-6}
+    if scaled:
+        factors = ", ".join(f"'{label}' by {scale:.4g}" for label, scale in scaled.items())
+        found["scaled"] = f"the model scales {factors} (poutine.scale); log_likelihood is without it"
+    renamed = ", ".join(f"'{s.name}' is '{s.label}'" for s in sites.values() if s.name != s.label)
+    if renamed:
+        found["renamed"] = renamed
+    if without:
+        found["prior"] = without
+    return found
 
 
 def write(tree: xr.DataTree, path: Path) -> Path:
@@ -121,40 +197,10 @@ def history_dataset(history: list[dict[str, Any]]) -> xr.Dataset:
     return xr.Dataset(columns, coords={"step": [record["step"] for record in history]})
 
 
-def _append(
-    into: dict[str, list[np.ndarray]],
-    name: str,
-    value: Tensor,
-    count: int,
-    site: Site,
-    vectorized: bool,
-    event: bool = True,
-) -> None:
-    # The plate of particles is leftmost; dimensions of size 1 between it and those of the site are dropped.
-    shape = site.batch_shape + (site.event_shape if event else ())
-    if not vectorized:
-        value = value.expand(torch.broadcast_shapes(value.shape, shape))
-    elif value.dim() <= len(shape):
-        value = value.expand(count, *shape)
-    into.setdefault(name, []).append(_numpy(value.reshape(count, *shape), site if event else None))
-
-
-def _numpy(value: Tensor, site: Site | None) -> np.ndarray:
-    support: Any = None if site is None else site.support
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    array: np.ndarray = value.detach().cpu().numpy()
-    return array.astype(np.int8) if isinstance(support, type(constraints.boolean)) else array
-
-
-def _dims(site: Site, layout: Prototype) -> list[str]:
-    by_dim = {layout.plates[plate].dim: plate for plate in site.plates}
-    rank = len(site.batch_shape)
-    batch = [by_dim.get(i - rank, f"{site.name}_batch_{i}") for i in range(rank)]
-    return batch + [f"{site.name}_dim_{i}" for i in range(len(site.event_shape))]
-
-
 def _constant(args: Batch) -> dict[str, dict[str, np.ndarray]]:
-    if len(args) < 2:
-        return {}
-    return {"constant_data": {f"column_{i}": column.cpu().numpy() for i, column in enumerate(args)}}
+    """The tensors among several arguments, by position, or by key where an argument is a dictionary."""
+    found: dict[str, np.ndarray] = {}
+    for i, column in enumerate(args):
+        named = column.items() if isinstance(column, Mapping) else [(f"column_{i}", column)]
+        found |= {str(name).replace("/", "."): v.detach().cpu().numpy() for name, v in named if isinstance(v, Tensor)}
+    return {"constant_data": found} if found and len(args) > 1 else {}
