@@ -1,7 +1,8 @@
 """The comparison of several ELBO estimators on one pair.
 
 Each estimator fits the same pair, from the same start and on the same batches. All estimators are audited at the same
-parameters: those at the start, middle and end of the first fit. Each fit is evaluated on held-out data.
+parameters: those at the start, middle and end of the first fit. Each fit is evaluated on held-out data; on training data if
+there are none, or if latents are shared by all data, so that ELBO and evidence are those of the data that were fitted.
 """
 
 import copy
@@ -10,38 +11,44 @@ import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import xarray as xr
 from pyro.infer import ELBO
+from torch import Tensor
 
 from pyro_vi.auditing import audit_pair
-from pyro_vi.data import Data
+from pyro_vi.data import Batch, Data
 from pyro_vi.diagnostics import evidence_of_pair
-from pyro_vi.elbo import Evaluation, evaluate
+from pyro_vi.elbo import Evaluation, Facts, facts_of, length_of, log_predictive, measure
 from pyro_vi.errors import InputError, UsageError
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of
-from pyro_vi.fitting import Options, Run, fit_pair, names_of, plan_of
-from pyro_vi.programs import Source
+from pyro_vi.fitting import Options, Run, check_pair, fit_pair, names_of, plan_of, refuse
+from pyro_vi.programs import Pair, Source
 from pyro_vi.support import check_options, slug
 
 AUDITED = (0.0, 0.5, 1.0)
 """Fractions of the first fit at which the audits are made."""
 
+ROWS = 1000
+"""Most data that are evaluated at a time, and most training data on which fits are compared where rows can be left out."""
+
 
 @dataclass(frozen=True)
 class Result:
-    """The fit under one estimator, and its numbers on held-out data.
+    """The fit under one estimator, and its numbers on the data of `Comparison.on`.
 
     Attributes:
         run: the fit.
         cls: name of the estimator's class.
         target: the bound that it estimates, such as ``"elbo"`` or ``"iwae(5)"``.
         kl_source: for each latent site, how its KL is computed: analytic, or sampled and why.
-        evaluation: ELBO, reconstruction and KL of each held-out datum.
-        evidence: see `pyro_vi.evidence`; None if the evidence is not a sum over data.
+        evaluation: ELBO, reconstruction and KL of each datum.
+        evidence: see `pyro_vi.evidence`; None if there is none.
         note: the reason why there is no evidence.
+        lpd: log predictive density of each held-out datum, where latents are shared by all data; else None.
+        objective: what the fit maximises: ``"ELBO"``, or ``"log p(x, z)"`` where the guide is a point estimate.
     """
 
     run: Run
@@ -51,10 +58,12 @@ class Result:
     evaluation: Evaluation
     evidence: xr.Dataset | None
     note: str = ""
+    lpd: Tensor | None = None
+    objective: str = "ELBO"
 
     @property
     def elbo_mean(self) -> float:
-        """Mean held-out ELBO, in nats per datum."""
+        """Mean ELBO, in nats per datum; NaN for a point estimate."""
         return self.evaluation.elbo_mean
 
     @property
@@ -65,7 +74,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Fits and audits of one pair under several estimators; the keys of ``audits`` are steps of the first fit."""
+    """Fits and audits of one pair under several estimators.
+
+    Attributes:
+        audits: the audits by step of the first fit.
+        on: the data that the results are of: ``"held-out"`` or ``"training"``.
+    """
 
     model: str
     guide: str
@@ -74,6 +88,13 @@ class Comparison:
     results: Mapping[str, Result]
     audits: Mapping[int, xr.Dataset]
     out: Path | None = None
+    on: Literal["held-out", "training"] = "held-out"
+
+    def pictured(self) -> tuple[str, Batch]:
+        """The data that pictures show, and their name: held-out data, or training data if there are none."""
+        if self.data.num_heldout:
+            return "held-out", self.data.heldout
+        return "training", self.data.example(min(ROWS, self.data.spec.num_data))
 
     def audit_dataset(self) -> xr.Dataset:
         """Return all audits in one dataset, with ``step`` as the first dimension."""
@@ -103,22 +124,23 @@ def compare(
     Args:
         model: a name, class, module or function: see `pyro_vi.fit`.
         guide: the same for the guide.
-        data: the name of a data set, a file, an array or tensor, or a `Data`; some of the data must be held out.
+        data: the name of a data set, a file, an array or tensor, or a `Data`. The fits are compared on the data that are held
+            out; on training data if none are, or if latents are shared by all data.
         elbos: estimators, by name or as `pyro.infer.ELBO`; the audits use parameters of the first one's fit.
         steps: optimisation steps of each fit; or give ``epochs``; see `pyro_vi.fit`.
         epochs: passes over the data in each fit, in place of ``steps``.
         seed: seed of all draws, initial values and batches.
         audit_draws: draws of an audit; 0 for no audits.
-        audit_batch: number of training data in the batch of the audits.
-        draws: draws for the ELBO of each held-out datum.
-        particles: draws for the evidence of each held-out datum if it is not exact; a useful bound needs at least 500.
+        audit_batch: number of training data in the batch of the audits; a pair that needs all data in each step gets them.
+        draws: draws for the ELBO of each datum.
+        particles: draws for the evidence of each datum if it is not exact; a useful bound needs at least 500.
         out: folder for the run folders of the fits, which have the names of the estimators.
         resume: continue the comparison in ``out``.
         options: passed on to `pyro_vi.fit`: ``batch_size``, ``lr``, ``schedule``, ``clip_norm``, ``beta``, ``compile``, …
 
     Raises:
         UsageError: an unknown name or option, or a setting out of range.
-        InputError: the data or the pair cannot be fitted, or no data are held out.
+        InputError: the data or the pair cannot be fitted or evaluated, which is found before the first fit.
         FitError: a loss is not finite.
 
     Example:
@@ -138,9 +160,14 @@ def compare(
         raise UsageError(f"audit_draws must be at least 20, or 0 for no audits, not {audit_draws}")
     folder = None if out is None else Path(out)
     planned = plan_of(model, guide, data, asked)
-    loaded, names = planned.data, names_of(model, guide, data, planned.data)
-    if not loaded.num_heldout:
-        raise InputError(f"'{loaded.spec.name}' has no held-out data to compare on; give heldout=0.1")
+    pair, loaded, names = planned.pair, planned.data, names_of(model, guide, data, planned.data)
+    example = loaded.example(planned.batch_size)
+    if asked.check:
+        for estimator in estimators.values():
+            refuse(check_pair(pair, example, elbo=copy.deepcopy(estimator), num_data=loaded.spec.num_data))
+    facts = facts_of(pair, example)
+    on, args = _evaluated(loaded, facts, example)
+    _measured(pair, args, facts, loaded, draws=1, seed=seed)  # what cannot be evaluated fails before the fits
     runs: dict[str, Run] = {}
     for name, estimator in estimators.items():
         runs[name] = fit_pair(
@@ -152,24 +179,43 @@ def compare(
             snapshots=AUDITED if not runs else (),
         )
     first = next(iter(runs.values()))
-    batch = loaded.example(min(audit_batch, loaded.spec.num_data))
+    batch = example if planned.reason else loaded.example(min(audit_batch, loaded.spec.num_data))
     audits = {
         step: audit_pair(first.at(step), batch, copy.deepcopy(estimators), draws=audit_draws, seed=seed)
         for step in (first.snapshots if audit_draws else ())
     }
     results = {
-        name: _result(run, type(estimators[name]).__name__, targets[name], draws, particles, seed)
+        name: _result(run, type(estimators[name]).__name__, targets[name], example, facts, draws, particles, seed)
         for name, run in runs.items()
     }
-    return Comparison(names["model"], names["guide"], loaded, seed, results, audits, folder)
+    return Comparison(names["model"], names["guide"], loaded, seed, results, audits, folder, on)
 
 
-def _result(run: Run, cls: str, target: str, draws: int, particles: int, seed: int) -> Result:
+def _evaluated(data: Data, facts: Facts, example: Batch) -> tuple[Literal["held-out", "training"], Batch]:
+    """The data on which the fits are compared, and their name."""
+    whole = bool(facts.shared) or facts.plate is None
+    if data.num_heldout and not whole:
+        return "held-out", data.heldout
+    rows = data.spec.num_data
+    return "training", data.example(rows if whole or length_of(example) >= rows else min(ROWS, rows))
+
+
+def _measured(pair: Pair, args: Batch, facts: Facts, data: Data, *, draws: int, seed: int) -> Evaluation:
+    num_data = max(pair.rows(args)[1], data.spec.num_data)
+    return measure(pair, args, facts, num_data=num_data, draws=draws, seed=seed, rows=ROWS)
+
+
+def _result(
+    run: Run, cls: str, target: str, example: Batch, facts: Facts, draws: int, particles: int, seed: int
+) -> Result:
     data, pair = run.data, run.pair
-    evaluation = evaluate(pair, data.heldout, draws=draws, seed=seed)
-    note, found = "", None
-    try:
-        found = evidence_of_pair(pair, data.heldout, particles=particles, seed=seed)
-    except InputError as error:
-        note = str(error)
-    return Result(run, cls, target, run.kl_source, evaluation, found, note)
+    args = _evaluated(data, facts, example)[1]  # on the device of the fit
+    evaluation = _measured(pair, args, facts, data, draws=draws, seed=seed)
+    lpd = log_predictive(pair, data.heldout, facts, draws=draws, seed=seed) if data.num_heldout else None
+    note, found = facts.remark, None
+    if not facts.points:
+        try:
+            found = evidence_of_pair(pair, args, particles=particles, seed=seed)
+        except InputError as error:
+            note = str(error)
+    return Result(run, cls, target, run.kl_source, evaluation, found, note, lpd, facts.objective)

@@ -1,14 +1,18 @@
 """Comparisons: the same start for all, audits at the first one's parameters, and a document whose keys and types are fixed."""
 
+import io
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from catalogue import columns, number, scalars
+from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from rich.console import Console
 from torch import Tensor
@@ -51,7 +55,7 @@ def regression(x: Tensor) -> None:
 
 @pytest.fixture(scope="module")
 def global_one() -> Comparison:
-    return compare(regression, "diag_normal", load(scalars(80)), **QUICK)
+    return compare(regression, "diag_normal", load(scalars(80)), **{**QUICK, "particles": 2000, "draws": 400})
 
 
 def test_all_fits_start_from_the_same_parameters():
@@ -130,7 +134,8 @@ def test_the_document_has_the_keys_and_types_of_the_design(linear):
     parts = {"model": float, "guide": float}
     audits = {"step": int, "value_sd": float, "grad_var": parts, "grad_snr": parts, "seconds": float}
     estimator = {
-        "class": str,
+        **dict.fromkeys(("class", "objective"), str),
+        **dict.fromkeys(("log_joint", "heldout_lpd"), type(None)),
         **dict.fromkeys(("elbo", "elbo_se", "reconstruction", "kl"), float),
         "evidence": {"method": str, "value": float, "se": float},
         "gap": float,
@@ -141,7 +146,7 @@ def test_the_document_has_the_keys_and_types_of_the_design(linear):
     }
     versions = dict.fromkeys(("python", "pyro-vi", "pyro-ppl", "torch", "numpy"), str)
     expected = {
-        **dict.fromkeys(("model", "guide", "data", "out"), str),
+        **dict.fromkeys(("model", "guide", "data", "out", "evaluated_on"), str),
         **dict.fromkeys(("num_data", "seed"), int),
         "versions": versions,
         "estimators": {"trace": estimator, "mean_field": estimator},
@@ -197,20 +202,93 @@ def test_the_same_class_with_other_options(one_audit):
     assert 3 < float(variance.sel(elbo=names[0]) / variance.sel(elbo=names[1])) < 22
 
 
-def test_a_global_latent_has_no_evidence_and_all_else(global_one):
+def test_a_global_latent_has_the_evidence_of_the_data_set_and_a_predictive_density(global_one):
+    """ELBO and evidence are of the training data, the density log N(x; m, s² + 1) of the held-out ones."""
+    assert global_one.on == "training"
+    (x,), (new,) = global_one.data.train(), global_one.data.heldout
+    covariance = torch.eye(len(x)).double() + 2.0**2
+    exact = float(dist.MultivariateNormal(torch.zeros_like(x), covariance).log_prob(x)) / len(x)
     for result in global_one.results.values():
-        assert result.evidence is None and result.gap is None
-        assert "'w' is shared by all data" in result.note
+        found = result.evidence
+        assert found is not None and found.attrs["per"] == "data set"
+        assert abs(found.attrs["value"] - exact) < 4 * found.attrs["se"]
+        assert result.gap is not None and abs(result.gap - (found.attrs["value"] - result.elbo_mean)) < 1e-12
+        q = poutine.trace(result.run.guide).get_trace(x).nodes["w"]["fn"]
+        right = dist.Normal(q.mean.detach(), (q.variance.detach() + 1).sqrt()).log_prob(new)
+        scale = q.stddev.detach()
+        spread = (scale * (new - q.mean.detach()).abs() + scale**2).mean() / 400**0.5  # about that of log p(x | w)
+        assert result.lpd is not None and abs(float(result.lpd.mean() - right.mean())) < 4 * float(spread)
     document = to_dict(global_one)
-    assert document["estimators"]["trace"]["evidence"] is None and document["estimators"]["trace"]["gap"] is None
-    assert sum("No evidence for" in sentence for sentence in document["conclusion"]) == 2
+    assert document["evaluated_on"] == "training"
+    assert document["estimators"]["trace"]["heldout_lpd"] == float(global_one.results["trace"].lpd.mean())
     json.dumps(finite(document), allow_nan=False)  # a model without parameters has no signal-to-noise ratio
-    console = Console(record=True, width=110, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(record=True, width=110, file=io.StringIO())
     console.print(table(global_one))
     text = console.export_text()
-    console.file.close()
-    row = next(line for line in text.splitlines() if line.startswith("│ gap"))
-    assert row.count("-") >= 2 and not any(character.isdigit() for character in row)
+    assert "training ELBO" in text and "held-out log predictive density" in text
+    assert "heldout_elbo" not in global_one.results["trace"].run.history[-1]
+
+
+def mixture(x):
+    """Both components have parameters of their own; nothing is left to the guide."""
+    locs = pyro.param("locs", torch.tensor([-1.0, 1.0]))
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Categorical(torch.tensor([0.3, 0.7])), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(locs[k], 1.0), obs=x)
+
+
+def nothing(x):
+    pass
+
+
+def test_a_mixture_under_enumeration_without_held_out_data():
+    """All latents are summed: ELBO and evidence are log p(x) of the training data, and the gap is 0."""
+    data = load(scalars(30).float(), heldout=0.0)
+    found = compare(mixture, nothing, data, elbos=["enum"], **{**FITS, "compile": False})
+    result = found.results["enum"]
+    locs = result.run.model.get_parameter("locs").detach()
+    (x,) = data.train()
+    exact = (dist.Normal(locs, 1.0).log_prob(x[:, None]) + torch.tensor([0.3, 0.7]).log()).logsumexp(1)
+    np.testing.assert_allclose(result.evaluation.elbo_per_datum, exact, rtol=1e-5)
+    np.testing.assert_allclose(result.evidence.log_evidence, exact, rtol=1e-5)
+    assert result.evidence.attrs["method"] == "enum" and abs(result.gap) < 1e-6
+    assert found.on == "training" and to_dict(found)["estimators"]["enum"]["kl"] is None
+    Console(quiet=True).print(table(found))
+    assert abs(result.run.history[-1]["elbo"] - float(exact.mean())) < 1e-5
+
+
+def point(x):
+    loc = pyro.param("loc", torch.tensor(0.3))
+    pyro.sample("w", dist.Delta(loc))
+
+
+def test_a_point_estimate_has_no_elbo_and_no_evidence():
+    def model(x):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    data = load(scalars(20).float(), heldout=0.0)
+    found = compare(model, point, data, elbos=["trace"], **{**FITS, "compile": False})
+    result = found.results["trace"]
+    loc, (x,) = result.run.guide.get_parameter("loc").detach(), data.train()
+    exact = float(dist.Normal(loc, 1.0).log_prob(x).mean() + dist.Normal(0.0, 1.0).log_prob(loc) / 20)
+    document = to_dict(found)["estimators"]["trace"]
+    assert document["objective"] == "log p(x, z)" and document["elbo"] is None and document["evidence"] is None
+    assert abs(document["log_joint"] - exact) < 1e-5 and document["gap"] is None
+    assert conclude(found) == [
+        "trace: MAP: no ELBO, no evidence; what is maximised is log p(x, z), with 'w' at a point."
+    ]
+    record = result.run.history[-1]
+    assert math.isnan(record["elbo"]) and abs(record["log_joint"] - exact) < 1e-5
+    Console(quiet=True).print(table(found))
+
+
+def test_what_no_estimator_serves_is_refused_before_the_first_fit(tmp_path):
+    """`trace` cannot sum the site that `enum` can."""
+    with pytest.raises(InputError, match="'k'"):
+        compare(mixture, nothing, scalars(30), elbos=["enum", "trace"], out=tmp_path / "both", **FITS)
+    assert not (tmp_path / "both").exists()
 
 
 def test_without_audits():
@@ -231,7 +309,6 @@ def test_without_audits():
         ({"particles": 1}, UsageError, "particles must be at least 2, not 1"),
         ({"draws": 0}, UsageError, "draws must be at least 1, not 0"),
         ({"audit_batch": 0}, UsageError, "audit_batch must be at least 1, not 0"),
-        ({"data": load(columns(80), heldout=0.0)}, InputError, "has no held-out data to compare on"),
         ({"epochs": 3}, UsageError, "give steps or epochs, not both"),
     ],
 )

@@ -9,6 +9,7 @@ Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 an er
 import dataclasses
 import functools
 import json
+import math
 import operator
 import sys
 import warnings
@@ -86,11 +87,13 @@ def _fit(command: Fit) -> int:
     shown = _table(f"{command.model} with guide {command.guide} on {command.data}, {run.elbo}", "", "nats per datum")
     for label, key in (
         ("held-out ELBO", "heldout_elbo"),
+        ("held-out log predictive density", "heldout_lpd"),
         ("training ELBO", "elbo"),
+        ("training log p(x, z) (MAP: no ELBO)", "log_joint"),
         ("  reconstruction", "reconstruction"),
         ("  KL", "kl"),
     ):
-        if key in last:
+        if key in last and not math.isnan(last[key]):
             shown.add_row(label, f"{last[key]:.2f}")
     note = f" ({run.choice.note})" if run.choice else ""
     _console().print(shown, f"{run.steps} steps in {run.seconds:.1f} s{note}", str(out), sep="\n", soft_wrap=True)

@@ -6,7 +6,7 @@
   the progress bar.
 """
 
-from pyro_vi.fitting.checks import Finding, check, check_pair
+from pyro_vi.fitting.checks import Finding, check, check_pair, refuse
 from pyro_vi.fitting.folder import config_of, load_parameters
 from pyro_vi.fitting.loop import Loop, Settings
 from pyro_vi.fitting.settings import Options
@@ -26,4 +26,5 @@ __all__ = [
     "load_parameters",
     "names_of",
     "plan_of",
+    "refuse",
 ]

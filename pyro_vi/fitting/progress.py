@@ -1,5 +1,7 @@
 """Progress on stderr: steps, rate and time left."""
 
+import math
+
 import rich.progress as bars
 from rich.console import Console
 
@@ -30,10 +32,10 @@ class Progress:
         self._bar.stop()
 
     def update(self, step: int, elbo: float) -> None:
-        """Show the number of steps done and the last ELBO, in nats per datum."""
+        """Show the number of steps done and the last ELBO, in nats per datum; a point estimate has none."""
         task = self._bar.tasks[self._task]
         rate = f"{task.speed:.0f} steps/s" if task.speed else ""
-        self._bar.update(self._task, completed=step, rate=rate, elbo=f"ELBO {elbo:.2f}")
+        self._bar.update(self._task, completed=step, rate=rate, elbo="" if math.isnan(elbo) else f"ELBO {elbo:.2f}")
 
     def say(self, line: str) -> None:
         """Print a line above the bar, unless it is empty."""

@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 from pyro_vi.data import Batch, Data, length_of, part
-from pyro_vi.elbo import evaluate
-from pyro_vi.errors import FitError
+from pyro_vi.elbo import Facts, facts_of, log_predictive, measure
+from pyro_vi.errors import FitError, InputError
 from pyro_vi.estimators.objective import Objective
 from pyro_vi.estimators.traits import traits_of
 from pyro_vi.fitting.failures import failing, overflow
@@ -14,6 +14,9 @@ from pyro_vi.programs import evaluating, isolated, kept_buffers
 
 ROWS = 1000
 """Most training rows and held-out rows that a record evaluates: the first ones, the same for every record."""
+
+PREDICTIVE_DRAWS = 20
+"""Draws for the held-out log predictive density of a record: with few the number is lower, and the same few compare steps."""
 
 
 class Records:
@@ -33,9 +36,12 @@ class Records:
         rows = data.spec.num_data
         self.train = data.example(rows if length_of(example) == rows else min(ROWS, rows))
         self.heldout = part(data.heldout, 0, ROWS) if data.num_heldout else None
-        layout, guide_layout = objective.pair.layouts(example)
-        # The estimator sums over a latent site that the guide lacks. The ELBO then does not split into reconstruction and KL.
-        self.summed = not set(layout.latents) <= set(guide_layout.sites)
+        self.num_data = max(objective.pair.rows(example)[1], rows)
+        self.facts: Facts | None
+        try:
+            self.facts = facts_of(objective.pair, example)
+        except InputError:
+            self.facts = None  # the guide lacks a latent that only the estimator can do something about
 
     def make(self, now: Position, *, weight: float, lr: float, norm: float) -> dict[str, Any]:
         """Return the record of a step, with the keys of `pyro_vi.Run.history`; losses and ELBOs are in nats per datum.
@@ -55,7 +61,7 @@ class Records:
             raise FitError(f"the fit ends after step {now.step}: {found}")
         with failing(pair, f"after step {now.step}"), kept_buffers(pair):
             train = self._elbo(self.train, now.step)
-            heldout = None if self.heldout is None else self._elbo(self.heldout, now.step)
+            heldout = {} if self.heldout is None else self._heldout(self.heldout, now.step)
         record = {
             "step": now.step,
             "epoch": now.epoch,
@@ -66,14 +72,27 @@ class Records:
             "grad_norm": norm,
             "seconds": now.seconds,
         }
-        return record if heldout is None else {**record, "heldout_elbo": heldout["elbo"]}
+        return {**record, **heldout}
+
+    def _heldout(self, rows: Batch, seed: int) -> dict[str, float]:
+        """Return the held-out ELBO; where latents are shared by all data, the log predictive density of new data instead."""
+        facts = self.facts
+        if facts is None or not facts.shared:
+            found = self._elbo(rows, seed)
+            return {f"heldout_{name}": found[name] for name in ("elbo", "log_joint") if name in found}
+        density = log_predictive(self.objective.pair, rows, facts, draws=PREDICTIVE_DRAWS, seed=seed)
+        return {} if density is None else {"heldout_lpd": float(density.mean())}
 
     def _elbo(self, rows: Batch, seed: int) -> dict[str, float]:
-        """Return the ELBO without annealing and its two parts, from one draw for each datum."""
+        """Return the ELBO without annealing and its two parts, from one draw for each datum; of a point log p(x, z) too."""
         pair, elbo = self.objective.pair, self.objective.elbo
-        if not self.summed:
-            found = evaluate(pair, rows, draws=1, kl=traits_of(elbo).kl, seed=seed)
+        if self.facts is not None:
+            kl = traits_of(elbo).kl
+            found = measure(
+                pair, rows, self.facts, num_data=self.num_data, draws=1, kl=kl, seed=seed, rows=length_of(rows)
+            )
             parts = {"elbo": found.elbo_per_datum, "reconstruction": found.reconstruction, "kl": found.kl}
+            parts |= {} if found.log_joint is None else {"log_joint": found.log_joint}
             return {name: float(part.mean()) for name, part in parts.items()}
         with evaluating(pair), isolated(seed, validation=False):
             estimator: Any = elbo

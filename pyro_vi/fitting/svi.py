@@ -36,7 +36,10 @@ class Run:
         data: the data that the pair was fitted to.
         history: records with ``step``, ``epoch``, ``loss`` (the objective, averaged since the previous record), the
             unannealed ``elbo`` = ``reconstruction`` − ``kl`` of the first 1000 training data (one draw each), ``beta``,
-            ``lr``, ``grad_norm``, ``heldout_elbo`` and ``seconds``; losses and ELBOs are in nats per datum.
+            ``lr``, ``grad_norm``, ``heldout_elbo`` and ``seconds``; losses and ELBOs are in nats per datum. Where latents are
+            shared by all data, ``heldout_lpd`` is the log predictive density of held-out data, and there is no held-out
+            ELBO. Where sites are summed out, the two parts are NaN. Where the guide is a point estimate, the ELBO is NaN, and
+            ``log_joint`` is log p(x, z).
         snapshots: parameters by step, for the requested steps.
         steps: number of steps taken.
         seconds: time of the steps, without records and checkpoints.

@@ -1,10 +1,12 @@
 """A comparison as one JSON document: plain numbers and words."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
+from torch import Tensor
 
 from pyro_vi.comparison import Comparison, Result
 from pyro_vi.reporting.summary import conclude
@@ -14,7 +16,9 @@ from pyro_vi.support import versions
 def to_dict(comparison: Comparison, plots: Iterable[Path] = ()) -> dict[str, Any]:
     """Return the comparison as the dictionary that the command line prints as JSON.
 
-    ELBO, evidence and their parts are in nats per held-out datum.
+    ELBO, evidence and their parts are in nats per datum of the data that ``evaluated_on`` names. A number that a fit does not
+    have is null: a point estimate has ``log_joint``, log p(x, z), in place of an ELBO; only latents that all data share have
+    ``heldout_lpd``, the log predictive density of held-out data.
 
     Args:
         comparison: fits and audits.
@@ -26,6 +30,7 @@ def to_dict(comparison: Comparison, plots: Iterable[Path] = ()) -> dict[str, Any
         "data": comparison.data.spec.name,
         "num_data": comparison.data.spec.num_data,
         "seed": comparison.seed,
+        "evaluated_on": comparison.on,
         "versions": versions(),
         "estimators": {name: _estimator(comparison, name, result) for name, result in comparison.results.items()},
         "conclusion": conclude(comparison),
@@ -35,20 +40,29 @@ def to_dict(comparison: Comparison, plots: Iterable[Path] = ()) -> dict[str, Any
 
 
 def _estimator(comparison: Comparison, name: str, result: Result) -> dict[str, Any]:
-    found = result.evidence
+    found, evaluation = result.evidence, result.evaluation
     return {
         "class": result.cls,
-        "elbo": result.elbo_mean,
-        "elbo_se": result.evaluation.elbo_se,
-        "reconstruction": float(result.evaluation.reconstruction.mean()),
-        "kl": float(result.evaluation.kl.mean()),
-        "evidence": None if found is None else {key: found.attrs[key] for key in ("method", "value", "se")},
+        "objective": result.objective,
+        "elbo": _number(result.elbo_mean),
+        "elbo_se": _number(evaluation.elbo_se),
+        "reconstruction": _number(evaluation.reconstruction),
+        "kl": _number(evaluation.kl),
+        "log_joint": _number(evaluation.log_joint),
+        "heldout_lpd": _number(result.lpd),
+        "evidence": None if found is None else {key: _number(found.attrs[key]) for key in ("method", "value", "se")},
         "gap": result.gap,
         "train_seconds": result.run.seconds,
         "compiled": result.run.compiled,
         "kl_source": result.kl_source,
         "audits": [_audit(step, dataset.sel(elbo=name)) for step, dataset in comparison.audits.items()],
     }
+
+
+def _number(value: Tensor | float | str | None) -> float | str | None:
+    """The mean of a tensor, or a number; None for NaN, which JSON does not have."""
+    number = float(value.mean()) if isinstance(value, Tensor) else value
+    return None if isinstance(number, float) and math.isnan(number) else number
 
 
 def _audit(step: int, one: xr.Dataset) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from torch.distributions import constraints
 from pyro_vi.comparison import Comparison
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
-from pyro_vi.programs import Pair, Site, evaluating, isolated
+from pyro_vi.programs import Pair, Site, evaluating, isolated, role_of
 from pyro_vi.reporting.look import LOOK, heading, legend, looks
 
 STEPS, MOST = 9, 8
@@ -38,13 +38,14 @@ def reconstructions(comparison: Comparison, *, n: int = 10, seed: int = 0) -> Fi
 
     Args:
         comparison: fitted pairs and their data.
-        n: number of data: the first n of the held-out data.
+        n: number of data: the first n of the held-out data, or of the training data if none are held out.
         seed: seed of the draw, the same for all pairs.
 
     Raises:
         InputError: a program fails on these rows, or an observed site does not have one row per datum.
     """
-    args = _rows(comparison.data.heldout, range(min(n, len(comparison.data.heldout[0]))))
+    on, pictured = comparison.pictured()
+    args = _rows(pictured, range(min(n, len(pictured[0]))))
     found = _of_each_pair(comparison, seed, lambda pair: _observed(pair, args, _trace(pair.guide, args)))
     data, shown = next(iter(found.values()))[0], {name: mean for name, (_, mean) in found.items()}
     styles, shape, count = looks(shown), _image_shape(comparison, data), len(data)
@@ -66,9 +67,9 @@ def reconstructions(comparison: Comparison, *, n: int = 10, seed: int = 0) -> Fi
             _draw_lines(axes, data[group], "0.35", "data", ".", width=0.0)
             for name, values in shown.items():
                 _draw_lines(axes, values[group], styles[name].colour, name, styles[name].marker, styles[name].width)
-        _label(panels, len(groups), across, "held-out datum" if data.shape[1] == 1 else "feature", "x")
+        _label(panels, len(groups), across, f"{on} datum" if data.shape[1] == 1 else "feature", "x")
         legend(figure)
-    heading(figure, comparison, "Held-out data and reconstructions E[x | z] at one draw z ~ q(z | x)")
+    heading(figure, comparison, f"{on.capitalize()} data and reconstructions E[x | z] at one draw z ~ q(z | x)")
     return figure
 
 
@@ -87,7 +88,8 @@ def prior_samples(comparison: Comparison, *, rows: int = 4, columns: int = 8, se
     """
     count = rows * columns
     # Only the length of the batch matters, and the inputs of a model that is conditioned on some.
-    args = _rows(comparison.data.heldout, [i % len(comparison.data.heldout[0]) for i in range(count)])
+    on, pictured = comparison.pictured()
+    args = _rows(pictured, [i % len(pictured[0]) for i in range(count)])
     found = _of_each_pair(comparison, seed, lambda pair: _observed(pair, args))
     data, shown = next(iter(found.values()))[0], {name: mean for name, (_, mean) in found.items()}
     styles, shape = looks(shown), _image_shape(comparison, data)
@@ -101,7 +103,7 @@ def prior_samples(comparison: Comparison, *, rows: int = 4, columns: int = 8, se
         if shape is not None:
             _draw_images(axes, values.reshape(rows, columns, *shape), comparison)
         else:
-            _draw_lines(axes, data, "0.75", "held-out data", marker=".")
+            _draw_lines(axes, data, "0.75", f"{on} data", marker=".")
             _draw_lines(axes, values, styles[name].colour, "E[x | z]" if len(shown) == 1 else name, marker=".")
     x = "draw" if data.shape[1] == 1 else "feature"
     _label(panels, len(shown), across, *((x, "x") if shape is None else ("", "")))
@@ -119,13 +121,15 @@ def latent_traversal(comparison: Comparison, *, datum: int = 0, seed: int = 0) -
 
     Args:
         comparison: fitted pairs and their data.
-        datum: row of the held-out data at whose posterior mean the other dimensions are fixed.
+        datum: row at whose posterior mean the other dimensions are fixed: of the held-out data, or of the training data if
+            none are held out.
         seed: seed of the draws.
 
     Raises:
         InputError: the model does not have exactly one latent site, or the site is not a real vector in the data plate.
     """
-    traversals = _of_each_pair(comparison, seed, lambda pair: _traverse(pair, comparison.data.heldout, datum))
+    on, pictured = comparison.pictured()
+    traversals = _of_each_pair(comparison, seed, lambda pair: _traverse(pair, pictured, datum))
     styles, values = looks(traversals), next(iter(traversals.values()))[2]
     shape, most = _image_shape(comparison, values[0]), max(len(dims) for dims, _, _ in traversals.values())
     if shape is not None:
@@ -133,7 +137,7 @@ def latent_traversal(comparison: Comparison, *, datum: int = 0, seed: int = 0) -
         size = (max(3.6 * across + 0.8, 5.2), (3.3 * most / STEPS * shape[0] / shape[1] + 0.4) * down + 0.8)
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.add_gridspec(down, across + 1, width_ratios=[0.16] + [1.0] * across)
-        start = comparison.data.heldout[0][datum].double().cpu().numpy()
+        start = pictured[0][datum].double().cpu().numpy()
         _draw_images(figure.add_subplot(grid[0, 0], title="datum", anchor="N"), start.reshape(1, 1, *shape), comparison)
         for k, (name, (dims, mean, values)) in enumerate(traversals.items()):
             axes = figure.add_subplot(grid[k // across, 1 + k % across])
@@ -162,7 +166,7 @@ def latent_traversal(comparison: Comparison, *, datum: int = 0, seed: int = 0) -
                 axes.label_outer()
         if not single:
             legend(figure, {f"{at:+g} sd": line for at, line in zip(SPREAD, drawn, strict=True)})
-    heading(figure, comparison, f"E[x | z], one latent dimension varied, from held-out datum {datum + 1}")
+    heading(figure, comparison, f"E[x | z], one latent dimension varied, from {on} datum {datum + 1}")
     return figure
 
 
@@ -195,8 +199,12 @@ def _observed(pair: Pair, args: Batch, replayed: Any = None) -> tuple[np.ndarray
     model = pair.model if replayed is None else poutine.replay(pair.model, trace=replayed)
     pairs = []
     nodes: dict[str, Any] = prune_subsample_sites(_trace(model, args)).nodes
-    for node in nodes.values():
-        if node["type"] != "sample" or not node["is_observed"]:
+    for name, node in nodes.items():
+        if node["type"] != "sample" or role_of(node) in ("factor", "deterministic"):
+            continue
+        if not node["is_observed"]:
+            if replayed is not None and name not in replayed.nodes:
+                raise InputError(f"the guide does not draw '{name}', so that there is no E[x | z] at its draw")
             continue
         fn = node["fn"]
         axis = 0 if plate is None else plate.dim + len(fn.batch_shape)
@@ -273,7 +281,7 @@ def _draw_images(axes: Axes, images: np.ndarray, comparison: Comparison) -> tupl
     rows, columns, height, width = cells.shape
     mosaic = cells.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)[:-gap, :-gap]
     # All images share the grey scale of the data, so that equal greys are equal numbers.
-    x, support = comparison.data.heldout[0], comparison.data.spec.support
+    x, support = comparison.pictured()[1][0], comparison.data.spec.support
     low, high = (0.0, 1.0) if support in ("boolean", "unit_interval") else (float(x.min()), float(x.max()))
     grey = matplotlib.colormaps["gray"].with_extremes(bad="white")
     axes.imshow(mosaic, cmap=grey, vmin=low, vmax=high, interpolation="none")

@@ -24,9 +24,21 @@ PARTS = ("model", "guide")
 def training_curves(comparison: Comparison) -> Figure:
     """ELBO of each fit, on training and on held-out data, and its two parts, against the step.
 
+    Where latents are shared by all data, the held-out curve is the log predictive density of held-out data. Where the guide is
+    a point estimate, the first panel shows log p(x, z), as there is no ELBO.
+
     The vertical ranges are those of the steps after the first quarter: with the first steps, all later ones would look flat.
     """
-    panels = {"ELBO": ("elbo", "heldout_elbo"), "reconstruction": ("reconstruction",), "KL": ("kl",)}
+    records = [record for result in comparison.results.values() for record in result.run.history]
+    predictive = any("heldout_lpd" in record for record in records)
+    objective = (
+        ("log_joint", "heldout_log_joint") if any("log_joint" in r for r in records) else ("elbo", "heldout_elbo")
+    )
+    panels = {
+        "log p(x, z) (MAP: no ELBO)" if objective[0] == "log_joint" else "ELBO": (*objective, "heldout_lpd"),
+        "reconstruction": ("reconstruction",),
+        "KL": ("kl",),
+    }
     styles = looks(comparison.results)
     figure = Figure(figsize=(10.5, 3.9), layout="constrained")
     for axes, (title, keys) in zip(figure.subplots(1, 3), panels.items(), strict=True):
@@ -34,25 +46,38 @@ def training_curves(comparison: Comparison) -> Figure:
         for name, result in comparison.results.items():
             for key in keys:
                 steps, values = _series(result.run.history, key)
-                heldout, width = key == "heldout_elbo", styles[name].width
+                if not len(steps):
+                    continue
+                heldout, width = key.startswith("heldout"), styles[name].width
                 axes.plot(
                     steps,
                     values,
                     color=styles[name].colour,
                     linestyle="--" if heldout else "-",
                     linewidth=max(1.4, width) if heldout else max(0.9, 0.6 * width),
-                    alpha=0.55 if "heldout_elbo" in keys and not heldout else 0.9,  # the training ELBO is noisier
+                    alpha=0.55 if len(keys) > 1 and not heldout else 0.9,  # the training ELBO is noisier
                     marker=styles[name].marker if len(steps) < 25 else "",
                     markersize=3.5,
                     zorder=3 if heldout else 2,
                     label=f"{name}, {key}",
                 )
-                late.append(values[steps >= steps.max() / 4] if len(steps) else values)
-        _limit(axes, np.concatenate(late))
+                late.append(values[steps >= steps.max() / 4])
+        if late:
+            _limit(axes, np.concatenate(late))
+        else:
+            reason = (
+                "a point estimate has no KL" if objective[0] == "log_joint" else "does not split: sites are summed out"
+            )
+            axes.set(xticks=[], yticks=[])
+            axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", fontsize=8, color="0.3")
         axes.set(title=title, xlabel="step", ylabel="nats per datum")
     entries = {name: Line2D([], [], color=look.colour, linewidth=2) for name, look in styles.items()}
     entries |= {
-        text: Line2D([], [], color="0.3", linestyle=line) for text, line in (("training", "-"), ("held out", "--"))
+        text: Line2D([], [], color="0.3", linestyle=line)
+        for text, line in (
+            ("training", "-"),
+            ("log predictive density, held out" if predictive else "held out", "--"),
+        )
     }
     legend(figure, entries)
     heading(

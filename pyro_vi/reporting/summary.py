@@ -12,19 +12,20 @@ from torch import Tensor
 
 from pyro_vi.auditing import advise
 from pyro_vi.comparison import Comparison, Result
-from pyro_vi.elbo import standard_error
+from pyro_vi.diagnostics import UNRELIABLE
+from pyro_vi.elbo import ELBO, standard_error
 
 CERTAIN = 2.0
 """Number of standard errors beyond which a difference is reported."""
 
 
 def table(comparison: Comparison) -> Table:
-    """Return the table of a comparison: one row per quantity, one column per estimator; held-out values in nats per datum."""
-    results = comparison.results
+    """Return the table of a comparison: one row per quantity, one column per estimator; values in nats per datum."""
+    results, on = comparison.results, comparison.on
     shown = Table(
         title=f"{comparison.model} with guide {comparison.guide} on {comparison.data.spec.name} "
         f"({comparison.data.spec.num_data} training data, {len(comparison.data.heldout[0])} held out, seed {comparison.seed})",
-        caption="Held-out rows: nats per datum, ± one standard error over the held-out data.",
+        caption=_caption(comparison),
         title_justify="left",
         caption_justify="left",
     )
@@ -38,9 +39,16 @@ def table(comparison: Comparison) -> Table:
     row("Pyro class", lambda name, result: result.cls)
     row("KL", lambda name, result: _sources(result))
     shown.add_section()
-    row("held-out ELBO", lambda name, result: f"{result.elbo_mean:.2f} ± {result.evaluation.elbo_se:.2f}")
-    row("  reconstruction", lambda name, result: f"{float(result.evaluation.reconstruction.mean()):.2f}")
-    row("  KL", lambda name, result: f"{float(result.evaluation.kl.mean()):.2f}")
+    points = any(result.objective != ELBO for result in results.values())
+    if points:
+        row(f"{on} log p(x, z) (MAP)", lambda name, result: _mean(result.evaluation.log_joint))
+    if not all(result.objective != ELBO for result in results.values()):
+        row(f"{on} ELBO", lambda name, result: _mean(result.evaluation.elbo_per_datum))
+        if not all(result.evaluation.kl.isnan().all() for result in results.values()):
+            row("  reconstruction", lambda name, result: _mean(result.evaluation.reconstruction, error=False))
+            row("  KL", lambda name, result: _mean(result.evaluation.kl, error=False))
+    if any(result.lpd is not None for result in results.values()):
+        row("held-out log predictive density", lambda name, result: _mean(result.lpd))
     row(f"evidence{_method(results)}", lambda name, result: _evidence(result))
     row("gap (evidence - ELBO)", lambda name, result: "-" if result.gap is None else f"{result.gap:.2f}")
     if comparison.audits:
@@ -66,12 +74,19 @@ def conclude(comparison: Comparison) -> list[str]:
         for site, source in result.kl_source.items():
             if "(" in source:
                 sentences.append(f"Under {name} the KL of site '{site}' is {source}.")
-        if result.note:
+        if result.objective != ELBO:
+            sentences.append(f"{name}: {result.note}.")
+        elif result.note:
             sentences.append(f"No evidence for {name}: {result.note}.")
         elif result.evidence is not None and _unsure(result.evidence):
             sentences.append(
-                f"Under {name} the evidence is probably too low: for half of the held-out data it rests on fewer than 10 "
+                f"Under {name} the evidence is probably too low: {_half(result.evidence, comparison)} fewer than 10 "
                 "effective draws; use more particles."
+            )
+        elif result.evidence is not None and _heavy(result.evidence):
+            sentences.append(
+                f"Under {name} the error of the evidence is not to be trusted: k-hat of its weights is "
+                f"{float(np.nanmedian(result.evidence.khat)):.2f} (median), above {UNRELIABLE}; use a guide with heavier tails."
             )
     return sentences
 
@@ -120,6 +135,33 @@ def audit_table(audit: xr.Dataset, title: str) -> Table:
     return shown
 
 
+def _caption(comparison: Comparison) -> str:
+    rows = int(next(iter(comparison.results.values())).evaluation.kl.numel())
+    what = "the held-out data" if comparison.on == "held-out" else "training data"
+    if rows < 2:
+        return f"Values: nats per datum of {what}."
+    count = "" if comparison.on == "held-out" else f"{rows} "
+    return f"{comparison.on.capitalize()} rows: nats per datum, ± one standard error over {count or ''}{what}."
+
+
+def _mean(values: Tensor | None, *, error: bool = True) -> str:
+    if values is None or bool(values.isnan().all()):
+        return "-"
+    mean, spread = float(values.mean()), standard_error(values)
+    return f"{mean:.2f} ± {spread:.2f}" if error and not math.isnan(spread) else f"{mean:.2f}"
+
+
+def _half(evidence: xr.Dataset, comparison: Comparison) -> str:
+    if evidence.attrs.get("per") == "data set":
+        return "it rests on"
+    return f"for half of the {comparison.on} data it rests on"
+
+
+def _heavy(evidence: xr.Dataset) -> bool:
+    values = evidence.khat.values[~np.isnan(evidence.khat.values)] if "khat" in evidence else np.zeros(0)
+    return bool(values.size) and float(np.median(values)) > UNRELIABLE
+
+
 def _sources(result: Result) -> str:
     kinds = {source.split(" ")[0] for source in result.kl_source.values()}
     if len(kinds) == 1:
@@ -131,14 +173,15 @@ def _method(results: Mapping[str, Result]) -> str:
     for result in results.values():
         if result.evidence is not None:
             attrs = result.evidence.attrs
-            return " (exact)" if attrs["method"] == "exact" else f" (importance, K = {attrs['particles']})"
+            return " (exact)" if attrs["method"] != "iw" else f" (importance, K = {attrs['particles']})"
     return ""
 
 
 def _evidence(result: Result) -> str:
     if result.evidence is None:
         return "-"
-    return f"{result.evidence.attrs['value']:.2f} ± {result.evidence.attrs['se']:.2f}"
+    value, error = (float(result.evidence.attrs[key]) for key in ("value", "se"))
+    return f"{value:.2f}" if math.isnan(error) else f"{value:.2f} ± {error:.2f}"
 
 
 def _variance(audit: xr.Dataset, part: str) -> Callable[[str, Result], str]:
@@ -155,27 +198,34 @@ def _unsure(evidence: xr.Dataset) -> bool:
 
 def _heldout(comparison: Comparison) -> list[str]:
     results = comparison.results
-    sentences = [_ranked({name: result.evaluation.elbo_per_datum for name, result in results.items()}, "ELBO")]
+    sentences = []
+    values = {n: r.evaluation.elbo_per_datum for n, r in results.items() if r.objective == ELBO}
+    if len(values) > 1 and next(iter(values.values())).numel() > 1:
+        sentences.append(_ranked(values, "ELBO", comparison.on))
+    densities = {n: r.lpd for n, r in results.items() if r.lpd is not None}
+    if len(densities) > 1:
+        sentences.append(_ranked(densities, "log predictive density", "held-out"))
     # A fit of another bound does not maximise the ELBO, so such fits are compared by their evidence.
     found = {n: torch.as_tensor(r.evidence.log_evidence.values) for n, r in results.items() if r.evidence is not None}
-    if len({result.target for result in results.values()}) > 1 and len(found) > 1:
-        sentences.append(_ranked(found, "evidence"))
+    rows = {values.numel() for values in found.values()}
+    if len({result.target for result in results.values()}) > 1 and len(found) > 1 and rows.isdisjoint({1}):
+        sentences.append(_ranked(found, "evidence", comparison.on))
     return sentences
 
 
-def _ranked(values: Mapping[str, Tensor], what: str) -> str:
+def _ranked(values: Mapping[str, Tensor], what: str, on: str) -> str:
     best, second, *_ = sorted(values, key=lambda name: -float(values[name].mean()))
     paired = values[best] - values[second]
     difference, error = float(paired.mean()), standard_error(paired)
-    figure = f"{difference:.2f} ± {error:.2f} nats per datum, paired over {len(paired)} held-out data"
-    if difference > CERTAIN * error:
+    figure = f"{difference:.2f} ± {error:.2f} nats per datum, paired over {len(paired)} {on} data"
+    if difference > CERTAIN * error and difference >= 0.005:  # else it reads 0.00
         over = "" if len(values) == 2 else f" than that under {second}, the next"
         return (
-            f"On held-out data the fit under {best} has the higher {what}{over}, by {figure}; "
+            f"On {on} data the fit under {best} has the higher {what}{over}, by {figure}; "
             "this is one seed, and another may differ by as much."
         )
     by = "" if what == "ELBO" else f" in {what}"
-    return f"On held-out data the fits under {best} and {second} do not differ{by} beyond error ({figure}; one seed)."
+    return f"On {on} data the fits under {best} and {second} do not differ{by} beyond error ({figure}; one seed)."
 
 
 def _gradients(comparison: Comparison) -> str:
