@@ -2,8 +2,6 @@
 
 * `traces` makes one run of a pair; `decomposition` takes it apart into `Terms`, with the closed forms of `kl` where `closed`
   does not refuse them; `draws` makes many draws; `heldout` averages them into the ELBO of given data.
-* `traces` makes one run of a pair; `decomposition` takes it apart into `Terms`, with the closed forms of `kl`;
-  `draws` makes many draws; `heldout` averages them into the ELBO of given data.
 * `weights` sums sites out and gives log-weights; `facts` finds what can be reported of a pair; `measured` reports it.
 """
 
