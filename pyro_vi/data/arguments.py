@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_vi.data.dataset import Batch, length_of
 from pyro_vi.data.files import Array
+from pyro_vi.data.mapped import to_tensor
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,26 @@ class Arguments:
         filled: Batch = _map(self.values, lambda v: columns[v.column] if isinstance(v, Place) else v)
         return filled
 
-    def to(self, device: torch.device | str | None) -> "Arguments":
-        """Return the same arguments with the tensors among them on another device."""
-        moved = _map(self.values, lambda v: v.to(device) if isinstance(v, Tensor) else v)
-        return Arguments(moved, self.names)
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Arguments":
+        """Return the same arguments with the tensors among them on another device, or with another floating dtype."""
+
+        def moved(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+
+        return Arguments(_map(self.values, moved), self.names)
+
+    def tensors(self, dtype: torch.dtype) -> "Arguments":
+        """Return the same arguments with arrays of numbers as tensors, of a floating dtype if they are floats."""
+
+        def tensor(value: Any) -> Any:
+            if not isinstance(value, np.ndarray) or not value.ndim or value.dtype.kind not in "biuf":
+                return value
+            made = to_tensor(np.array(value), "an argument")
+            return made.to(dtype) if made.is_floating_point() else made
+
+        return Arguments(_map(self.values, tensor), self.names)
 
 
 def split(given: Batch | Mapping[str, Any]) -> tuple[Arguments, dict[str, Tensor | Array]]:
@@ -75,7 +92,7 @@ def split(given: Batch | Mapping[str, Any]) -> tuple[Arguments, dict[str, Tensor
             return value
         rows.append(len(value))
         if len(value) != rows[0]:
-            return value if isinstance(value, Tensor) else torch.as_tensor(value)
+            return value
         columns[label] = value
         return Place(len(columns) - 1)
 

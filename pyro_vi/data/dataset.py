@@ -192,7 +192,7 @@ class Data:
         return dataclasses.replace(
             self,
             spec=dataclasses.replace(self.spec, dtype=dtype),
-            arguments=None if self.arguments is None else self.arguments.to(device),
+            arguments=None if self.arguments is None else self.arguments.to(device, dtype),
             heldout=tuple(_to(value, device, dtype) for value in self.heldout),
             columns=tuple(
                 c.to(device=device, dtype=dtype if c.dtype.is_floating_point else c.dtype) for c in self.columns

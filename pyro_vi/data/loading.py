@@ -84,6 +84,7 @@ def load(
             return _without_columns(arguments, source, seed, dtype)
         found = _from_columns("array", columns, source, seed, heldout, dtype, integers=integers in (None, True))
         # The held-out rows are stored as the programs are called.
+        arguments = arguments.tensors(found.spec.dtype).to(dtype=dtype)
         return dataclasses.replace(found, arguments=arguments, heldout=arguments.fill(found.heldout))
     raise InputError(
         f"cannot take data from a {type(data).__name__}; "
@@ -94,6 +95,7 @@ def load(
 def _without_columns(arguments: Arguments, source: str, seed: int, dtype: torch.dtype | None) -> Data:
     """Make the data of programs that hold their data themselves: one row, which stands for all of them."""
     spec = DataSpec("arguments", 1, (), "real", dtype or torch.get_default_dtype(), source)
+    arguments = arguments.to(dtype=dtype)
     return Data(spec, seed, arguments.fill(()), (), arguments=arguments)
 
 
@@ -164,8 +166,10 @@ def _from_columns(
         listed = ", ".join(f"{label} {len(column)}" for label, (column, _) in surveyed.items())
         raise InputError(f"{name}: columns differ in their number of rows ({listed}); give all of them the same rows")
     rows, shape = len(whole[0]), tuple(whole[0].shape[1:])
-    if not rows or (rows < 2 and heldout is None and test is None):
-        raise InputError(f"{name}: {rows} row{'s' * (rows != 1)} cannot be fitted; give at least 2 rows")
+    if not rows:
+        raise InputError(f"{name}: 0 rows cannot be fitted; give at least 2 rows")
+    if rows < 2 and heldout != 0 and test is None:
+        raise InputError(f"{name}: 1 row cannot be split; give at least 2 rows, or heldout=0")
     supports = next(iter(surveyed.values()))[1]
     if test is None:
         kept, rest = split(rows, default_heldout(whole) if heldout is None else heldout, seed)

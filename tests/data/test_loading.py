@@ -66,7 +66,9 @@ def test_support_is_inferred_and_values_are_floats(values: Any, support: str) ->
 def test_dtype_of_own_data() -> None:
     double = torch.randn(5, dtype=torch.float64)
     assert load(double).spec.dtype == torch.float64  # chosen by its owner
-    assert {c.dtype for c in load((double, torch.arange(5), torch.randn(5))).train()} == {torch.float64}
+    several = (double, torch.arange(5), torch.randn(5))
+    assert [c.dtype for c in load(several).train()] == [torch.float64, torch.int64, torch.float64]
+    assert [c.dtype for c in load(several, integers=False).train()] == 3 * [torch.float64]
     assert load(double, dtype=torch.float32).train()[0].dtype == torch.float32
 
 
@@ -80,10 +82,10 @@ NAN = torch.tensor([[0.0, 1.0], [float("nan"), 2.0], [float("inf"), float("nan")
             NAN,
             "array: the array: 3 values (first in row 1, counted from 0) are NaN or infinite; drop or fill those rows",
         ),
-        ((torch.zeros(3), NAN[:2, 0]), "column 1: 1 value (first in row 1, counted from 0) is NaN"),
-        ((torch.zeros(3), torch.zeros(2)), "columns differ in their number of rows (column 0 3, column 1 2); give all"),
+        ((torch.zeros(3), NAN[:, 0]), "argument 1: 2 values (first in row 1, counted from 0) are NaN or infinite"),
+        ({"x": torch.zeros(3), "y": NAN}, "array: y: 3 values (first in row 1, counted from 0) are NaN or infinite"),
         (torch.zeros(0, 3), "array: 0 rows cannot be fitted; give at least 2 rows"),
-        (torch.zeros(1, 3), "array: 1 row cannot be fitted; give at least 2 rows"),
+        (torch.zeros(1, 3), "array: 1 row cannot be split; give at least 2 rows, or heldout=0"),
         (torch.tensor(3.0), "is a single number; give an array with a row for each datum"),
         (np.array(3.0), "is a single number"),
         (np.array(["a", "b"]), "holds <U1, not numbers; give whole or real numbers"),
@@ -98,9 +100,8 @@ NAN = torch.tensor([[0.0, 1.0], [float("nan"), 2.0], [float("inf"), float("nan")
             "holds numbers that torch.float32 cannot represent; load with dtype=torch.float64, or rescale",
         ),
         (torch.tensor([1, 2**24 + 1]), "holds numbers that torch.float32 cannot represent"),
-        ((), "cannot take data from a tuple; give a name, a path, a tensor, a NumPy array, or a tuple of"),
-        ([1.0, 2.0], "cannot take data from a list"),
-        ({"x": 1}, "cannot take data from a dict"),
+        ({1.0, 2.0}, "cannot take data from a set; give a name, a path, a tensor, an array, a DataFrame, a tuple of"),
+        (3.0, "cannot take data from a float"),
     ],
     ids=str,
 )

@@ -89,12 +89,14 @@ def test_writable_map_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_batches_are_moved_as_they_are_read(tmp_path: Path) -> None:
-    data = load((on_disk(tmp_path / "x.npy", numbers("uint8")), np.arange(101))).to("meta", torch.float64)
-    batches = list(data.batches(0, 40))
-    assert [len(x) for _, (x, _) in batches] == [40, 40, 11]
-    for index, batch in batches:
-        assert {t.device.type for t in (index, *batch, *data.example())} == {"meta"}
-        assert {t.dtype for t in batch} == {torch.float64}
+    given = (on_disk(tmp_path / "x.npy", numbers("uint8")), np.arange(101))
+    for integers, dtypes in ((False, [torch.float64, torch.float64]), (True, [torch.uint8, torch.int64])):
+        data = load(given, integers=integers).to("meta", torch.float64)
+        batches = list(data.batches(0, 40))
+        assert [len(x) for _, (x, _) in batches] == [40, 40, 11]
+        for index, batch in batches:
+            assert {t.device.type for t in (index, *batch, *data.example())} == {"meta"}
+            assert [t.dtype for t in batch] == dtypes
 
 
 def test_only_what_is_wanted_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
