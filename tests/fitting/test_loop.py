@@ -55,7 +55,9 @@ def test_a_step_follows_the_gradient_of_reconstruction_minus_beta_kl(elbo, beta,
     else:
         model, guide, data = *global_pair(), load(scalars(50), heldout=0.0)
     run, used = one_step(model, guide, data, elbo=elbo, beta=beta, batch_size=batch_size)
-    _, batch = next(data.batches(0, batch_size))
+    rows, batch = next(run.data.batches(0, batch_size))
+    in_order = rows.tolist() == list(range(len(rows)))
+    assert in_order == (batch_size == 1000)  # all rows come as they were given, and minibatches are shuffled
     pair = run.at(0)
     kind = "sampled" if elbo == "trace" else "analytic"
     with isolated(5):

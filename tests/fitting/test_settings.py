@@ -14,15 +14,20 @@ from small_fits import (
 from pyro_vi import UsageError
 from pyro_vi.data.loading import load
 from pyro_vi.errors import InputError
+from pyro_vi.fitting import settings, svi
 
 
-def test_an_epoch_is_as_many_steps_as_it_has_batches(few_records):
+def test_an_epoch_is_as_many_steps_as_it_has_batches(few_records, monkeypatch):
     data = load(columns(50))  # 45 of them to train on
     assert quick(data=data, steps=None, epochs=3, batch_size=16).steps == 9
+    assert quick(data=data, steps=None, epochs=3, batch_size=16, drop_last=True).steps == 6
     assert quick(data=data, steps=7, batch_size=16).steps == 7
-    run = quick(data=data, steps=None, batch_size=1000)
-    assert run.steps == 100
-    assert run.history[-1]["epoch"] == 99
+    assert (settings.EPOCHS, settings.STEPS) == (100, 2000)
+    monkeypatch.setattr(svi, "EPOCHS", 4)
+    monkeypatch.setattr(svi, "STEPS", 5)
+    for batch_size, steps, epochs in ((16, 12, 4), (1000, 5, 5)):
+        run = quick(data=data, steps=None, batch_size=batch_size)
+        assert (run.steps, run.history[-1]["epoch"]) == (steps, epochs - 1)
     assert same_fit(quick(data=data, steps=None, epochs=3, batch_size=16), quick(data=data, steps=9, batch_size=16))
 
 
