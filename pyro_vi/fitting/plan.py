@@ -7,6 +7,7 @@ parameters that have a row for each datum, with rows that are no plate (as in ti
 * `plan` builds the pair and decides, unless the options say otherwise; `Plan.note` says what was decided.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,7 +97,7 @@ def plan(
     reason = ""
     try:
         pair = built(data, size)
-        reason = _why_whole(pair, data, size)
+        reason = _why_whole(pair, data, size) or _row_each(pair, size, rows, lambda other: built(data, other))
     except InputError as error:
         if batch_size is not None or size == rows:
             raise
@@ -125,7 +126,7 @@ def _why_whole(pair: Pair, data: Data, size: int) -> str:
     """Return why a pair needs all rows in each step; empty if it does not."""
     args = data.example(size)
     layout, _ = pair.layouts(args)
-    plate, rows = layout.data_plate, data.spec.num_data
+    plate = layout.data_plate
     if layout.shared:
         names = ", ".join(f"'{name}'" for name in layout.shared[:3]) + ", …" * (len(layout.shared) > 3)
         return f"all data share {names}"
@@ -133,10 +134,20 @@ def _why_whole(pair: Pair, data: Data, size: int) -> str:
         return "the model has no plate of data"
     if plate.length != length_of(args):
         return f"plate '{plate.name}' holds {plate.length} of {length_of(args)} rows"
-    for name, (_, parameter) in pair.owned().items():
-        if rows > 1 and rows in parameter.shape:
-            return f"parameter '{name}' has a row for each datum"
     return ""
+
+
+def _row_each(pair: Pair, size: int, rows: int, built: Callable[[int], Pair]) -> str:
+    """Return the reason for a parameter with a row for each datum; it has another shape on other rows, as no network has."""
+    shapes = {name: p.shape for name, (_, p) in pair.owned().items() if size in p.shape}
+    if rows < 2 or not shapes:
+        return ""
+    try:
+        others = {name: p.shape for name, (_, p) in built(size - 1 or 2).owned().items()}
+    except InputError:  # the pair takes these rows only
+        others = {}
+    each = next((name for name, shape in shapes.items() if others.get(name) != shape), None)
+    return f"parameter '{each}' has a row for each datum" if each else ""
 
 
 def _why_not_minibatches(pair: Pair, data: Data) -> str:

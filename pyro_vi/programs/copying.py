@@ -12,6 +12,7 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -67,11 +68,11 @@ class Copies:
 
     def of(self, program: Any) -> Any:
         """Return the copy of a program, or the program itself if it reaches nothing that holds parameters."""
-        self._mark(program)
         # A stand-in replaces the program in other programs; here its own copy is asked for.
         stand_in = self.memo.pop(id(program), None)
         method = (id(program.__self__), id(program.__func__)) if isinstance(program, MethodType) else None
         replaced = self._methods.pop(method, None) if method else None
+        self._mark(program)
         copied = self._make(program)
         if stand_in is not None:
             self.memo[id(program)] = stand_in
@@ -83,18 +84,18 @@ class Copies:
 
     def outermost(self, kind: type[nn.Module]) -> list[nn.Module]:
         """Return the copied modules of a class that no other copied module of it holds."""
-        found: list[nn.Module] = [m for m in self._kept if id(m) in self.modules and isinstance(m, kind)]
-        inner = {id(part) for module in found for part in module.modules() if part is not module}
-        return [module for module in found if id(module) not in inner]
+        found = {id(m): m for m in self._kept if id(m) in self.modules and isinstance(m, kind)}
+        inner = {id(part) for module in found.values() for part in module.modules() if part is not module}
+        return [module for key, module in found.items() if key not in inner]
 
     def _mark(self, program: Any) -> None:
-        """Mark all objects on a way to a module or to a tensor with gradients."""
+        """Mark all objects on a way to a module, to a tensor with gradients, or to what has a stand-in or a copy already."""
         above: dict[int, list[int]] = {}
         found, stack = [], [program]
         seen: dict[int, Any] = {id(program): program}
         while stack:
             value = stack.pop()
-            if _holds(value):
+            if _holds(value) or self._known(value):
                 found.append(id(value))
             if isinstance(value, nn.Module):
                 found += map(id, _own(vars(value)))
@@ -113,6 +114,10 @@ class Copies:
                 marked.add(key)
                 found += above.get(key, [])
         self._marked |= marked
+
+    def _known(self, value: Any) -> bool:
+        method = isinstance(value, MethodType) and (id(value.__self__), id(value.__func__)) in self._methods
+        return method or id(value) in self.memo
 
     def _copy(self, value: Any) -> Any:
         if isinstance(value, MethodType):
@@ -225,8 +230,12 @@ class Copies:
             return local_context()
         try:
             copied = object.__new__(type(value))
-        except TypeError:  # made by a library in C; what it holds stays shared
-            return value
+        except TypeError:  # of a class in C, such as a namespace; what cannot be copied stays shared
+            copied = value
+            with suppress(Exception):
+                copied = copy.copy(value)
+            if copied is value:
+                return value
         self._keep(value, copied)
         for name, part in {**_slots(value), **vars_of(value)}.items():
             object.__setattr__(copied, name, self._copy(part))

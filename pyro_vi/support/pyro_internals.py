@@ -9,6 +9,7 @@ from functools import cache, partial
 from typing import Any
 
 import pyro
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_vi.support.private import attribute, part
@@ -17,14 +18,15 @@ _part = partial(part, "pyro-ppl")
 _attribute = partial(attribute, "pyro-ppl")
 
 
-def context_of(module: nn.Module) -> Any:
-    """Return the object in which a PyroModule keeps state during a call, or None; it is set up for local parameters."""
-    return vars(module).get("_pyro_context")
-
-
 def is_context(value: Any) -> bool:
     """True for the object in which a PyroModule keeps state during a call."""
-    return isinstance(value, _part("pyro.nn.module", "_Context"))
+    return isinstance(value, _context_class() or ())
+
+
+@cache
+def _context_class() -> Any:
+    context = vars(PyroModule()).get("_pyro_context")
+    return None if context is None else type(context)
 
 
 def local_context() -> Any:
@@ -38,7 +40,7 @@ def local_context() -> Any:
 
 @cache
 def _local_context_class() -> type:
-    class LocalContext(_part("pyro.nn.module", "_Context")):  # type: ignore[misc]
+    class LocalContext(_context_class()):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.param_state: dict[str, Any] = {"params": {}, "constraints": {}}

@@ -5,7 +5,7 @@ Each part is looked up on use, so that a version of torch without it breaks noth
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache, partial
 from typing import Any, NamedTuple
 from unittest import mock
@@ -37,14 +37,17 @@ def hooks_of(module: nn.Module) -> tuple[Mapping[int, Any], Mapping[int, Any]]:
 def hooks_of_tensor(tensor: Tensor, other: Tensor) -> list[tuple[Callable[[Any], Any], Any]]:
     """Return the hooks of a tensor's gradient, each with the function that registers it on ``other``: copies lose them."""
     kinds = (
-        ("_backward_hooks", "register_hook"),
-        ("_post_accumulate_grad_hooks", "register_post_accumulate_grad_hook"),
+        (lambda: _attribute(tensor, "_backward_hooks", "torch.Tensor._backward_hooks"), other.register_hook),
+        (
+            lambda: _attribute(tensor, "_post_accumulate_grad_hooks", "torch.Tensor._post_accumulate_grad_hooks"),
+            other.register_post_accumulate_grad_hook,
+        ),
     )
-    return [
-        (getattr(other, register), hook)
-        for name, register in kinds
-        for hook in (_attribute(tensor, name, f"torch.Tensor.{name}") or {}).values()
-    ]
+    found = []
+    for hooks, register in kinds:
+        with suppress(Missing):
+            found += [(register, hook) for hook in (hooks() or {}).values()]
+    return found
 
 
 def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:

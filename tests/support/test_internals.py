@@ -17,6 +17,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from packaging.requirements import Requirement
+from pyro.nn import PyroModule
 from torch import Tensor
 
 import pyro_vi
@@ -28,6 +29,7 @@ from pyro_vi.errors import InputError
 from pyro_vi.estimators.table import get
 from pyro_vi.estimators.traits import estimator_of
 from pyro_vi.programs.build import pair_of
+from pyro_vi.programs.copying import Copies
 from pyro_vi.programs.isolation import isolated
 from pyro_vi.support import pyro_internals, torch_internals
 from pyro_vi.support.private import TESTED, Missing, part
@@ -86,6 +88,8 @@ OPTIONAL = [
     "torch.utils._triton.has_triton",
     "pyro.infer.TraceGraph_ELBO._loss_and_surrogate_loss",
     "pyro.distributions.MaskedDistribution._mask",
+    "torch.Tensor._backward_hooks",
+    "torch.Tensor._post_accumulate_grad_hooks",
 ]
 """Without them a fit is compiled all the same; what else they are for has a test of its own."""
 ESSENTIAL = [
@@ -303,6 +307,36 @@ def test_a_mask_that_cannot_be_seen_has_a_sampled_kl(without):
     assert {source("analytic").kind, source("mean_field").kind} == {"analytic"}
     without(name)
     assert str(source("analytic")) == f"sampled (its mask cannot be seen: {line(name)})"
+
+
+def doubling(parameter: Tensor) -> None:
+    parameter.grad.mul_(2)
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONAL if name.startswith("torch.Tensor.")])
+def test_copies_of_programs_lose_the_hooks_that_cannot_be_seen(name, without):
+    before, after = Normals(False), Normals(False)
+    before.loc.register_hook(lambda gradient: 2 * gradient)
+    after.loc.register_post_accumulate_grad_hook(doubling)
+
+    def doubled() -> list[float]:
+        copies = [Copies().of(program) for program in (before, after)]
+        for program in copies:
+            (3 * program.loc).backward()
+        return [float(program.loc.grad) for program in copies]
+
+    assert doubled() == [6.0, 6.0]
+    without(name)
+    assert sorted(doubled()) == [3.0, 6.0]
+
+
+def test_modules_of_pyro_are_copied_where_their_state_cannot_be_seen(monkeypatch):
+    monkeypatch.setattr(pyro_internals, "_context_class", lambda: None)
+    module = PyroModule[torch.nn.Linear](1, 1)
+    copied = Copies().of(module)
+    with isolated(0):
+        assert torch.equal(copied(torch.ones(1)), module(torch.ones(1)))
+    assert copied.weight is not module.weight
 
 
 EVERYTHING = """
