@@ -102,8 +102,10 @@ def draw_terms(pair: Pair, args: Batch, particles: int | None, nesting: int, kl:
     """
     run = draw_traces(pair.model, pair.guide, args, particles, nesting)
     refuse_unguided(run)
-    dependence = dependence_of(pair, args, run) if kl == "analytic" else {}
-    return from_run(run, length_of(args), kl=kl, dependence=dependence)
+    if kl == "analytic" and dependence_of(pair, args, run):
+        # The KL of one site is sampled then, and its noise cancels against that of the others only where they are too.
+        kl = "sampled"
+    return from_run(run, length_of(args), kl=kl)
 
 
 def refuse_own_minibatch(pair: Pair, args: Batch) -> None:

@@ -5,10 +5,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from catalogue import BATCH, CATALOGUE, NUM_DATA, ConjugateGuide, Entry, columns, number, scalars
+from pyro.infer.reparam import LocScaleReparam
 
 from pyro_vi.errors import InputError
 from pyro_vi.programs.build import pair_of
-from pyro_vi.programs.layout import Plate, data_plate, describe, prototype, title
+from pyro_vi.programs.layout import Plate, data_plate, describe, prototype, role_of, title
 from pyro_vi.programs.pair import Pair
 
 every_entry = pytest.mark.parametrize("entry", CATALOGUE.values(), ids=CATALOGUE)
@@ -165,3 +166,27 @@ def test_titles():
     assert title(ConjugateGuide()) == "ConjugateGuide"
     assert title(Pair) == "Pair"
     assert "closure_pair.<locals>.model" in title(pair_of(*CATALOGUE["closure"].build(), (columns(),)).model)
+
+
+def test_the_role_of_each_kind_of_site():
+    def program() -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.sample("u", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+        pyro.deterministic("twice", 2 * w)
+        pyro.factor("penalty", -w.square())
+        with pyro.plate("data", 4, subsample_size=2):
+            pyro.sample("local", dist.Normal(w, 1.0))
+            pyro.sample("x", dist.Normal(w, 1.0), obs=torch.zeros(2))
+
+    moved = pyro.poutine.reparam(program, config={"local": LocScaleReparam(0.0)})
+    roles = {n: role_of(node) for n, node in pyro.poutine.trace(moved).get_trace().nodes.items() if "fn" in node}
+    assert {name: role for name, role in roles.items() if not name.startswith("_")} == {
+        "w": "latent",
+        "u": "auxiliary",
+        "twice": "deterministic",
+        "penalty": "factor",
+        "data": "subsample",
+        "local_decentered": "latent",
+        "local": "deterministic",
+        "x": "observed",
+    }
