@@ -231,7 +231,9 @@ def data_frame(trace: Any) -> Any:
     ``batch``; the one that most latent sites are in; the one that is entered first.
     """
     nodes = [n for n in trace.nodes.values() if n["type"] == "sample" and not site_is_subsample(n)]
-    stacks = [_vectorized(n) for n in nodes if role_of(n) == "observed"]
+    # A likelihood may be written as a factor alone.
+    roles = ("observed",) if any(role_of(n) == "observed" for n in nodes) else ("factor",)
+    stacks = [_vectorized(n) for n in nodes if role_of(n) in roles]
     if not stacks:
         return None
     shared = [frame for frame in stacks[0] if all(frame.name in [f.name for f in stack] for stack in stacks)]
@@ -257,8 +259,9 @@ def data_plate_of(trace: Any) -> Plate | None:
 
 def _plate(frame: Any, node: Any) -> Plate:
     # A plate without a size, `pyro.plate("data")`, is as long as its sites.
-    shape = node["fn"].batch_shape
-    own = shape[frame.dim] if len(shape) >= -frame.dim else 1
+    fn, value = node["fn"], node["value"]
+    values = value.shape[: value.dim() - len(fn.event_shape)] if isinstance(value, torch.Tensor) else ()
+    own = max((shape[frame.dim] for shape in (fn.batch_shape, values) if len(shape) >= -frame.dim), default=1)
     length = frame.size if frame.size >= 0 else own
     return Plate(frame.name, frame.dim, frame.full_size if frame.full_size >= 0 else length, length)
 

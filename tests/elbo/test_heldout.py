@@ -18,6 +18,7 @@ from catalogue import (
 from torch.distributions import kl_divergence
 
 from pyro_vi.elbo.draws import stream
+from pyro_vi.elbo.draws import refuse_own_minibatch
 from pyro_vi.elbo.heldout import evaluate, standard_error
 from pyro_vi.errors import InputError
 from pyro_vi.programs.build import pair_of
@@ -63,11 +64,13 @@ def test_the_data_may_be_taken_in_parts():
         torch.testing.assert_close(found.elbo_per_datum, model.log_evidence(x).detach(), rtol=1e-10, atol=1e-10)
 
 
-def test_programs_that_draw_their_own_minibatch_are_refused():
-    """Row 3 of one draw is another datum than row 3 of the next: their average means nothing."""
+def test_programs_that_draw_their_own_minibatch_have_a_mean():
+    """Row 3 of one draw is another datum than row 3 of the next: only the mean over rows has a meaning."""
     entry = CATALOGUE["inner_subsample"]
+    pair = pair_of(*entry.build(), entry.batch)
+    assert evaluate(pair, entry.batch, draws=3).elbo_per_datum.shape == (8,)
     with pytest.raises(InputError, match="plate 'data' holds 8 of the 50 rows"):
-        evaluate(pair_of(*entry.build(), entry.batch), entry.batch, draws=3)
+        refuse_own_minibatch(pair, entry.batch)
 
 
 def test_draws_are_without_gradients_and_seeded():
