@@ -17,8 +17,7 @@ from catalogue import (
 )
 from torch.distributions import kl_divergence
 
-from pyro_vi.elbo.draws import stream
-from pyro_vi.elbo.draws import refuse_own_minibatch
+from pyro_vi.elbo.draws import refuse_own_minibatch, stream
 from pyro_vi.elbo.heldout import evaluate, standard_error
 from pyro_vi.errors import InputError
 from pyro_vi.programs.build import pair_of
