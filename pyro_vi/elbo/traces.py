@@ -15,7 +15,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_vi.data import fresh
-from pyro_vi.programs import Program, Values
+from pyro_vi.programs import Program, Values, trace_of_guide
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def draw_traces(
         plate = pyro.plate(PARTICLES, particles, dim=-1 - nesting)
         model, guide = plate(model), plate(guide)
     args = fresh(args)
-    guide_trace = poutine.trace(guide).get_trace(*args)
+    guide_trace = trace_of_guide(guide, args)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
     values = {
         name: node["value"]

@@ -6,7 +6,7 @@
   values; `handlers` fix or relax draws; `isolation` runs programs without side effects.
 """
 
-from pyro_vi.programs.binding import swapped
+from pyro_vi.programs.binding import swapped, trace_of_guide
 from pyro_vi.programs.build import build_pair, pair_and_args, pair_of
 from pyro_vi.programs.handlers import Give, Relax, Straighten, Values
 from pyro_vi.programs.isolation import Program, evaluating, isolated, kept_buffers
@@ -67,4 +67,5 @@ __all__ = [
     "support_of",
     "swapped",
     "title",
+    "trace_of_guide",
 ]

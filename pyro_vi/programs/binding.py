@@ -23,6 +23,7 @@ import torch
 from pyro import poutine
 from pyro.nn import PyroModule
 from pyro.params.param_store import normalize_param_name
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from torch import nn
 from torch.distributions import constraints, transform_to
@@ -169,6 +170,18 @@ def bind(model: nn.Module, guide: nn.Module, args: tuple[Any, ...], copies: Copi
     return bound[0], bound[1]
 
 
+def trace_of_guide(guide: Program, args: tuple[Any, ...]) -> Any:
+    """Trace a guide.
+
+    Pyro's messenger guides run the model, and so meet its data; Pyro's estimators leave these sites out of the guide.
+    """
+    trace = poutine.trace(guide).get_trace(*args)
+    if isinstance(poutine.unwrap(guide), GuideMessenger):
+        for name in [n for n, node in trace.nodes.items() if node["type"] == "sample" and node["is_observed"]]:
+            trace.remove_node(name)
+    return trace
+
+
 def draw(model: Program, guide: Program, args: tuple[Any, ...]) -> tuple[Any, Any]:
     """Trace the guide, and the model on its draws; return both traces.
 
@@ -176,7 +189,7 @@ def draw(model: Program, guide: Program, args: tuple[Any, ...]) -> tuple[Any, An
     fewest plates with which it runs.
     """
     args = fresh(args)
-    guide_trace = poutine.trace(guide).get_trace(*args)
+    guide_trace = trace_of_guide(guide, args)
     try:
         return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args), guide_trace
     except Exception:
