@@ -42,8 +42,8 @@ def load(
 
     Args:
         data: a name with options ("digits", "mnist(binarize=False)"), the path of a .npy, .npz, .csv or .parquet file,
-            values (rows, ...), a DataFrame of numbers, a tuple of positional arguments such as (x, y, None), a dictionary of
-            keyword arguments, or a `Data`, which is returned unchanged. Of several arguments, those with as many rows as the
+            values (rows, ...), a DataFrame of numbers, a tuple of positional arguments such as (x, y, None), a list as the
+            one argument, a dictionary of keyword arguments, or a `Data`, which is returned unchanged. Of several arguments, those with as many rows as the
             first tensor or array are columns; the others are passed on as they are. Columns are copied,
             except an `np.memmap` and a .npy file of more than 256 MB: their training rows stay in the file, which must not
             change, and are read batch by batch. (Copy-on-write maps, foreign byte orders, and views that are not
@@ -78,7 +78,8 @@ def load(
         source = "an array given in Python"
         return _from_columns("array", {"the array": data}, source, seed, heldout, dtype, integers=bool(integers))
     if data is None or isinstance(data, tuple | list | dict):
-        arguments, columns = split_arguments(data if isinstance(data, dict) else tuple(data or ()))
+        given = (data,) if isinstance(data, list) else data
+        arguments, columns = split_arguments(given if isinstance(given, dict) else given or ())
         source = "arguments given in Python"
         if not columns:
             return _without_columns(arguments, source, seed, dtype)

@@ -33,7 +33,7 @@ from pyro_vi.errors import InputError
 from pyro_vi.programs.copying import Copies
 from pyro_vi.programs.isolation import ALONE, Program, evaluating, kept_buffers
 from pyro_vi.support import kept_generators
-from pyro_vi.support.pyro_internals import name_of
+from pyro_vi.support.pyro_internals import name_of, params_of
 from pyro_vi.support.torch_internals import tensors_of
 
 MOST_PLATES = 4
@@ -206,7 +206,7 @@ def constrained(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         for name, constraint in module._constraints.items():
             name = normalize_param_name(name)
             yield name, transform_to(constraint)(_get(module, name))
-    names = {f"{name}_unconstrained": name for name in getattr(module, "_pyro_params", ())}
+    names = {f"{name}_unconstrained": name for name in params_of(module)}
     for name, parameter in module.named_parameters(recurse=False):
         if name in names:
             yield names[name], getattr(module, names[name])

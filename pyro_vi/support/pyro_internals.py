@@ -69,6 +69,11 @@ def name_of(module: nn.Module) -> str:
     return str(getattr(module, "_pyro_name", type(module).__name__))
 
 
+def params_of(module: nn.Module) -> list[str]:
+    """Return the names of the constrained parameters that a PyroModule itself holds."""
+    return list(getattr(module, "_pyro_params", ()))
+
+
 def mask_of(masked: Any) -> Any:
     """Return the mask of a MaskedDistribution, which a closed form of its KL needs."""
     return _attribute(masked, "_mask", "pyro.distributions.MaskedDistribution._mask")

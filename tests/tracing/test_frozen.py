@@ -28,8 +28,9 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vi import Run, fit
+from pyro_vi import FitError, Run, fit
 from pyro_vi.compiling.cost import SECONDS
+from pyro_vi.data.loading import load
 from pyro_vi.errors import InputError, NoGraph
 from pyro_vi.tracing.frozen import put_back, same_twice, watched
 from pyro_vi.tracing.reach import MOST, Walk
@@ -243,15 +244,32 @@ def late(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(w * z, 1.0), obs=x)
 
 
-def test_a_parameter_that_is_created_late_is_refused_as_in_an_eager_fit(monkeypatch):
-    # The longer batch, which is all right, is compiled first; here the graph itself will do.
-    monkeypatch.setattr("pyro_vi.compiling.steps.compile_graph", lambda graph, _: lambda inputs: graph(*inputs))
-    for constant in ("first", "graph", "node"):
-        monkeypatch.setitem(SECONDS, constant, 0.0)
-    says = "parameter 'late' is created only after the first call; create every parameter on every path"
-    for mode in (True, "auto", False):  # before the first step, as the layout of each length of batch is read then
-        with pytest.raises(InputError, match=says):
-            quick(late, compile=mode, batch_size=12)
+LATE = "parameter 'late' is created only after the first call; create every parameter on every path"
+
+
+@pytest.mark.parametrize("mode", [True, "auto", False])
+def test_a_parameter_that_the_shorter_batch_creates_is_refused_before_the_first_step(mode):
+    with pytest.raises(InputError, match=LATE):
+        quick(late, compile=mode, batch_size=12)
+
+
+def test_a_parameter_that_a_row_creates_is_refused_at_its_step():
+    last = load(ROWS).train()[0][-1]
+
+    def rare(x: Tensor) -> None:
+        w = pyro.param("w", torch.tensor(0.7, dtype=torch.float64))
+        if bool((x == last).any()):
+            w = w + pyro.param("late", torch.tensor(0.1, dtype=torch.float64))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+            pyro.sample("x", dist.Normal(w * z, 1.0), obs=x)
+
+    messages = []
+    for mode in ("auto", False):
+        with pytest.raises(FitError, match=LATE) as caught:
+            quick(rare, compile=mode, batch_size=12)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
 
 
 # ---- what is seen, and put back
