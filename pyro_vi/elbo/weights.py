@@ -23,6 +23,7 @@ from pyro_vi.data import Batch, fresh
 from pyro_vi.elbo.decomposition import Terms
 from pyro_vi.elbo.traces import PARTICLES, Run
 from pyro_vi.programs import Give, Pair, Plate, data_plate_of, isolated, kept_buffers
+from pyro_vi.support.pyro_internals import dims_of
 
 
 class Keep(Messenger):
@@ -85,7 +86,7 @@ def summed_weight(run: Run) -> Weight:
     for node in _samples(trace):
         ordinal = frozenset(trace.plate_to_symbol[f.name] for f in node["cond_indep_stack"] if f.vectorized)
         factor = node["packed"]["log_prob"]
-        summed |= set(factor._pyro_dims) - set(names)
+        summed |= set(dims_of(factor)) - set(names)
         factors.setdefault(ordinal, []).append(factor)
     contracted = contract_tensor_tree(factors, summed)
     parts = [

@@ -74,6 +74,12 @@ def params_of(module: nn.Module) -> list[str]:
     return list(getattr(module, "_pyro_params", ()))
 
 
+def dims_of(factor: Tensor) -> str:
+    """Return the symbols of the dimensions of a packed factor, one a letter, which say over which states it is summed."""
+    dims: str = _attribute(factor, "_pyro_dims", "pyro.ops.packed._pyro_dims")
+    return dims
+
+
 def mask_of(masked: Any) -> Any:
     """Return the mask of a MaskedDistribution, which a closed form of its KL needs."""
     return _attribute(masked, "_mask", "pyro.distributions.MaskedDistribution._mask")

@@ -88,6 +88,7 @@ OPTIONAL = [
     "torch.utils._triton.has_triton",
     "pyro.infer.TraceGraph_ELBO._loss_and_surrogate_loss",
     "pyro.distributions.MaskedDistribution._mask",
+    "pyro.ops.packed._pyro_dims",
     "torch.Tensor._backward_hooks",
     "torch.Tensor._post_accumulate_grad_hooks",
 ]
@@ -281,6 +282,11 @@ def test_without_a_look_at_what_is_traced_nothing_is_read(without):
     without(f"{PROXY}.get_proxy_slot")
     with pytest.raises(Missing, match="get_proxy_slot"):
         torch_internals.varies(torch.ones(1))
+
+
+def test_a_factor_without_its_dimensions_is_named():
+    with pytest.raises(Missing, match="_pyro_dims"):
+        pyro_internals.dims_of(torch.ones(1))
 
 
 def test_graph_without_its_loss_is_refused(without):
