@@ -57,7 +57,9 @@ def test_names_of_keyword_arguments() -> None:
 @pytest.mark.parametrize("given", [None, (), (7, "word", torch.tensor(2.0)), {"size": 7}, [1.0, 2.0]], ids=str)
 def test_programs_that_hold_their_data_have_one_row(given: Any) -> None:
     data = load(given)
-    expected = tuple((given.values() if isinstance(given, dict) else given) or ())
+    expected = tuple(
+        (given.values() if isinstance(given, dict) else [given] if isinstance(given, list) else given) or ()
+    )
     assert (data.spec.num_data, data.num_heldout, data.columns, data.heldout) == (1, 0, (), expected)
     assert data.example() == data.train() == expected
     ((rows, batch),) = data.batches(0, 1)
