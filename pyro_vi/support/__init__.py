@@ -1,6 +1,8 @@
 """Small utilities that use nothing of the package but its exceptions.
 
 * `specs`: names with options, such as ``vae(latent_dim=8)``.
+* `numbers`: checks of arguments that are numbers, words or flags.
+* `locks`: one writer at a time in a folder.
 * `writing`: atomic writing of files.
 * `randomness`: state and seeds of the random generators that programs draw from.
 * `threads`: the number of threads for a fit.
@@ -8,25 +10,37 @@
 * `private`, `torch_internals`, `pyro_internals`: the parts of other packages that are not public.
 """
 
+from pyro_vi.support.locks import Lock
+from pyro_vi.support.numbers import Real, Whole, flag, real, seed_from, shown, whole, word
 from pyro_vi.support.packages import versions
 from pyro_vi.support.randomness import generators, kept_generators, seed_generators, set_generators
 from pyro_vi.support.specs import check_options, parse, unknown
 from pyro_vi.support.threads import fitting_threads
-from pyro_vi.support.writing import finite, make_folder, slug, write_json, write_through
+from pyro_vi.support.writing import finite, make_folder, slug, unwritable, write_json, write_through
 
 __all__ = [
+    "Lock",
+    "Real",
+    "Whole",
     "check_options",
     "finite",
     "fitting_threads",
+    "flag",
     "generators",
     "kept_generators",
     "make_folder",
     "parse",
+    "real",
+    "seed_from",
     "seed_generators",
     "set_generators",
+    "shown",
     "slug",
     "unknown",
+    "unwritable",
     "versions",
+    "whole",
+    "word",
     "write_json",
     "write_through",
 ]

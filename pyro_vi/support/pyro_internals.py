@@ -92,6 +92,13 @@ def loss_and_surrogate(elbo: Any) -> Callable[..., tuple[Any, Tensor]]:
     return found
 
 
+def waiting_state(optimizer: Any) -> dict[str, Any]:
+    """Return the state that was loaded into one of Pyro's optimizers, and that no parameter has taken yet."""
+    found: dict[str, Any]
+    found = _attribute(optimizer, "_state_waiting_to_be_consumed", "pyro.optim.PyroOptim._state_waiting_to_be_consumed")
+    return found
+
+
 LOOKS = (
     ("item", "pyro.infer.trace_elbo", "torch_item"),
     ("warning", "pyro.infer.trace_elbo", "warn_if_nan"),

@@ -57,6 +57,18 @@ def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
     return bool(before or after)
 
 
+def has_gradient_hooks(parameter: Tensor) -> bool:
+    """True if hooks run on the gradient of a parameter; a graph would omit them."""
+    on_gradient = _attribute(parameter, "_backward_hooks", "torch.Tensor._backward_hooks")
+    after = _attribute(parameter, "_post_accumulate_grad_hooks", "torch.Tensor._post_accumulate_grad_hooks")
+    return bool(on_gradient or after)
+
+
+def stepped_by_scheduler(optimizer: torch.optim.Optimizer) -> bool:
+    """True if a scheduler counts an optimizer's steps; it replaces the method for that, which changes no step."""
+    return bool(getattr(optimizer.step, "_wrapped_by_lr_sched", False))
+
+
 def times_changed(tensor: Tensor) -> int:
     """Return the number of in-place changes of a tensor; a graph would miss them."""
     count: int = _attribute(tensor, "_version", "torch.Tensor._version")

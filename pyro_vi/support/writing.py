@@ -1,13 +1,20 @@
 """Atomic writing: a file is written under a temporary name and then renamed, so that an interruption loses nothing."""
 
+import errno
 import json
 import os
 import re
+import shutil
+import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pyro_vi.errors import InputError
+
+FULL = 2**20
+"""Free bytes below which a disk counts as full."""
 
 
 def slug(text: str) -> str:
@@ -45,11 +52,36 @@ def write_through(path: Path, write: Callable[[Path], Any]) -> Path:
     Args:
         path: the file.
         write: writes the content to the path that it is called with.
+
+    Raises:
+        InputError: the file cannot be written, for example because the disk is full; an old file is as it was.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)
+    # Each thread has a name of its own, so that two writers cannot mix their bytes.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except BaseException as error:
+        found = unwritable(path, error)  # before the temporary file is gone, which may be what fills the disk
+        with suppress(OSError):
+            temporary.unlink()
+        if found is not None:
+            raise found from error
+        raise
     return path
+
+
+def unwritable(path: Path, error: BaseException) -> InputError | None:
+    """Return the error of one line for a file that could not be written, or None if the reason is another one."""
+    cause = error.strerror if isinstance(error, OSError) else None
+    if cause is None and isinstance(error, Exception) and not isinstance(error, InputError):
+        # torch and HDF5 do not say that the disk is full.
+        with suppress(OSError):
+            if shutil.disk_usage(path.parent).free < FULL:
+                cause = os.strerror(errno.ENOSPC)
+    return (
+        None if cause is None else InputError(f"'{path}' cannot be written ({cause}); make room for it and start again")
+    )
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -101,8 +101,11 @@ ESSENTIAL = [
     "torch.optim.Optimizer._optimizer_step_pre_hooks",
     "torch.optim.Optimizer._optimizer_step_post_hooks",
     "torch.distributions.Distribution._validate_args",
+    "torch.Tensor._backward_hooks",
+    "torch.Tensor._post_accumulate_grad_hooks",
+    "pyro.optim.PyroOptim._state_waiting_to_be_consumed",
 ]
-"""Attributes of each module, optimizer and distribution, that torch itself cannot do without."""
+"""Attributes of each module, parameter, optimizer and distribution, that torch and Pyro themselves cannot do without."""
 
 
 class Normals(torch.nn.Module):

@@ -1,0 +1,66 @@
+"""Locks of folders: one process or thread at a time writes into a folder."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from pyro_vi.errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # on Windows folders are not locked
+    fcntl = None  # type: ignore[assignment]
+
+NAME = ".lock"
+
+
+class Lock:
+    """A lock on a folder, from now until `release`.
+
+    The lock is the operating system's, on a file that holds the number of the process. So the lock of a process that was killed
+    is free again, whatever the file says.
+
+    Raises:
+        UsageError: another process, or another fit of this one, holds the lock.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self._file = folder / NAME, -1
+        while fcntl is not None and self._file < 0:
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(file, 20).decode(errors="replace").strip()
+                os.close(file)
+                who = f"process {holder}" if holder and holder != str(os.getpid()) else "another fit"
+                raise UsageError(
+                    f"'{folder}' is in use by {who}; wait until it is done, or choose another folder"
+                ) from None
+            except OSError:  # a file system without locks
+                os.close(file)
+                return
+            if _is(file, self.path):  # and not one that its holder has just removed
+                os.truncate(file, 0)
+                os.write(file, str(os.getpid()).encode())
+                self._file = file
+            else:
+                os.close(file)
+
+    def release(self) -> None:
+        """Give the folder free; a second call does nothing."""
+        if self._file >= 0:
+            with suppress(OSError):
+                self.path.unlink()
+            os.close(self._file)
+            self._file = -1
+
+    def __del__(self) -> None:
+        self.release()
+
+
+def _is(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except OSError:
+        return False
