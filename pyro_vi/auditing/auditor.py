@@ -18,11 +18,11 @@ from pyro_vi.auditing.moments import GROUPS, Difference, Moments
 from pyro_vi.auditing.result import Record, dataset_of
 from pyro_vi.auditing.timing import costs
 from pyro_vi.data import Batch, device_of, length_of
-from pyro_vi.errors import InputError
+from pyro_vi.errors import InputError, naming_programs
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of, traits_of
 from pyro_vi.programs import Pair, Program, isolated, kept_buffers, pair_and_args
-from pyro_vi.support import fitting_threads, versions
+from pyro_vi.support import Whole, fitting_threads, seed_from, versions, whole
 
 SITE_DRAWS = 200
 """Pairs of draws for the share of each site in the variance."""
@@ -34,8 +34,8 @@ def audit(
     batch: Batch | Tensor,
     *,
     elbos: Iterable[str | ELBO] | str | ELBO = ("trace", "mean_field"),
-    draws: int = 1000,
-    seed: int = 0,
+    draws: Whole = 1000,
+    seed: Whole = 0,
     vectorize: bool | None = None,
 ) -> xr.Dataset:
     """E and Var of each estimator's value and gradient at the pair's present parameters, over common random draws.
@@ -88,7 +88,8 @@ def audit(
     """
     with torch.enable_grad():  # the caller may have turned gradients off
         pair, args = pair_and_args(model, guide, batch)
-    return audit_pair(pair, args, named(elbos), draws=draws, seed=seed, vectorize=vectorize)
+    with naming_programs("the pair fails in the audit"):
+        return audit_pair(pair, args, named(elbos), draws=draws, seed=seed, vectorize=vectorize)
 
 
 @torch.enable_grad()
@@ -97,11 +98,12 @@ def audit_pair(
     args: Batch,
     estimators: Mapping[str, ELBO],
     *,
-    draws: int = 1000,
-    seed: int = 0,
+    draws: Whole = 1000,
+    seed: Whole = 0,
     vectorize: bool | None = None,
 ) -> xr.Dataset:
     """Return `audit` for a pair that is already bound; the estimators, given by name, may store facts about the pair."""
+    draws, seed = whole("draws", draws), seed_from(seed)
     if draws < 20:
         raise InputError(f"an audit needs at least 20 draws for its standard errors, not {draws}")
     with isolated(validation=False):

@@ -108,7 +108,8 @@ class Data:
 
     `arguments` says what a program is called with (`pyro_vi.data.arguments.Arguments`): by default the columns alone. With
     `integers`, whole numbers and truth values stay what they are; otherwise programs get floats. Without `shuffle`, batches
-    keep the order of the rows; with `drop_last`, a shorter last batch of an epoch is left out.
+    keep the order of the rows; with `drop_last`, a shorter last batch of an epoch is left out. `given` holds the number of each
+    training row in the data as they were handed over, if others of those rows are held out.
 
     >>> from pyro_vi.data import load
     >>> data = load("digits", seed=1)
@@ -126,6 +127,7 @@ class Data:
     integers: bool = False
     shuffle: bool = True
     drop_last: bool = False
+    given: Tensor | None = field(default=None, repr=False)
 
     @property
     def num_heldout(self) -> int:
@@ -158,6 +160,10 @@ class Data:
     def order(self, epoch: int) -> Tensor:
         """Row numbers of the training data, (num_data,), in the order of an epoch."""
         return self._order(epoch).to(self.columns[0].device if self.columns else None)
+
+    def numbers(self, rows: Tensor) -> Tensor:
+        """Return the numbers that training rows have in the data as they were handed over."""
+        return rows if self.given is None else self.given[rows.to(self.given.device)]
 
     def stored(self, epoch: int) -> tuple[Any, ...]:
         """The training columns of an epoch as stored, or as redrawn if `binarize` is set.

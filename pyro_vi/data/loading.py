@@ -18,7 +18,7 @@ from pyro_vi.data.mapped import Mapped, first, mapped_file
 from pyro_vi.data.registered import DATASETS, find
 from pyro_vi.data.seeds import generator, split
 from pyro_vi.errors import InputError, UsageError
-from pyro_vi.support import parse, unknown
+from pyro_vi.support import Real, Whole, parse, real, seed_from, unknown
 
 
 def available() -> dict[str, str]:
@@ -33,8 +33,8 @@ def available() -> dict[str, str]:
 def load(
     data: object,
     *,
-    seed: int = 0,
-    heldout: float | None = None,
+    seed: Whole = 0,
+    heldout: Real | None = None,
     dtype: torch.dtype | None = None,
     integers: bool | None = None,
 ) -> Data:
@@ -65,7 +65,8 @@ def load(
     """
     if dtype is not None:
         check_dtype(dtype)
-    generator(seed, 0, "split")  # rejects an invalid seed before anything is read
+    seed = seed_from(seed)
+    heldout = None if heldout is None else real("heldout", heldout, least=0, below=1)
     if isinstance(data, Data):
         if heldout is not None:
             raise UsageError("the data are split already; leave heldout out, or load the arrays themselves")
@@ -185,4 +186,5 @@ def _from_columns(
             )
         train, held, supports = (whole[0],), (first(tested, len(tested)),), supports & test_supports
     support = next(support for support in SUPPORTS if support in supports)  # the narrowest that contains both parts
-    return Data(DataSpec(name, len(train[0]), shape, support, dtype, source), seed, held, train, integers=integers)
+    spec, given = DataSpec(name, len(train[0]), shape, support, dtype, source), kept if test is None else None
+    return Data(spec, seed, held, train, integers=integers, given=given)

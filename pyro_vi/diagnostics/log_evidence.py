@@ -26,8 +26,10 @@ from pyro_vi.elbo import (
     refuse_own_minibatch,
     standard_error,
 )
-from pyro_vi.errors import InputError
+from pyro_vi.errors import InputError, naming_programs
 from pyro_vi.programs import Pair, Program, evaluating, isolated, pair_and_args, title
+from pyro_vi.support import Whole, seed_from
+from pyro_vi.support import whole as whole_number
 
 Method = Literal["iw", "exact", "enum"]
 
@@ -38,9 +40,9 @@ def evidence(
     batch: Batch | Tensor,
     *,
     method: Method | None = None,
-    particles: int = 5000,
-    seed: int = 0,
-    rows: int = 1000,
+    particles: Whole = 5000,
+    seed: Whole = 0,
+    rows: Whole = 1000,
     compile: Compile = "auto",
 ) -> xr.Dataset:
     """Return log p(x_n) of each datum, exactly or as log (1/K) Σ_k p(x_n, z_k) / q(z_k | x_n) with z_k from the guide.
@@ -91,7 +93,8 @@ def evidence(
         -1.688
     """
     pair, args = pair_and_args(model, guide, batch)
-    return evidence_of_pair(pair, args, method=method, particles=particles, seed=seed, rows=rows, compile=compile)
+    with naming_programs("the pair fails in the evidence"):
+        return evidence_of_pair(pair, args, method=method, particles=particles, seed=seed, rows=rows, compile=compile)
 
 
 def evidence_of_pair(
@@ -99,13 +102,14 @@ def evidence_of_pair(
     args: Batch,
     *,
     method: Method | None = None,
-    particles: int = 5000,
-    seed: int = 0,
-    rows: int = 1000,
+    particles: Whole = 5000,
+    seed: Whole = 0,
+    rows: Whole = 1000,
     compile: Compile = "auto",
 ) -> xr.Dataset:
     """Return `evidence` for a pair that is already bound."""
     check_mode(compile)
+    particles, seed, rows = whole_number("particles", particles, 2), seed_from(seed), whole_number("rows", rows, 1)
     closed = getattr(pair.model, "log_evidence", None)
     if method not in (None, "iw", "exact", "enum"):
         raise InputError(f"evidence method must be 'iw', 'enum' or 'exact', not {method!r}")
@@ -128,8 +132,6 @@ def evidence_of_pair(
         raise InputError(f"the guide draws {quoted(drawn)}, so the latents are not all summed out; use method='iw'")
     if method is None:
         method = "iw" if drawn else "enum"
-    if particles < 2:
-        raise InputError(f"particles must be at least 2, not {particles}")
     # Blocks have one length, because each length is compiled separately; the last block may be shorter.
     length = length_of(args)
     count = 1 if whole else math.ceil(length / rows)

@@ -25,7 +25,7 @@ import pyro_vi.elbo.kl  # noqa: F401  (registers closed forms that torch lacks)
 from pyro_vi.data import Batch, length_of
 from pyro_vi.elbo.closed import Reasons, dependence_of, refused, same
 from pyro_vi.elbo.traces import PARTICLES, Run, draw_traces
-from pyro_vi.errors import InputError
+from pyro_vi.errors import InputError, naming_programs
 from pyro_vi.programs import (
     Pair,
     Plate,
@@ -37,6 +37,7 @@ from pyro_vi.programs import (
     pair_and_args,
     role_of,
 )
+from pyro_vi.support import Whole, seed_from, word
 
 KL = Literal["analytic", "sampled"]
 
@@ -151,7 +152,7 @@ class Terms:
 
 
 def terms(
-    model: Program, guide: Program, batch: Batch | Tensor, *, kl: KL = "analytic", seed: int | None = None
+    model: Program, guide: Program, batch: Batch | Tensor, *, kl: KL = "analytic", seed: Whole | None = None
 ) -> Terms:
     """Terms of one draw z ~ q(z | x): log p, log q and KL(q ‖ p) per site and per datum.
 
@@ -181,7 +182,11 @@ def terms(
         >>> draw.sites["z"].kl, draw.sources["z"].kind
         (tensor([0.1078, 0.3078]), 'analytic')
     """
-    return terms_of_pair(*pair_and_args(model, guide, batch, copied=False), kl=kl, seed=seed)
+    word("kl", kl, ("analytic", "sampled"))
+    seed = None if seed is None else seed_from(seed)
+    pair, args = pair_and_args(model, guide, batch, copied=False)
+    with naming_programs("the pair fails on the batch", always=True):
+        return terms_of_pair(pair, args, kl=kl, seed=seed)
 
 
 def terms_of_pair(pair: Pair, args: Batch, *, kl: KL = "analytic", seed: int | None = None) -> Terms:

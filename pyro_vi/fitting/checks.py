@@ -24,13 +24,14 @@ from torch.distributions import Distribution
 
 from pyro_vi.data import Batch, fresh, length_of
 from pyro_vi.elbo import Run, Terms, draw_traces, from_run
-from pyro_vi.errors import InputError, kind_and_line
+from pyro_vi.errors import InputError, of_program
 from pyro_vi.estimators.contract import Traits
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of, traits_of
 from pyro_vi.fitting.findings import Finding, View, merged
 from pyro_vi.fitting.rules import RULES, STRUCTURE, guide_of_densities, leaves_of
 from pyro_vi.programs import Pair, Program, bare, isolated, kept_buffers, pair_of, shapes_of
+from pyro_vi.support import Whole, whole
 from pyro_vi.support.torch_internals import validates
 
 __all__ = ["Finding", "check", "check_pair", "refuse"]
@@ -42,7 +43,7 @@ def check(
     batch: Batch | Tensor,
     *,
     elbo: str | ELBO | None = None,
-    num_data: int | None = None,
+    num_data: Whole | None = None,
 ) -> list[Finding]:
     """Run a pair on one batch and look for errors that would make a fit wrong without a message.
 
@@ -69,6 +70,7 @@ def check(
         ['guide-support']
     """
     args = batch if isinstance(batch, tuple) else (batch,)
+    num_data = None if num_data is None else whole("num_data", num_data, 1)
     estimator = next(iter(named(elbo).values())) if elbo is not None else None
     try:
         pair = pair_of(model, guide, args)
@@ -136,7 +138,7 @@ def _densities(view: View, bad: Finding | None) -> list[Finding]:
             raise
         except Exception as error:
             shapes = shapes_of(view.args)
-            raise InputError(f"log p and log q fail on {shapes}: {kind_and_line(error).rstrip(':')}") from error
+            raise InputError(f"log p and log q fail on {shapes}: {of_program(error).rstrip(':')}") from error
     if bad is not None and not _finite(terms):
         return [bad]
     view = replace(view, model_trace=run.model_trace, guide_trace=run.guide_trace, run=run, terms=terms)
@@ -157,7 +159,7 @@ def _trace(what: str, program: Any, args: Batch) -> Any:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"the {what} fails on {shapes_of(args)}: {kind_and_line(error).rstrip(':')}") from error
+        raise InputError(f"the {what} fails on {shapes_of(args)}: {of_program(error).rstrip(':')}") from error
 
 
 def _runs(pair: Pair, args: Batch, elbo: ELBO) -> bool:

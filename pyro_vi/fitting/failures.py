@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_vi.data import Batch, length_of
 from pyro_vi.elbo import draw_traces, from_run
-from pyro_vi.errors import FitError, first_line
+from pyro_vi.errors import FitError, of_program
 from pyro_vi.estimators.objective import Objective
 from pyro_vi.estimators.traits import traits_of
 from pyro_vi.fitting.settings import Position
@@ -32,7 +32,7 @@ def blame(objective: Objective, value: float, place: str, rows: Tensor, batch: B
         objective: the pair and its estimator.
         value: the loss.
         place: the step, from `where`.
-        rows: row numbers of the batch in the training data.
+        rows: row numbers of the batch in the data as they were handed over.
         batch: the batch.
         generator: state of torch's generator before the step, from which the same draw is repeated.
     """
@@ -74,5 +74,7 @@ def failing(pair: Pair, place: str) -> Iterator[None]:
 
 
 def failed(pair: Pair, place: str, error: Exception) -> FitError:
-    """Make the `FitError` for an exception that a program of the pair raised."""
-    return FitError(f"the pair fails {place}: {overflow(pair) or first_line(error)}")
+    """Make the `FitError` for an exception that a program of the pair, or its optimizer, raised."""
+    if isinstance(error, FitError):  # of the optimizer
+        return FitError(f"{place}, {error}")
+    return FitError(f"the pair fails {place}: {overflow(pair) or of_program(error)}")

@@ -15,7 +15,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_vi.data import Batch, Data
-from pyro_vi.errors import InputError, UsageError, first_line, kind_and_line
+from pyro_vi.errors import InputError, UsageError, of_program
 from pyro_vi.programs.binding import FunctionProgram, bind
 from pyro_vi.programs.copying import Copies
 from pyro_vi.programs.isolation import isolated
@@ -130,7 +130,7 @@ def _bind(model: nn.Module, guide: nn.Module, args: Batch, copies: Copies) -> tu
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{_failed(error, model, guide)} fails on {shapes_of(args)}: {first_line(error)}") from error
+        raise InputError(f"{_failed(error, model, guide)} fails on {shapes_of(args)}: {of_program(error)}") from error
 
 
 def _failed(error: Exception, model: nn.Module, guide: nn.Module) -> str:
@@ -162,7 +162,7 @@ def _make(program: Source, kind: Kind, contract: tuple[Any, ...]) -> object:
         raise
     except Exception as error:
         raise InputError(
-            f"{kind} '{label}' cannot be built: {kind_and_line(error)} "
+            f"{kind} '{label}' cannot be built: {of_program(error)}; "
             f"(a {kind} class is called with {'(data_spec, **options)' if kind == 'model' else '(model, batch, **options)'})"
         ) from error
 

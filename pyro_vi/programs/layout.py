@@ -21,7 +21,7 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch.distributions import constraints
 
 from pyro_vi.data import Batch, fresh, length_of
-from pyro_vi.errors import InputError, first_line
+from pyro_vi.errors import InputError, of_program
 from pyro_vi.programs.isolation import Program, isolated, kept_buffers
 from pyro_vi.programs.supports import support_of
 from pyro_vi.support.pyro_internals import mask_of
@@ -309,7 +309,7 @@ def running(program: Program, args: Batch) -> Iterator[None]:
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"{title(program)} fails on {shapes_of(args)}: {first_line(error)}") from error
+            raise InputError(f"{title(program)} fails on {shapes_of(args)}: {of_program(error)}") from error
 
 
 def shapes_of(args: Batch) -> str:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pyro_vi.data import Batch, fresh
 from pyro_vi.elbo import MEMORY, Facts, at_once, facts_of, quoted
-from pyro_vi.errors import first_line
+from pyro_vi.errors import UsageError, first_line, naming_programs
 from pyro_vi.programs import Pair, evaluating, isolated, kept_buffers, pair_and_args
 from pyro_vi.reporting.exported import Exported, exported, posterior_trace, refuse_changing_rows
-from pyro_vi.support import versions, write_through
+from pyro_vi.support import Whole, seed_from, shown, versions, whole, write_through
 
 
 def to_datatree(
@@ -23,8 +23,8 @@ def to_datatree(
     guide: Any,
     batch: Batch | Tensor,
     *,
-    draws: int = 1000,
-    seed: int = 0,
+    draws: Whole = 1000,
+    seed: Whole = 0,
     groups: Mapping[str, xr.Dataset] | None = None,
 ) -> xr.DataTree:
     """Draw z ~ q(z | x), predict and score x by p(x | z), and return the results as a DataTree that ArviZ reads.
@@ -61,13 +61,17 @@ def to_datatree(
         >>> dict(tree.posterior.z.sizes)
         {'chain': 1, 'draw': 5, 'data': 3, 'z_dim_0': 8}
     """
-    return datatree_of_pair(*pair_and_args(model, guide, batch), draws=draws, seed=seed, groups=groups)
+    with naming_programs("the pair fails in the export"):
+        return datatree_of_pair(*pair_and_args(model, guide, batch), draws=draws, seed=seed, groups=groups)
 
 
 def datatree_of_pair(
-    pair: Pair, args: Batch, *, draws: int = 1000, seed: int = 0, groups: Mapping[str, xr.Dataset] | None = None
+    pair: Pair, args: Batch, *, draws: Whole = 1000, seed: Whole = 0, groups: Mapping[str, xr.Dataset] | None = None
 ) -> xr.DataTree:
     """`to_datatree` for a pair that is bound already."""
+    draws, seed = whole("draws", draws, 1), seed_from(seed)
+    if groups is not None and not isinstance(groups, Mapping):
+        raise UsageError(f"groups must be a dictionary from names to datasets, not {shown(groups)}")
     facts = facts_of(pair, args)
     refuse_changing_rows(pair, args, facts)
     groups_of_draws = ("posterior", "posterior_predictive", "log_likelihood", "prior")

@@ -12,6 +12,7 @@ from pyro_vi.data import columns
 from pyro_vi.data import mapped as reading
 from pyro_vi.data.loading import load
 from pyro_vi.data.mapped import Mapped
+from pyro_vi.errors import UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +76,10 @@ def test_what_has_another_length_is_passed_on_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("heldout", [1.0, -0.1, float("nan")])
 def test_refused_fraction(heldout: float, tmp_path: Path) -> None:
     array = on_disk(tmp_path / "x.npy", numbers("float32"))
-    assert message(load, array, heldout=heldout) == message(load, numbers("float32"), heldout=heldout)
+    for data in (array, numbers("float32")):
+        assert message(load, data, heldout=heldout, error=UsageError).startswith(
+            "heldout must be a number of at least 0"
+        )
 
 
 def test_heldout_rows_are_bounded_unless_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

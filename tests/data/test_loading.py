@@ -111,8 +111,9 @@ def test_refused_arrays(data: Any, problem: str) -> None:
 
 @pytest.mark.parametrize("heldout", [1.0, -0.1, float("nan")])
 def test_refused_fraction(heldout: float) -> None:
-    text = f"heldout={heldout} is not a fraction; use a number from 0 (nothing held out) to below 1"
-    assert message(load, torch.zeros(5), heldout=heldout) == message(load, "digits", heldout=heldout) == text
+    text = f"heldout must be a number of at least 0 and below 1, not {heldout}"
+    for data in (torch.zeros(5), "digits"):
+        assert message(load, data, heldout=heldout, error=UsageError) == text
 
 
 def test_data_are_not_split_twice() -> None:

@@ -377,7 +377,7 @@ WRONG: dict[str, tuple[Any, Any, Tensor, dict[str, Any], tuple[str, str, str | N
     ),
     "a program that fails": (
         *(MODEL, broken, X, {}),
-        ("program-fails", "error", None, "the guide fails on a batch of shape (12,): no such thing"),
+        ("program-fails", "error", None, "the guide fails on a batch of shape (12,): RuntimeError: no such thing"),
     ),
 }
 

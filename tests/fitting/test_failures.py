@@ -108,6 +108,7 @@ def test_a_program_that_fails_at_a_step_names_it():
     batch = next(i for i, (index, _) in enumerate(data.batches(0, 100)) if 1037 in index)
     assert batch > 0
     with pytest.raises(
-        FitError, match=rf"^the pair fails at step {batch + 1} \(epoch 0, batch {batch}\): no such datum$"
+        FitError,
+        match=rf"^the pair fails at step {batch + 1} \(epoch 0, batch {batch}\): RuntimeError: no such datum \(test_f",
     ):
         fit(model, nothing, data, steps=200, batch_size=100, progress=False)
