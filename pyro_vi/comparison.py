@@ -24,9 +24,9 @@ from pyro_vi.elbo import Evaluation, Facts, facts_of, length_of, log_predictive,
 from pyro_vi.errors import InputError, UsageError
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of
-from pyro_vi.fitting import Options, Run, check_pair, fit_pair, names_of, plan_of, refuse
+from pyro_vi.fitting import Options, Run, check_pair, fit_pair, holds_run, names_of, plan_of, recipe_of, refuse
 from pyro_vi.programs import Pair, Source
-from pyro_vi.support import check_options, slug
+from pyro_vi.support import Whole, check_options, slug, whole
 
 AUDITED = (0.0, 0.5, 1.0)
 """Fractions of the first fit at which the audits are made."""
@@ -108,13 +108,13 @@ def compare(
     data: Any,
     *,
     elbos: Iterable[str | ELBO] = ("trace", "mean_field"),
-    steps: int | None = None,
-    epochs: int | None = None,
-    seed: int = 0,
-    audit_draws: int = 1000,
-    audit_batch: int = 128,
-    draws: int = 100,
-    particles: int = 1000,
+    steps: Whole | None = None,
+    epochs: Whole | None = None,
+    seed: Whole = 0,
+    audit_draws: Whole = 1000,
+    audit_batch: Whole = 128,
+    draws: Whole = 100,
+    particles: Whole = 1000,
     out: str | Path | None = None,
     resume: bool = False,
     **options: Any,
@@ -151,14 +151,16 @@ def compare(
     own = [p.name for p in inspect.signature(compare).parameters.values() if p.kind is p.KEYWORD_ONLY]
     check_options("compare", options, dict.fromkeys([*own, *(option.name for option in dataclasses.fields(Options))]))
     asked = Options(steps=steps, epochs=epochs, seed=seed, out=out, resume=resume, **options)
-    estimators = named(elbos)
-    targets = {name: estimator_of(estimator).traits.target for name, estimator in estimators.items()}
-    for what, value, least in (("draws", draws, 1), ("particles", particles, 2), ("audit_batch", audit_batch, 1)):
-        if value < least:
-            raise UsageError(f"{what} must be at least {least}, not {value}")
+    recipe_of(asked.optimizer, asked.lr, asked.schedule)  # refuses before anything is read
+    seed, draws, particles = asked.seed, whole("draws", draws, 1), whole("particles", particles, 2)
+    audit_batch, audit_draws = whole("audit_batch", audit_batch, 1), whole("audit_draws", audit_draws, 0)
     if audit_draws and audit_draws < 20:
         raise UsageError(f"audit_draws must be at least 20, or 0 for no audits, not {audit_draws}")
+    estimators = named(elbos)
+    targets = {name: estimator_of(estimator).traits.target for name, estimator in estimators.items()}
     folder = None if out is None else Path(out)
+    if resume and folder is not None and not any(holds_run(folder / slug(name)) for name in estimators):
+        raise UsageError(f"'{out}' holds no comparison to resume; leave out resume to start one")
     planned = plan_of(model, guide, data, asked)
     pair, loaded, names = planned.pair, planned.data, names_of(model, guide, data, planned.data)
     example = loaded.example(planned.batch_size)
@@ -175,7 +177,7 @@ def compare(
             name,
             copy.deepcopy(estimator),  # an estimator stores facts about its pair, and the audits use other pairs
             names,
-            dataclasses.replace(asked, out=None if folder is None else folder / slug(name)),
+            _into(asked, None if folder is None else folder / slug(name)),
             snapshots=AUDITED if not runs else (),
         )
     first = next(iter(runs.values()))
@@ -191,13 +193,19 @@ def compare(
     return Comparison(names["model"], names["guide"], loaded, seed, results, audits, folder, on)
 
 
+def _into(options: Options, folder: Path | None) -> Options:
+    # Of a comparison that was interrupted, only the first fits have a folder.
+    resume = options.resume and folder is not None and holds_run(folder)
+    return dataclasses.replace(options, out=folder, resume=resume)
+
+
 def _evaluated(data: Data, facts: Facts, example: Batch) -> tuple[Literal["held-out", "training"], Batch]:
     """The data on which the fits are compared, and their name."""
-    whole = bool(facts.shared) or facts.plate is None
-    if data.num_heldout and not whole:
+    every = bool(facts.shared) or facts.plate is None
+    if data.num_heldout and not every:
         return "held-out", data.heldout
     rows = data.spec.num_data
-    return "training", data.example(rows if whole or length_of(example) >= rows else min(ROWS, rows))
+    return "training", data.example(rows if every or length_of(example) >= rows else min(ROWS, rows))
 
 
 def _measured(pair: Pair, args: Batch, facts: Facts, data: Data, *, draws: int, seed: int) -> Evaluation:

@@ -306,9 +306,9 @@ def test_without_audits():
         ({"elbos": ("trace", "trace")}, UsageError, "named twice"),
         ({"elbos": (Trace_ELBO(), "trace")}, UsageError, "named twice"),
         ({"audit_draws": 5}, UsageError, "audit_draws must be at least 20, or 0 for no audits, not 5"),
-        ({"particles": 1}, UsageError, "particles must be at least 2, not 1"),
-        ({"draws": 0}, UsageError, "draws must be at least 1, not 0"),
-        ({"audit_batch": 0}, UsageError, "audit_batch must be at least 1, not 0"),
+        ({"particles": 1}, UsageError, "particles must be a whole number of at least 2, not 1"),
+        ({"draws": 0}, UsageError, "draws must be a whole number of at least 1, not 0"),
+        ({"audit_batch": 0}, UsageError, "audit_batch must be a whole number of at least 1, not 0"),
         ({"epochs": 3}, UsageError, "give steps or epochs, not both"),
     ],
 )

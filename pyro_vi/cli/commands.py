@@ -1,6 +1,6 @@
 """The commands of the command line: one frozen dataclass per command, with a default and a help line for every option."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -45,9 +45,11 @@ class FittingCommand(PairCommand):
     """Leave out a last batch of an epoch with fewer rows."""
     heldout: float | None = Options.heldout
     """Fraction of the rows to hold out; by default 1/10 if all latent sites belong to data, else 0."""
-    lr: float = Options.lr
-    """Learning rate of Adam."""
-    schedule: str = Options.schedule
+    optimizer: str = "adam"
+    """Optimizer of torch or Pyro by name, with options in parentheses: 'sgd(momentum=0.9)', 'clipped_adam(lrd=0.999)'."""
+    lr: float = 3e-3
+    """Learning rate."""
+    schedule: str = "cosine"
     """Learning rate over the steps: constant, or a linear or cosine decay to 0."""
     clip_norm: float | None = Options.clip_norm
     """Limit on the joint norm of all gradients (nats per datum)."""
@@ -63,21 +65,8 @@ class FittingCommand(PairCommand):
     """Continue the interrupted run in --out."""
 
     def options(self) -> dict[str, Any]:
-        names = (
-            "epochs",
-            "steps",
-            "batch_size",
-            "shuffle",
-            "drop_last",
-            "heldout",
-            "lr",
-            "schedule",
-            "clip_norm",
-            "beta",
-            "warmup",
-            "seed",
-            "resume",
-        )
+        apart = ("compile", "out")
+        names = [option.name for option in fields(Options) if hasattr(self, option.name) and option.name not in apart]
         compiling = {"auto": "auto", "yes": True, "no": False}[self.compile]
         return {**{name: getattr(self, name) for name in names}, "compile": compiling}
 

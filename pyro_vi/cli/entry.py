@@ -254,7 +254,7 @@ def main(args: list[str] | None = None) -> int:
             return COMMANDS[type(command)](command)
     except KeyboardInterrupt:
         out = getattr(command, "out", None)
-        hint = f"; continue with --out {out} --resume" if out else ""
+        hint = f"; continue with --out {out} --resume" if out and Path(out).exists() else ""
         print(f"interrupted{hint}", file=sys.stderr)
         return 130
     except Exception as error:

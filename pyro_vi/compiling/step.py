@@ -19,7 +19,16 @@ from pyro_vi.errors import NoGraph
 from pyro_vi.estimators.objective import Objective
 from pyro_vi.programs import swapped
 from pyro_vi.support import kept_generators
-from pyro_vi.support.torch_internals import as_compiling, has_step_hooks, make_fx, tensors_of, times_changed, untraced
+from pyro_vi.support.torch_internals import (
+    as_compiling,
+    has_gradient_hooks,
+    has_step_hooks,
+    make_fx,
+    stepped_by_scheduler,
+    tensors_of,
+    times_changed,
+    untraced,
+)
 from pyro_vi.tracing import reason, trace
 from pyro_vi.tracing.reach import Walk
 
@@ -37,6 +46,7 @@ class WholeStep:
         clip_norm: limit on the joint norm of the gradients.
         weight: weight of the KL; None if it changes from step to step.
         rate: learning rate as a fraction of the first; None if it changes from step to step.
+        summed: the optimizer steps on the sum of the loss over all data, and not on the loss per datum.
 
     Attributes:
         tensors: the tensors that a step changes, in the order of the graph's first inputs.
@@ -45,7 +55,7 @@ class WholeStep:
         control: weight and rate of each of the next steps, of shape ``(MANY, 2)``.
 
     Raises:
-        NoGraph: the optimizer's state is not a tensor, or the optimizer has hooks.
+        NoGraph: the optimizer's state is not a tensor, or the optimizer or the gradients have hooks.
     """
 
     def __init__(
@@ -55,9 +65,11 @@ class WholeStep:
         clip_norm: float | None,
         weight: float | None,
         rate: float | None,
+        *,
+        summed: bool = False,
     ) -> None:
         self.objective, self.optimizer, self.clip_norm = objective, optimizer, clip_norm
-        self.weight, self.rate = weight, rate
+        self.weight, self.rate, self.summed = weight, rate, summed
         self.parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
         self.states = _states(optimizer, self.parameters)
         pair, own = objective.pair, {id(p) for p in self.parameters}
@@ -160,15 +172,19 @@ class WholeStep:
             places = dict(zip(keys, live, strict=True))
             places.update(zip(map(id, self.buffers), moving, strict=True))
             with swapped(self.objective.pair, places) as held:
-                loss = self.objective(fetch(*source), weight)
+                batch = fetch(*source)
+                loss = self.objective(batch, weight)
                 new_buffers = [held(id(buffer)) for buffer in self.buffers]
             found = torch.autograd.grad(loss, live, allow_unused=True)
             gradients = [g for g in found if g is not None]
             norm = _norm(gradients)
+            many_data = self.objective.size(batch) if self.summed else 1
             if self.clip_norm is not None:
-                shrink = (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+                shrink = (self.clip_norm / (norm + 1e-6 / many_data)).clamp(max=1.0)
                 found = tuple(None if g is None else g * shrink for g in found)
                 norm = norm * shrink
+            if self.summed:
+                found = tuple(None if g is None else g * many_data for g in found)
 
             fresh, fresh_states = self._update(old, found, old_states, count, rate, foreach)
             # A step whose loss is not finite changes nothing, so that the cause can be found.
@@ -203,12 +219,12 @@ class WholeStep:
         for copied, gradient in zip(copies, gradients, strict=True):
             copied.grad = None if gradient is None else gradient.clone()  # some optimizers change it in place
         twin: Any = object.__new__(type(self.optimizer))
-        twin.__dict__.update(self.optimizer.__dict__)
+        twin.__dict__.update({k: v for k, v in vars(self.optimizer).items() if k != "step"})  # a scheduler's is bound
         twin.param_groups = [
             {
                 **group,
                 "params": [by_id[id(p)] for p in group["params"]],
-                "lr": group["initial_lr"] * rate,
+                **({"lr": group["initial_lr"] * rate} if "lr" in group else {}),
                 **{k: v for k, v in {"foreach": foreach, "fused": False, "capturable": True}.items() if k in group},
             }
             for group in self.optimizer.param_groups
@@ -221,7 +237,7 @@ class WholeStep:
                 filled["step"] = count.clone()
             twin.state[by_id[id(parameter)]] = {**state, **filled}
         known = {key: set(state) for key, state in twin.state.items()}
-        held = _numbers(twin)
+        held, rates = _numbers(twin), [group.get("lr") for group in twin.param_groups]
         with untraced():
             own = Walk(twin)
         try:
@@ -238,6 +254,8 @@ class WholeStep:
             raise NoGraph(
                 f"the optimizer changes {changed}, which a graph would freeze; keep a tensor in its state instead"
             )
+        if any(_changed(lr, group.get("lr")) for lr, group in zip(rates, twin.param_groups, strict=True)):
+            raise NoGraph("the optimizer changes its learning rate, which a graph would freeze; leave that to schedule")
         fresh = [twin.state[by_id[id(p)]][key] for p, state in self.states for key in self._keys(state)]
         return copies, fresh
 
@@ -275,6 +293,10 @@ def _states(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[tuple[Te
     """Return each parameter that has optimizer state, with its state, in the order of the parameters."""
     if has_step_hooks(optimizer):
         raise NoGraph("the optimizer has hooks, which a graph would leave out")
+    if any(map(has_gradient_hooks, parameters)):
+        raise NoGraph("a parameter has a hook on its gradient, which a graph would leave out")
+    if "step" in vars(optimizer) and not stepped_by_scheduler(optimizer):
+        raise NoGraph("the optimizer's step is replaced, which a graph would leave out")
     states = [(p, optimizer.state[p]) for p in parameters if p in optimizer.state]
     for _, state in states:
         for key, value in state.items():
@@ -283,6 +305,10 @@ def _states(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[tuple[Te
                     f"the optimizer's state '{key}' is no tensor, so a graph would freeze it; keep a tensor instead"
                 )
     return states
+
+
+def _changed(before: Any, after: Any) -> bool:
+    return after is not before and (isinstance(before, Tensor) or isinstance(after, Tensor) or after != before)
 
 
 def _wide(state: Tensor, parameter: Tensor) -> Tensor:

@@ -56,4 +56,8 @@ class Objective:
         # A fit may be asked for where gradients are off.
         with torch.enable_grad(), contextlib.nullcontext() if plain else _Anneal(weight):
             loss = differentiable_loss(self.elbo, self.pair, batch)
-            return loss / self.pair.rows(batch)[1]
+            return loss / self.size(batch)
+
+    def size(self, batch: Batch) -> int:
+        """Return the number of data by which the loss on a batch is divided."""
+        return self.pair.rows(batch)[1]

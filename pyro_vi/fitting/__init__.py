@@ -2,13 +2,16 @@
 
 * `svi` assembles a fit; `plan` decides which rows are in each step; `checks` looks for silent errors first;
   `settings` holds the options and their defaults; `loop` takes the steps.
+* `optimizers` and `pyro_optimizers` make the optimizer, `stepping` steps it, and `checkpoints` keeps its state; `identity`
+  recognises a program whose code has changed.
 * `failures` explains a loss that is not finite; `folder` is the run on disk; `interrupt` delays Ctrl-C; `progress` shows
   the progress bar.
 """
 
 from pyro_vi.fitting.checks import Finding, check, check_pair, refuse
-from pyro_vi.fitting.folder import config_of, load_parameters
+from pyro_vi.fitting.folder import config_of, holds_run, load_parameters
 from pyro_vi.fitting.loop import Loop, Settings
+from pyro_vi.fitting.optimizers import recipe_of
 from pyro_vi.fitting.settings import Options
 from pyro_vi.fitting.svi import Run, fit, fit_pair, names_of, plan_of
 
@@ -23,8 +26,10 @@ __all__ = [
     "config_of",
     "fit",
     "fit_pair",
+    "holds_run",
     "load_parameters",
     "names_of",
     "plan_of",
+    "recipe_of",
     "refuse",
 ]

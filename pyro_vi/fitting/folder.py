@@ -9,6 +9,7 @@ Files are written under a temporary name and then renamed, so that an interrupte
 """
 
 import json
+import warnings
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 
 from pyro_vi.data import Mapped
 from pyro_vi.errors import InputError, UsageError
-from pyro_vi.support import finite, make_folder, write_json, write_through
+from pyro_vi.support import Lock, finite, make_folder, unwritable, write_json, write_through
 
 CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
 
@@ -33,29 +34,53 @@ class RunFolder:
 
     Raises:
         UsageError: the folder holds a run and ``resume`` is false, or its run was made with other settings.
+        UsageError: there is no run to continue, or another process is writing into the folder.
         InputError: the folder cannot be written to.
     """
 
     def __init__(self, path: str | Path, config: Mapping[str, Any], *, resume: bool = False) -> None:
+        if resume and not holds_run(path):
+            raise UsageError(f"'{path}' holds no run to resume; leave out resume to start one")
         self.path = make_folder(path)
+        self.lock = Lock(self.path)
+        try:
+            self._begin(config, resume)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, config: Mapping[str, Any], resume: bool) -> None:
         found = self.path / CONFIG
-        if found.exists():
-            if not resume:
-                raise UsageError(
-                    f"'{self.path}' holds a run already; continue it with --resume, or choose another folder"
-                )
-            changed = _differences(_read_config(found), config)
+        if not resume and holds_run(self.path):
+            raise UsageError(f"'{self.path}' holds a run already; continue it with --resume, or choose another folder")
+        if resume and not found.exists():
+            raise InputError(
+                f"'{self.path}' has a checkpoint but no {CONFIG}, so nothing tells whether the settings are the same; "
+                "put it back, or choose another folder"
+            )
+        if resume:
+            old = _read_config(found)
+            changed = _differences(old, config)
             if changed:
                 raise UsageError(
                     f"'{self.path}' holds a run with other settings ({'; '.join(changed)}); resume with the same ones, "
                     "or choose another folder"
                 )
+            _warn_of_versions(self.path, old.get("versions", {}), config.get("versions", {}))
         write_json(found, config)
+
+    def close(self) -> None:
+        """Let others write into the folder."""
+        self.lock.release()
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""
-        with (self.path / METRICS).open("a") as file:
-            file.write(json.dumps(finite(record)) + "\n")
+        path = self.path / METRICS
+        try:
+            with path.open("a") as file:
+                file.write(json.dumps(finite(record)) + "\n")
+        except OSError as error:
+            raise unwritable(path, error) or error from error
 
     def save(self, state: Mapping[str, Any], name: str = CHECKPOINT) -> Path:
         """Write tensors and plain numbers, atomically; return the path."""
@@ -81,6 +106,11 @@ class RunFolder:
         kept = [record for record in records if record["step"] <= before]
         write_through(path, lambda temporary: temporary.write_text("".join(json.dumps(r) + "\n" for r in kept)))
         return kept
+
+
+def holds_run(path: str | Path) -> bool:
+    """True if a folder holds a run, finished or not."""
+    return any((Path(path).expanduser() / name).exists() for name in (CONFIG, CHECKPOINT))
 
 
 def config_of(path: Path) -> dict[str, Any]:
@@ -139,9 +169,30 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return the settings that differ; of the optimizer's details, only those that no other setting explains."""
     new = json.loads(json.dumps(finite(new)))
-    return [
-        f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
-        for key in sorted({*old, *new})
-        if key != "versions" and old.get(key) != new.get(key)
-    ]
+    changed = [key for key in sorted({*old, *new}) if key not in DETAILS and old.get(key) != new.get(key)]
+    found = [f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in changed]
+    pythons = [str(one.get("versions", {}).get("python")).split(".")[:2] for one in (old, new)]
+    for key, (text, explained) in DETAILS.items():
+        comparable = key != "code" or pythons[0] == pythons[1]  # other versions of Python write other code
+        if text and comparable and old.get(key) != new.get(key) and not {*explained} & {*changed}:
+            found.append(text)
+    return found
+
+
+DETAILS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "versions": ("", ()),
+    "code": ("the code of the model or the guide has changed", ("model", "guide")),
+    "elbo_options": ("the options of the estimator have changed", ("elbo",)),
+    "optimizer_groups": ("the options of the optimizer have changed", ("optimizer", "lr")),
+    "scheduler": ("the scheduler has changed", ("schedule",)),
+}
+"""Parts of a configuration that are too long for a message: what is said, and the settings that may explain a difference."""
+
+
+def _warn_of_versions(path: Path, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+    changed = [f"{name} {old[name]}, now {new[name]}" for name in new if name in old and old[name] != new[name]]
+    if changed:
+        text = f"the run in '{path}' was made with {', '.join(changed)}; its numbers may change slightly"
+        warnings.warn(text, stacklevel=2)

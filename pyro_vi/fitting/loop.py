@@ -9,9 +9,7 @@ every data set.
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -19,7 +17,6 @@ from typing import Any
 import torch
 from pyro.infer import ELBO
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from pyro_vi.compiling import (
     MANY,
@@ -37,16 +34,18 @@ from pyro_vi.compiling import (
     refuse_without_compiler,
 )
 from pyro_vi.data import Batch, Data
-from pyro_vi.errors import FitError, UsageError
+from pyro_vi.errors import FitError, NoGraph, UsageError
 from pyro_vi.estimators.objective import Objective
+from pyro_vi.fitting.checkpoints import put_back, state_of
 from pyro_vi.fitting.failures import blame, failed, where
 from pyro_vi.fitting.folder import RunFolder
 from pyro_vi.fitting.interrupt import deferred_interrupt
+from pyro_vi.fitting.optimizers import Recipe
 from pyro_vi.fitting.progress import Progress
 from pyro_vi.fitting.records import Records
 from pyro_vi.fitting.settings import Position, Settings
-from pyro_vi.programs import Pair, isolated
-from pyro_vi.support import fitting_threads, generators, set_generators
+from pyro_vi.fitting.stepping import Stepper, running
+from pyro_vi.programs import Pair
 
 LOGGED = 100
 """Number of regular records in a fit."""
@@ -56,6 +55,7 @@ class Loop:
     """One fit.
 
     Args:
+        optimizer: a recipe, or a function that makes the optimizer of the parameters.
         compile: True, False or ``"auto"``: see ``mode`` of `pyro_vi.compiling.choice.choose`.
 
     Attributes:
@@ -71,7 +71,7 @@ class Loop:
         elbo: ELBO,
         data: Data,
         settings: Settings,
-        make_optimizer: Callable[[Iterable[torch.nn.Parameter]], Optimizer],
+        optimizer: Recipe | Callable[[Iterable[torch.nn.Parameter]], Optimizer],
         compile: Compile = False,
     ) -> None:
         check_mode(compile)
@@ -82,10 +82,9 @@ class Loop:
             raise UsageError("the pair has no parameters to fit; look at it with `audit` or `evidence`")
         if compile is True:
             refuse_without_compiler(self.parameters[0].device)
-        self.optimizer = make_optimizer(self.parameters)
-        for group in self.optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
         example = data.example(settings.batch_size)
+        self.stepper = Stepper(optimizer, pair, example, settings.clip_norm)
+        self.optimizer = self.stepper.optimizer
         self.objective = Objective(pair, elbo)
         self.records = Records(self.objective, data, example)
         short = data.per_epoch(settings.batch_size) % settings.batch_size
@@ -110,7 +109,7 @@ class Loop:
         """
         self.folder = folder
         with (
-            self._running(self.settings.seed),
+            running(self.pair, self._example(), self.settings.seed),
             Progress(title, self.settings.steps, progress) as bar,
             deferred_interrupt() as interrupted,
         ):
@@ -137,7 +136,7 @@ class Loop:
 
     def take(self, count: int) -> None:
         """Take steps as `run` does, but without records and checkpoints."""
-        with self._running():
+        with running(self.pair, self._example()):
             last = self.position.step + count
             while self.position.step < last:
                 for _ in self._epoch(last):
@@ -145,16 +144,8 @@ class Loop:
                         self._choose()
             self._synchronize()
 
-    @contextmanager
-    def _running(self, seed: int | None = None) -> Iterator[None]:
-        with (
-            isolated(seed, validation=False),
-            fitting_threads(self.pair, self.data.example(self.settings.batch_size)),
-            warnings.catch_warnings(),
-        ):
-            # Pyro warns of a loss that is not finite; the fit ends with an error that says more.
-            warnings.filterwarnings("ignore", message=r"Encountered (NaN|\+inf|-inf)")
-            yield
+    def _example(self) -> Batch:
+        return self.data.example(self.settings.batch_size)
 
     def _epoch(self, last: int) -> Iterator[None]:
         """Take the remaining steps of an epoch, up to step ``last``; yield after each call."""
@@ -164,7 +155,24 @@ class Loop:
             yield
             if now.step == last:
                 return
-        now.epoch, now.batch = now.epoch + 1, 0
+        self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        now = self.position
+        changed = self.stepper.end_epoch(now.total / max(1, now.batch))
+        now.epoch, now.batch, now.total = now.epoch + 1, 0, 0.0
+        if changed and self.compiled is not None:
+            why = f"the scheduler changes {changed}, which a graph would freeze"
+            if self.compile is True:
+                raise FitError(f"{why}, after step {now.step}; fit with compile='auto'")
+            self.say(self._go_eager(why))
+
+    def _go_eager(self, why: str) -> str:
+        assert self.choice is not None
+        self._synchronize()
+        self.compiled, note = None, f"eager steps from step {self.position.step + 1} on: {why}"
+        self.choice = replace(self.choice, lengths=(), together=(), note=note)
+        return note
 
     def _deal(self, last: int) -> Iterator[tuple[Tensor, Batch, int]]:
         """Yield row numbers, the source from which `_fetch` makes their batch, and the number of steps that they are for."""
@@ -201,7 +209,9 @@ class Loop:
         self.used = controls[-1]
         try:
             if self.compiled is not None and (length, many) in self.compiled.steps:
-                values, self.norm = self.compiled(length, many, source, controls)
+                ratio = self.stepper.ratio() or 1.0  # `_end_epoch` leaves no compiled steps where there is none
+                compiled = [(weight, rate * ratio) for weight, rate in controls]
+                values, self.norm = self.compiled(length, many, source, compiled)
             else:
                 values, self.norm = [float(self._descend(self._fetch(*source)))], None
         except Raised as error:
@@ -213,15 +223,13 @@ class Loop:
             self._blame(values, rows.split(length), source, generator)
         now.step += many
         now.losses += values
+        now.total += sum(values)
         now.seconds += time.perf_counter() - start
         return many
 
     def _without_graph(self, error: Raised, rows: Tensor, source: Batch) -> int:
         """Take the step at which a compiled step raised an error eagerly, and turn compiled steps off."""
-        assert self.choice is not None
-        place, self.compiled = where(self.position), None
-        note = f"eager steps from step {self.position.step + 1} on: the compiled step raised ({error})"
-        self.choice = replace(self.choice, lengths=(), together=(), note=note)
+        place, note = where(self.position), self._go_eager(f"the compiled step raised ({error})")
         taken = self._step(rows, source, 1)
         if self.compile is True:
             raise FitError(f"the compiled step raises {place}, the programs do not: {error}; fit with compile='auto'")
@@ -239,7 +247,7 @@ class Loop:
         self.position.step += bad
         self.position.batch += bad
         place, generator = where(self.position), torch.get_rng_state()
-        raise FitError(blame(self.objective, values[bad], place, rows[bad], batches[bad], generator))
+        raise FitError(blame(self.objective, values[bad], place, self.data.numbers(rows[bad]), batches[bad], generator))
 
     def _descend(self, batch: Batch) -> Tensor:
         """Take an eager step and return its loss; if the loss is not finite, the step changes nothing."""
@@ -247,13 +255,7 @@ class Loop:
         weight, rate = self.used
         loss = self.objective(batch, weight)
         if bool(loss.isfinite()):
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if self.settings.clip_norm is not None:
-                clip_grad_norm_(self.parameters, self.settings.clip_norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * rate
-            self.optimizer.step()
+            self.stepper.descend(loss, self.objective.size(batch), rate)
             if self.compiled is not None:
                 self.compiled.whole.count += 1
         return loss.detach()
@@ -266,17 +268,21 @@ class Loop:
         if self.compile is False:
             self.choice = Choice((), "eager steps: compile=False", 0.0)
             return ""
-        settings, data = self.settings, self.data
-        now = self.position
+        settings, data, stepper, now = self.settings, self.data, self.stepper, self.position
         coming = lengths_to_come(
             data.per_epoch(settings.batch_size), settings.batch_size, now.batch, settings.steps - now.step
         )
         varying = settings.controls(0)[0] if not settings.warmup else None
-        rate = 1.0 if settings.schedule == "constant" else None
+        rate = 1.0 if settings.schedule == "constant" and stepper.scheduler is None else None
 
         def steps() -> CompiledSteps:
-            whole = WholeStep(self.objective, self.optimizer, settings.clip_norm, varying, rate)
-            whole.set([self.used] * MANY)
+            ratio = stepper.ratio()
+            if ratio is None:
+                raise NoGraph("the learning rates of the optimizer's groups change differently")
+            whole = WholeStep(
+                self.objective, stepper.optimizer, stepper.clip_norm, varying, rate, summed=stepper.summed
+            )
+            whole.set([(self.used[0], self.used[1] * ratio)] * MANY)
             return CompiledSteps(whole, self._fetch, self._descend)
 
         def sources(length: int, many: int) -> list[Batch]:
@@ -290,7 +296,7 @@ class Loop:
         def estimate(length: int) -> Estimate:
             source = sources(length, 1)[0]
             return estimate_step(
-                self.objective, self.used[0], self.optimizer, settings.clip_norm, lambda: self._fetch(*source)
+                self.objective, self.used[0], stepper.optimizer, settings.clip_norm, lambda: self._fetch(*source)
             )
 
         self.choice, self.compiled = choose(self.compile, steps, coming, sources, estimate, before)
@@ -301,10 +307,9 @@ class Loop:
             self.compiled.whole.synchronize()
 
     def _record(self) -> None:
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = get_total_norm(gradients) if self.norm is None else self.norm
+        norm = self.stepper.norm() if self.norm is None else self.norm
         weight, rate = self.used
-        lr = self.optimizer.param_groups[0]["initial_lr"] * rate
+        lr = self.stepper.lr() * rate
         record = self.records.make(self.position, weight=weight, lr=lr, norm=float(norm))
         self.position.losses.clear()
         self.history.append(record)
@@ -322,15 +327,7 @@ class Loop:
         if self.folder is None or not all(bool(p.isfinite().all()) for p in self.parameters):
             return
         self._synchronize()
-        self.folder.save(
-            {
-                "pair": self.pair.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "generators": generators(),
-                "position": vars(self.position),
-                "compiled": self.choice and self.choice.record(),
-            }
-        )
+        self.folder.save(state_of(self.pair, self.stepper, self.position, self.choice))
 
     def _restore(self) -> dict[str, list[int]] | None:
         """Restore the checkpoint; return its record of compiled steps, or None if there is none."""
@@ -339,10 +336,7 @@ class Loop:
         if state is None:
             self.folder.history(0)  # deletes the records of a fit that was interrupted before its first checkpoint
             return None
-        self.pair.load_state_dict(state["pair"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        set_generators(state["generators"])
-        self.position = Position(**state["position"])
+        self.position = put_back(state, self.pair, self.stepper)
         self.history = self.folder.history(self.position.step)
         for step in self.settings.kept:
             snapshot = self.folder.load(f"snapshot-{step}.pt")

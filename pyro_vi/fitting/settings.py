@@ -7,14 +7,16 @@
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from pyro_vi.errors import UsageError
+from pyro_vi.errors import UsageError, first_line
+from pyro_vi.support import Real, Whole, flag, real, seed_from, shown, whole
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
@@ -26,27 +28,71 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of a fit with their defaults, which Python and the command line share; `pyro_vi.fit` describes each one."""
+    """Options of a fit with their defaults, which Python and the command line share; `pyro_vi.fit` describes each one.
 
-    steps: int | None = None
-    epochs: int | None = None
-    batch_size: int | None = None
+    Numbers of NumPy and torch become plain ones.
+
+    Raises:
+        UsageError: a value that is no number, or is out of range.
+    """
+
+    steps: Whole | None = None
+    epochs: Whole | None = None
+    batch_size: Whole | None = None
     shuffle: bool | None = None
     drop_last: bool = False
-    heldout: float | None = None
-    optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer] | None = None
-    lr: float = 3e-3
-    schedule: str = "cosine"
-    clip_norm: float | None = None
-    beta: float = 1.0
-    warmup: int = 0
-    seed: int = 0
+    heldout: Real | None = None
+    optimizer: Any = None
+    lr: Real | Mapping[str, Real] | Callable[[str], Real] | None = 3e-3
+    schedule: Any = None
+    clip_norm: Real | None = None
+    beta: Real = 1.0
+    warmup: Whole = 0
+    seed: Whole = 0
     out: str | Path | None = None
     resume: bool = False
     compile: bool | Literal["auto"] = "auto"
     device: str | torch.device | None = None
     progress: bool = True
     check: bool = True
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.epochs is not None:
+            raise UsageError("give steps or epochs, not both")
+        for name, least in (("steps", 1), ("epochs", 1), ("batch_size", 1), ("warmup", 0)):
+            self._set(name, partial(whole, least=least), optional=name != "warmup")
+        self._set("seed", lambda name, value: seed_from(value))
+        self._set("beta", partial(real, least=0))
+        self._set("clip_norm", partial(real, above=0), optional=True)
+        self._set("heldout", partial(real, least=0, below=1), optional=True)
+        for name in ("shuffle", "drop_last", "resume", "progress", "check"):
+            self._set(name, flag, optional=name == "shuffle")
+        if not isinstance(self.compile, bool) and self.compile != "auto":
+            raise UsageError(f"compile must be True, False or 'auto', not {shown(self.compile)}")
+        self._set("device", lambda name, value: device(value), optional=True)
+        if not isinstance(self.out, str | Path | None):
+            raise UsageError(f"out must be the path of a folder, not {shown(self.out)}")
+        if self.resume and self.out is None:
+            raise UsageError("resume needs the folder of a run; give it as out")
+
+    def _set(self, name: str, check: Callable[[str, Any], Any], *, optional: bool = False) -> None:
+        value = getattr(self, name)
+        if not (optional and value is None):
+            object.__setattr__(self, name, check(name, value))
+
+
+def device(given: str | torch.device) -> torch.device:
+    """Return a device that this machine has.
+
+    Raises:
+        UsageError: there is no such device, or it cannot be used.
+    """
+    try:
+        found = torch.device(given)
+        torch.empty(0, device=found)
+    except Exception as error:
+        raise UsageError(f"device {shown(given)} cannot be used: {first_line(error)}; use 'cpu'") from error
+    return found
 
 
 EPOCHS, STEPS = 100, 2000
@@ -58,7 +104,7 @@ class Settings:
     """The options that the steps of a fit depend on; see `pyro_vi.fit`. ``kept`` lists the steps whose parameters are kept.
 
     Raises:
-        UsageError: a setting is out of range.
+        UsageError: the warm-up is longer than the fit.
     """
 
     steps: int
@@ -71,17 +117,6 @@ class Settings:
     kept: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        for what, bad, wanted in (
-            (f"steps {self.steps}", self.steps < 1, "at least 1"),
-            (f"batch_size {self.batch_size}", self.batch_size < 1, "at least 1"),
-            (f"clip_norm {self.clip_norm}", self.clip_norm is not None and not self.clip_norm > 0, "positive"),
-            (f"beta {self.beta}", not (0 <= self.beta < math.inf), "0 or more"),
-            (f"warmup {self.warmup}", self.warmup < 0, "0 or more"),
-            (f"seed {self.seed}", self.seed < 0, "0 or more"),
-            (f"schedule '{self.schedule}'", self.schedule not in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
-        ):
-            if bad:
-                raise UsageError(f"{what} is out of range; it must be {wanted}")
         if self.warmup > self.steps:
             raise UsageError(
                 f"a warmup of {self.warmup} steps is longer than the fit ({self.steps} steps), "
@@ -108,3 +143,4 @@ class Position:
     batch: int = 0  # batches of this epoch that are done
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)  # since the last record
+    total: float = 0.0  # sum of the losses of this epoch

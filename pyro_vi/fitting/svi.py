@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,21 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_vi.compiling import Choice, Compile, Optimizer
+from pyro_vi.compiling import Choice, Compile
 from pyro_vi.data import Data
 from pyro_vi.errors import UsageError
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of
 from pyro_vi.fitting.checks import check_pair, refuse
 from pyro_vi.fitting.folder import RunFolder, checksum
+from pyro_vi.fitting.identity import fingerprint, plain_options
 from pyro_vi.fitting.loop import Loop
+from pyro_vi.fitting.optimizers import recipe_of
 from pyro_vi.fitting.plan import Plan, plan
 from pyro_vi.fitting.settings import EPOCHS, STEPS, Options, Settings
 from pyro_vi.programs import Pair, Source, isolated, name_of
-from pyro_vi.support import versions
+from pyro_vi.programs.lookup import Kind, resolve
+from pyro_vi.support import Real, Whole, real, shown, versions, whole
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,13 @@ class Run:
         """True if the last steps were compiled."""
         return self.choice is not None and bool(self.choice.lengths)
 
-    def at(self, step: int) -> Pair:
+    def at(self, step: Whole) -> Pair:
         """Return a copy of the pair with the parameters of a step in ``snapshots``."""
+        if whole("step", step) not in self.snapshots:
+            there = ", ".join(map(str, self.snapshots)) or "none; ask for some with snapshots=(0, 0.5, 1)"
+            raise UsageError(f"there is no snapshot of step {step}; there are: {there}")
         pair = copy.deepcopy(self.pair)
-        pair.load_state_dict(self.snapshots[step])
+        pair.load_state_dict(self.snapshots[whole("step", step)])
         return pair
 
 
@@ -90,26 +96,26 @@ def fit(
     data: Any,
     *,
     elbo: str | ELBO = "mean_field",
-    steps: int | None = Options.steps,
-    epochs: int | None = Options.epochs,
-    batch_size: int | None = Options.batch_size,
+    steps: Whole | None = Options.steps,
+    epochs: Whole | None = Options.epochs,
+    batch_size: Whole | None = Options.batch_size,
     shuffle: bool | None = Options.shuffle,
     drop_last: bool = Options.drop_last,
-    heldout: float | None = Options.heldout,
-    optimizer: Callable[[Iterable[torch.nn.Parameter]], Optimizer] | None = Options.optimizer,
-    lr: float = Options.lr,
-    schedule: str = Options.schedule,
-    clip_norm: float | None = Options.clip_norm,
-    beta: float = Options.beta,
-    warmup: int = Options.warmup,
-    seed: int = Options.seed,
+    heldout: Real | None = Options.heldout,
+    optimizer: Any = Options.optimizer,
+    lr: Real | Mapping[str, Real] | Callable[[str], Real] | None = Options.lr,
+    schedule: Any = Options.schedule,
+    clip_norm: Real | None = Options.clip_norm,
+    beta: Real = Options.beta,
+    warmup: Whole = Options.warmup,
+    seed: Whole = Options.seed,
     out: str | Path | None = Options.out,
     resume: bool = Options.resume,
     compile: Compile = Options.compile,
     device: str | torch.device | None = Options.device,
     progress: bool = Options.progress,
     check: bool = Options.check,
-    snapshots: Iterable[float] = (),
+    snapshots: Any = (),
 ) -> Run:
     """Fit a pair by SVI: ascend an estimate of (1/N) [E_q log p(x | z) − β KL(q(z | x) ‖ p(z))] over minibatches.
 
@@ -126,9 +132,16 @@ def fit(
         shuffle: whether minibatches are drawn in a new order in each epoch; by default they are.
         drop_last: leave out a last batch of an epoch with fewer rows.
         heldout: fraction of the rows to hold out; by default 1/10 if all latent sites belong to data, else nothing.
-        optimizer: makes the optimizer of all parameters; by default Adam with learning rate ``lr``.
-        lr: learning rate of the default optimizer.
-        schedule: learning rate over the steps: ``"constant"``, or a ``"linear"`` or ``"cosine"`` decay to 0.
+        optimizer: by default Adam with learning rate ``lr``. A name with options (``"sgd(momentum=0.9)"``, ``"clipped_adam"``),
+            a class of ``torch.optim``, or a function that makes an optimizer of the parameters: it steps on the loss per
+            datum. Or an optimizer or scheduler of ``pyro.optim``: it steps on the sum over all data, as `pyro.infer.SVI` does.
+        lr: learning rate of an optimizer that is given by name or class; a dictionary gives different rates to ``"model"`` and
+            ``"guide"``, or to parameters by name or prefix, and a function gets the name of each parameter.
+        schedule: learning rate over the steps: ``"constant"``, or a ``"linear"`` or ``"cosine"`` decay to 0, times the rate of
+            the optimizer. By default ``"cosine"``, and ``"constant"`` for an optimizer that is handed over as a class, a
+            function or an object. Or a function that makes a torch scheduler of the optimizer, such as
+            ``partial(torch.optim.lr_scheduler.StepLR, step_size=10)``: it is stepped once per epoch, as Pyro's are, and
+            `ReduceLROnPlateau` gets the mean loss of the epoch.
         clip_norm: limit on the joint norm of all gradients, in nats per datum; by default none.
         beta: weight of the KL (β-VAE: Higgins et al. 2017). Records always include the unannealed ELBO.
         warmup: steps over which the weight of the KL rises from 0 to ``beta``.
@@ -175,6 +188,7 @@ def fit(
         progress=progress,
         check=check,
     )
+    recipe_of(optimizer, lr, schedule)  # refuses before anything is read
     (name, estimator), *rest = named(elbo).items()
     if rest:
         raise UsageError("fit takes one estimator; `compare` takes several")
@@ -188,19 +202,28 @@ def plan_of(model: Source, guide: Source, data: Any, options: Options) -> Plan:
     return plan(model, guide, data, **{name: getattr(options, name) for name in names})
 
 
-def names_of(model: Source, guide: Source, given: object, data: Data) -> dict[str, str]:
-    """Return the names of model, guide and data in a run's configuration: as they were ``given``, or their own."""
+def names_of(model: Source, guide: Source, given: object, data: Data) -> dict[str, Any]:
+    """Return the names of model, guide and data in a run's configuration, as they were ``given`` or their own, and
+    fingerprints of the programs, by which a run of other code with the same names is recognised."""
     source = str(given) if isinstance(given, (str, Path)) else data.spec.name
-    return {"model": name_of(model), "guide": name_of(guide), "data": source}
+    code = {
+        kind: fingerprint(found)
+        for kind, found in (("model", _found(model, "model")), ("guide", _found(guide, "guide")))
+    }
+    return {"model": name_of(model), "guide": name_of(guide), "data": source, "code": code}
+
+
+def _found(program: Source, kind: Kind) -> object:
+    return resolve(program, kind)[0] if isinstance(program, str) else program
 
 
 def fit_pair(
     planned: Plan,
     name: str,
     estimator: ELBO,
-    names: Mapping[str, str],
+    names: Mapping[str, Any],
     options: Options,
-    snapshots: Iterable[float] = (),
+    snapshots: Any = (),
 ) -> Run:
     """`fit` for a pair that is bound already; the fit may change the pair.
 
@@ -212,23 +235,23 @@ def fit_pair(
         options: the options of `fit`.
         snapshots: fractions of the run at which parameters are kept.
     """
+    options_of_elbo = plain_options(estimator)  # before it learns about the pair
     adapted, pair, data, batch_size = estimator_of(estimator), planned.pair, planned.data, planned.batch_size
-    if not 0 < options.lr < math.inf:
-        raise UsageError(f"lr {options.lr} is out of range; it must be positive")
-    num_data, whole = data.spec.num_data, batch_size == data.spec.num_data
-    total = _total(options.steps, options.epochs, math.ceil(data.per_epoch(batch_size) / batch_size), whole)
-    kept = tuple(sorted({round(fraction * total) for fraction in snapshots}))
+    recipe = recipe_of(options.optimizer, options.lr, options.schedule)
+    num_data = data.spec.num_data
+    per_epoch = math.ceil(data.per_epoch(batch_size) / batch_size)
+    total = _total(options.steps, options.epochs, per_epoch, batch_size == num_data)
+    kept = tuple(sorted({round(fraction * total) for fraction in fractions(snapshots)}))
     settings = Settings(
-        total, batch_size, options.schedule, options.clip_norm, options.beta, options.warmup, options.seed, kept
+        total, batch_size, recipe.schedule, options.clip_norm, options.beta, options.warmup, options.seed, kept
     )
-    if options.resume and options.out is None:
-        raise UsageError("resume needs the folder of a run; give it as out")
     config = {
         **names,
         "data_checksum": checksum(data.columns),
         "elbo": name,
-        "optimizer": "adam" if options.optimizer is None else name_of(options.optimizer),
-        "lr": options.lr,
+        "elbo_options": options_of_elbo,
+        "optimizer": recipe.name,
+        "lr": recipe.rate,
         **dataclasses.asdict(settings),
         "heldout": options.heldout,
         "shuffle": data.shuffle,
@@ -243,10 +266,15 @@ def fit_pair(
     with isolated(validation=False):
         sources = adapted.sources_of_pair(pair, example)
     pair, data = pair.to(options.device), data.to(device=options.device)
-    loop = Loop(pair, estimator, data, settings, options.optimizer or _adam(options.lr), options.compile)
+    loop = Loop(pair, estimator, data, settings, recipe, options.compile)
     # The folder is made last, so that a pair that cannot be fitted leaves none.
+    config.update(loop.stepper.description)
     folder = RunFolder(options.out, config, resume=options.resume) if options.out is not None else None
-    loop.run(name, folder, resume=options.resume, progress=options.progress, note=planned.note)
+    try:
+        loop.run(name, folder, resume=options.resume, progress=options.progress, note=planned.note)
+    finally:
+        if folder is not None:
+            folder.close()
     return Run(
         pair=pair,
         elbo=name,
@@ -261,18 +289,24 @@ def fit_pair(
     )
 
 
-def _total(steps: int | None, epochs: int | None, per_epoch: int, whole: bool) -> int:
-    if steps is not None and epochs is not None:
-        raise UsageError("give steps or epochs, not both")
-    default = STEPS if whole else EPOCHS
-    count, what = (steps, "steps") if steps is not None else (default if epochs is None else epochs, "epochs")
-    if count < 1:
-        raise UsageError(f"{what} must be at least 1, not {count}")
-    return count if steps is not None else count * per_epoch
+def _total(steps: int | None, epochs: int | None, per_epoch: int, full: bool) -> int:
+    default = STEPS if full else EPOCHS
+    return steps if steps is not None else (default if epochs is None else epochs) * per_epoch
 
 
-def _adam(lr: float) -> Callable[[Iterable[torch.nn.Parameter]], Optimizer]:
-    def make(parameters: Iterable[torch.nn.Parameter]) -> Optimizer:
-        return torch.optim.Adam(parameters, lr, fused=True)
+def fractions(snapshots: Any) -> list[float]:
+    """Return the fractions of a fit at which snapshots are taken.
 
-    return make
+    Raises:
+        UsageError: they are no numbers from 0 to 1.
+    """
+    try:
+        given = list(snapshots)
+    except TypeError:
+        raise UsageError(
+            f"snapshots must be fractions of the fit, such as (0, 0.5, 1), not {shown(snapshots)}"
+        ) from None
+    found = [real("each of snapshots", value, least=0) for value in given]
+    if any(value > 1 for value in found):
+        raise UsageError(f"snapshots must be fractions of the fit, from 0 to 1, not {shown(max(found))}")
+    return found

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyro
 import pyro.distributions as dist
+import pyro.optim
 import pytest
 import torch
 from catalogue import CATALOGUE, columns, every_name, number, scalars
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from pyro_vi import FitError, Run, fit
 from pyro_vi.compiling.cost import SECONDS, Estimate
 from pyro_vi.data.loading import load
-from pyro_vi.errors import InputError
+from pyro_vi.errors import InputError, UsageError
 from pyro_vi.estimators.table import TABLE
 from pyro_vi.fitting.loop import Loop
 from pyro_vi.programs.build import build_pair
@@ -252,6 +253,33 @@ def test_groups_of_parameters_keep_their_own_rates(schedule, interpreted, one_le
     assert_compiled_is_eager(*small(), {8}, optimizer=grouped, schedule=schedule)
 
 
+SCHEDULED = {
+    "Pyro's, on the sum": lambda: {"optimizer": pyro.optim.SGD({"lr": 1e-3}), "clip_norm": 0.5, "schedule": "cosine"},
+    "Pyro's scheduler": lambda: {"optimizer": pyro.optim.ExponentialLR({**SGDS, "gamma": 0.5})},
+    "torch's scheduler": lambda: {"schedule": partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)},
+}
+SGDS = {"optimizer": torch.optim.SGD, "optim_args": {"lr": 1e-3}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_pyros_optimizers_and_schedulers(name, interpreted, one_length):
+    assert_compiled_is_eager(*small(), {8}, **SCHEDULED[name]())
+
+
+def momentum(optimizer: torch.optim.Optimizer) -> Any:
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=100)
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_changes_more_than_the_rate_ends_compiled_steps(free, interpreted):
+    options = {"optimizer": partial(torch.optim.SGD, momentum=0.9), "schedule": momentum}
+    run, eager = (taken(*small(), compile, **options) for compile in ("auto", False))
+    assert run.choice is not None and not run.choice.lengths
+    assert "the scheduler changes 'momentum', which a graph would freeze" in run.choice.note
+    assert_same(eager, run)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("beta", "warmup"), [(0.0, 0), (0.3, 12)])
 def test_the_weight_of_the_kl(beta, warmup, interpreted, one_length):
@@ -310,6 +338,14 @@ class Hidden(InGroup):
         return torch.optim.SGD.step(self, closure)
 
 
+class Halving(torch.optim.SGD):
+    """Lowers its own rate."""
+
+    def step(self, closure: Any = None) -> Any:
+        super().step(closure)
+        self.param_groups[0]["lr"] *= 0.5
+
+
 def closing(parameters: Any) -> torch.optim.Optimizer:
     made = [0]
 
@@ -322,6 +358,7 @@ def closing(parameters: Any) -> torch.optim.Optimizer:
 
 
 UNTRACEABLE = {
+    "changes its learning rate": Halving,
     "hooks": hooked,
     "changes attribute 'calls' of Counting": Counting,
     "changes attribute '_calls' of Hidden": Hidden,
@@ -345,7 +382,7 @@ def test_an_optimizer_that_a_graph_cannot_hold_is_refused(reason, free, interpre
 
 def test_an_optimizer_that_wants_a_closure_says_so():
     for compile in (True, "auto", False):
-        with pytest.raises(FitError, match=r"^the pair fails at step 1 .*closure"):
+        with pytest.raises(UsageError, match=r"^optimizer LBFGS evaluates the loss several times in a step"):
             taken(*small(), compile, optimizer=partial(torch.optim.LBFGS, lr=0.1))
 
 

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ def names(path):
 
 def test_a_new_folder_holds_the_configuration(tmp_path):
     folder = RunFolder(tmp_path / "a" / "b", CONFIG)
+    folder.close()
     assert names(folder.path) == ["config.json"]
     assert json.loads((folder.path / "config.json").read_text()) == {**CONFIG, "kept": [0, 5]}
 
@@ -29,11 +32,64 @@ def test_a_folder_is_continued_with_the_same_settings_only(tmp_path):
     with pytest.raises(UsageError, match="holds a run already"):
         RunFolder(tmp_path, CONFIG)
     RunFolder(tmp_path, CONFIG, resume=True)
-    RunFolder(tmp_path, {**CONFIG, "versions": {"torch": "2"}}, resume=True)
+    with pytest.warns(UserWarning, match=r"was made with torch 1, now 2; its numbers may change slightly$"):
+        RunFolder(tmp_path, {**CONFIG, "versions": {"torch": "2"}}, resume=True)
     with pytest.raises(UsageError, match=r"\(lr was 0\.1, is 0\.2; seed was None, is 3\)"):
         RunFolder(tmp_path, {**CONFIG, "lr": 0.2, "seed": 3}, resume=True)
     with pytest.raises(UsageError, match=r"\(kept was \[0, 5\], is \[0\]\)"):
         RunFolder(tmp_path, {**CONFIG, "kept": (0,)}, resume=True)
+
+
+@pytest.mark.parametrize("key", ["code", "elbo_options", "optimizer_groups", "scheduler"])
+def test_long_parts_of_a_configuration_are_named_only(tmp_path, key):
+    config = {**CONFIG, "versions": {"python": "3.11.2"}, key: {"a": 1}}
+    RunFolder(tmp_path, config)
+    with pytest.raises(UsageError, match=r"holds a run with other settings \(the [a-z ]+ ha(s|ve) changed\)"):
+        RunFolder(tmp_path, {**config, key: {"a": 2}}, resume=True)
+    if key == "code":  # of another Python, in which it looks otherwise
+        with pytest.warns(UserWarning, match="python"):
+            RunFolder(tmp_path, {**config, key: {"a": 2}, "versions": {"python": "3.12.0"}}, resume=True)
+
+
+def test_what_cannot_be_resumed(tmp_path):
+    with pytest.raises(UsageError, match=r"holds no run to resume; leave out resume to start one$"):
+        RunFolder(tmp_path / "typo", CONFIG, resume=True)
+    assert not (tmp_path / "typo").exists()
+    RunFolder(tmp_path, CONFIG).save({})
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(InputError, match=r"has a checkpoint but no config\.json, so nothing tells whether"):
+        RunFolder(tmp_path, CONFIG, resume=True)
+    with pytest.raises(UsageError, match="holds a run already"):
+        RunFolder(tmp_path, CONFIG)
+
+
+def test_one_fit_at_a_time_writes_into_a_folder(tmp_path):
+    first = RunFolder(tmp_path, CONFIG)
+    with pytest.raises(UsageError, match=r"is in use by another fit; wait until it is done, or choose another folder$"):
+        RunFolder(tmp_path, CONFIG, resume=True)
+    first.close()
+    RunFolder(tmp_path, CONFIG, resume=True).close()
+    assert names(tmp_path) == ["config.json"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoint(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path, CONFIG)
+    folder.save({"n": 1})
+
+    def full(state, path):
+        path.write_text("half")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1459008 vs 1458896")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(RuntimeError, match="inline_container"):
+        folder.save({"n": 2})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**19))
+    with pytest.raises(
+        InputError, match=r"checkpoint\.pt' cannot be written \(No space left on device\); make room for it"
+    ):
+        folder.save({"n": 2})
+    assert folder.load() == {"n": 1}
+    assert names(tmp_path) == [".lock", "checkpoint.pt", "config.json"]
 
 
 def test_a_damaged_configuration_is_one_line(tmp_path):
@@ -73,7 +129,7 @@ def test_a_state_comes_back(tmp_path):
     folder.save({"x": torch.arange(3), "n": {"step": 2}})
     found = folder.load()
     assert torch.equal(found["x"], torch.arange(3)) and found["n"] == {"step": 2}
-    assert names(tmp_path) == ["checkpoint.pt", "config.json"]
+    assert names(tmp_path) == [".lock", "checkpoint.pt", "config.json"]
 
 
 class Harmful:

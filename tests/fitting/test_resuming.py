@@ -72,8 +72,10 @@ def test_resuming_a_finished_fit_gives_it_back(whole):
     assert same_fit(digits(whole.out, resume=True), whole)
 
 
-def test_resuming_where_nothing_is_starts_anew(whole, tmp_path):
-    assert same_fit(digits(tmp_path / "run", resume=True), whole)
+def test_resuming_where_nothing_is_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"^'.*run' holds no run to resume; leave out resume to start one$"):
+        digits(tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
 
 
 @in_main_thread
@@ -116,7 +118,7 @@ def test_a_folder_that_holds_a_run_is_refused(whole):
         ({"elbo": "trace"}, "elbo was 'mean_field', is 'trace'"),
         ({"clip_norm": None}, "clip_norm was 5.0, is None"),
         ({"snapshots": (0.0,)}, "kept was [0, 7, 14], is [0]"),
-        ({"optimizer": None}, "optimizer was 'interrupting.<locals>.adam', is 'adam'"),
+        ({"optimizer": None, "lr": 2e-3}, "lr was None, is 0.002; optimizer was 'interrupting.<locals>.adam', is 'adam'"),
         ({"schedule": "linear", "warmup": 3}, "schedule was 'cosine', is 'linear'; warmup was 6, is 3"),
     ],
 )
@@ -167,7 +169,7 @@ def test_the_configuration_names_the_file_that_the_data_came_from(tmp_path):
 
 def test_the_checkpoint_holds_tensors_and_plain_numbers_only(whole):
     state = torch.load(whole.out / "checkpoint.pt", weights_only=True)
-    assert state.keys() == {"pair", "optimizer", "generators", "position", "compiled"}
+    assert state.keys() == {"pair", "optimizer", "factor", "generators", "position", "compiled"}
     assert same(state["pair"], whole.pair.state_dict())
     assert state["position"]["step"] == 14
     names = {path.name for path in whole.out.iterdir()}

@@ -1,0 +1,126 @@
+"""Recognition of programs and functions that have changed since a run was made.
+
+`fingerprint` is a short text that depends on what a function, a class or an object does: on its code and the plain values that
+it uses, and not on comments, docstrings or line numbers. It is the same in every process of one version of Python.
+"""
+
+import functools
+import inspect
+import zlib
+from collections.abc import Iterator, Mapping
+from types import CodeType, FunctionType, MethodType
+from typing import Any
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
+OURS_AND_OTHERS = ("torch", "pyro", "numpy", "builtins", "functools", "typing", "collections", "math", "pyro_vi")
+"""Packages whose code is known by its version, or by its name alone."""
+
+
+def fingerprint(value: Any) -> str:
+    """Return a text that is equal for equal programs, functions, classes and plain values.
+
+    Example:
+        >>> fingerprint(lambda x: x + 1) == fingerprint(lambda x: x + 1) != fingerprint(lambda x: x + 2)
+        True
+    """
+    parts = "\n".join(_parts(value, set()))
+    return f"{zlib.crc32(parts.encode()):08x}"
+
+
+def plain_options(value: object) -> dict[str, Any]:
+    """Return the plain attributes of an object, such as the options of an estimator.
+
+    Example:
+        >>> from pyro.infer import Trace_ELBO
+        >>> plain_options(Trace_ELBO(num_particles=3))["num_particles"]
+        3
+    """
+    return {k: v for k, v in vars(value).items() if isinstance(v, (bool, int, float, str)) and not k.startswith("_")}
+
+
+def _parts(value: Any, seen: set[int]) -> Iterator[str]:
+    if isinstance(value, PLAIN):
+        yield repr(value)
+        return
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, functools.partial):
+        for part in (value.func, value.args, value.keywords):
+            yield from _parts(part, seen)
+    elif isinstance(value, MethodType):
+        yield from _parts(value.__func__, seen)
+        yield from _parts(value.__self__, seen)
+    elif isinstance(value, FunctionType):
+        yield from _function(value, seen)
+    elif inspect.isclass(value):
+        yield from _class(value, seen)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _parts(key, seen)
+            yield from _parts(item, seen)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _parts(item, seen)
+    elif isinstance(value, frozenset | set):
+        yield repr(sorted(map(repr, value)))
+    else:
+        yield from _object(value, seen)
+
+
+def _function(function: Any, seen: set[int]) -> Iterator[str]:
+    if _foreign(function):
+        yield f"{function.__module__}.{function.__qualname__}"
+        return
+    yield from _code(function.__code__, function.__doc__)
+    yield from _parts((function.__defaults__, function.__kwdefaults__), seen)
+    try:
+        closed = inspect.getclosurevars(function)
+    except ValueError:  # a variable of the closure that has no value yet
+        return
+    for name, value in sorted({**closed.globals, **closed.nonlocals}.items()):
+        yield name
+        plain = isinstance(value, Mapping) and all(isinstance(item, PLAIN) for item in value.values())
+        if plain or isinstance(value, (*PLAIN, list, tuple, FunctionType)) or inspect.isclass(value):
+            yield from _parts(value, seen)
+
+
+def _code(code: CodeType, doc: str | None = None) -> Iterator[str]:
+    yield f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {code.co_freevars}"
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _code(constant)
+        elif isinstance(constant, frozenset):
+            yield repr(sorted(map(repr, constant)))
+        elif constant != doc:
+            yield repr(constant)
+
+
+def _class(cls: Any, seen: set[int]) -> Iterator[str]:
+    for base in cls.__mro__:
+        yield base.__qualname__
+        if _foreign(base):
+            continue
+        for name, value in vars(base).items():
+            value = inspect.unwrap(getattr(value, "__func__", getattr(value, "fget", None) or value))
+            if isinstance(value, (FunctionType, *PLAIN)) and name not in ("__doc__", "__module__", "__firstlineno__"):
+                yield name
+                yield from _parts(value, seen)
+
+
+def _object(value: Any, seen: set[int]) -> Iterator[str]:
+    """The class of an object, and its plain attributes; of a module also those of its submodules."""
+    yield from _class(type(value), seen)
+    if _foreign(type(value)) and not hasattr(value, "named_children"):
+        return
+    for name, item in sorted(getattr(value, "__dict__", {}).items()):
+        if isinstance(item, PLAIN) and not name.startswith("_") and name != "training":
+            yield f"{name} {item!r}"
+    if hasattr(value, "named_children"):
+        for name, child in value.named_children():
+            yield name
+            yield from _parts(child, seen)
+
+
+def _foreign(value: Any) -> bool:
+    return str(getattr(value, "__module__", None) or "").split(".")[0] in OURS_AND_OTHERS

@@ -1,0 +1,191 @@
+"""The optimizer of a fit at work: gradients, clipping, learning rates and schedulers.
+
+* `Stepper` takes eager steps on the loss, and steps the scheduler at the end of each epoch. Its state goes into checkpoints.
+* `norm_of` and `clip` are the joint norm of gradients and its limit, for sparse gradients too.
+
+A learning rate has two factors. The optimizer's groups hold its own rate, which the optimizer and the scheduler may change;
+the schedule of the fit multiplies it within a step only. So nothing that the optimizer does to its rate is undone.
+"""
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from pyro_vi.data import Batch
+from pyro_vi.errors import FitError, kind_and_line
+from pyro_vi.fitting.optimizers import Recipe, described, recipe_of
+from pyro_vi.programs import Pair, isolated
+from pyro_vi.support import fitting_threads
+
+
+class Stepper:
+    """The optimizer of a pair, and its scheduler.
+
+    Args:
+        optimizer: how they are made: a recipe, or a function that makes the optimizer of the parameters.
+        pair: the pair.
+        batch: a batch, for a run of the pair that finds the names of its parameters, if the optimizer needs them.
+        clip_norm: limit on the joint norm of all gradients of the loss per datum.
+
+    Attributes:
+        optimizer: the optimizer.
+        parameters: the parameters that it changes.
+        summed: the steps are on the sum of the loss over all data, and not on the loss per datum.
+        description: what optimizer and scheduler do at the start, in plain values.
+    """
+
+    def __init__(
+        self, optimizer: Recipe | Callable[..., Optimizer], pair: Pair, batch: Batch, clip_norm: float | None
+    ) -> None:
+        recipe = optimizer if isinstance(optimizer, Recipe) else recipe_of(optimizer)
+        self.optimizer, self.scheduler = recipe.build(pair, batch)
+        self.summed, self.clip_norm = recipe.summed, clip_norm
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        self.parameters: list[nn.Parameter] = [p for _, p in pair.owned().values() if id(p) in held]
+        self.all = [p for _, p in pair.owned().values()]
+        self.factor = 1.0  # of the last loss: the number of data if the steps are on their sum
+        self.description = described(self.optimizer, self.scheduler)
+
+    def descend(self, loss: Tensor, num_data: int, rate: float) -> None:
+        """Take a step on a loss per datum of a number of data, with the learning rate times ``rate``.
+
+        Raises:
+            FitError: the optimizer cannot take the step.
+        """
+        self.factor = float(num_data) if self.summed else 1.0
+        for parameter in self.all:
+            parameter.grad = None
+        (loss * self.factor if self.summed else loss).backward()
+        if self.clip_norm is not None:
+            clip(self.parameters, self.clip_norm * self.factor)
+        try:
+            self._step(rate)
+        except Exception as error:
+            raise FitError(f"the optimizer {type(self.optimizer).__name__} fails: {kind_and_line(error)}") from error
+
+    def _step(self, rate: float) -> None:
+        groups = self.optimizer.param_groups
+        if rate == 1:
+            self.optimizer.step()
+            return
+        own = [group["lr"] for group in groups]
+        used = [lr * rate for lr in own]
+        for group, lr in zip(groups, used, strict=True):
+            group["lr"] = lr
+        self.optimizer.step()
+        for group, lr, before in zip(groups, own, used, strict=True):
+            now = group["lr"]
+            group["lr"] = lr if now is before or now == before else lr * (now / before)
+
+    def norm(self) -> Tensor:
+        """Return the joint norm of the gradients of the last eager step, per datum."""
+        return norm_of(p.grad for p in self.parameters if p.grad is not None) / self.factor
+
+    def lr(self) -> float:
+        """Return the present learning rate of the first group, without the factor of the fit's schedule."""
+        return float(self.optimizer.param_groups[0].get("lr", math.nan))
+
+    def ratio(self) -> float | None:
+        """Return the present learning rate as a fraction of the first one; None if it is not the same for all groups."""
+        found = set()
+        for group in self.optimizer.param_groups:
+            now, first = float(group.get("lr", 1.0)), float(group.get("initial_lr", 1.0))
+            if now != first and first == 0:
+                return None
+            found.add(1.0 if now == first else now / first)
+        return found.pop() if len(found) == 1 else None
+
+    def end_epoch(self, loss: float) -> str:
+        """Step the scheduler, with the mean loss per datum of the epoch.
+
+        Returns:
+            What it changed besides the learning rate of all groups by one factor, which is all that a compiled step follows.
+        """
+        if self.scheduler is None:
+            return ""
+        before = self._options()
+        step: Any = self.scheduler.step
+        try:
+            step(*((loss * self.factor,) if takes_loss(self.scheduler) else ()))
+        except Exception as error:
+            name = type(self.scheduler).__name__
+            raise FitError(
+                f"the schedule {name}, which is stepped once per epoch, fails: {kind_and_line(error)}"
+            ) from error
+        after = self._options()
+        changed = next((key for one, two in zip(before, after, strict=True) for key in one if one[key] != two[key]), "")
+        if changed:
+            return f"'{changed}'"
+        return "the rates of the groups by different factors" if self.ratio() is None else ""
+
+    def _options(self) -> list[dict[str, Any]]:
+        apart = ("params", "lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
+        return [{k: repr(v) for k, v in group.items() if k not in apart} for group in self.optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the optimizer, and of the scheduler if there is one."""
+        state = {"optimizer": self.optimizer.state_dict(), "factor": self.factor}
+        return state if self.scheduler is None else {**state, "scheduler": _simple(self.scheduler.state_dict())}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state that `state_dict` returned."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.factor = state["factor"]
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+
+
+@contextmanager
+def running(pair: Pair, example: Batch, seed: int | None = None) -> Iterator[None]:
+    """Run steps in the block: in isolation, with as many threads as are good for a batch, and without needless warnings."""
+    with isolated(seed, validation=False), fitting_threads(pair, example), warnings.catch_warnings():
+        # Pyro warns of a loss that is not finite; the fit ends with an error that says more.
+        warnings.filterwarnings("ignore", message=r"Encountered (NaN|\+inf|-inf)")
+        # Compiled steps take the optimizer's steps without it, and torch takes that for an error.
+        warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step\(\)`")
+        yield
+
+
+def takes_loss(scheduler: Any) -> bool:
+    """True if a scheduler is stepped with a loss, as `ReduceLROnPlateau` is."""
+    if isinstance(scheduler, ReduceLROnPlateau):
+        return True
+    first = next(iter(inspect.signature(scheduler.step).parameters.values()), None)
+    return first is not None and first.default is first.empty and first.kind is not first.VAR_POSITIONAL
+
+
+def norm_of(gradients: Iterable[Tensor]) -> Tensor:
+    """Return the joint norm of gradients.
+
+    Example:
+        >>> norm_of([torch.tensor([3.0]), torch.tensor([4.0])])
+        tensor(5.)
+    """
+    return get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
+
+
+def clip(parameters: Iterable[Tensor], limit: float) -> None:
+    """Scale the gradients of parameters down to a joint norm of at most ``limit``."""
+    found = [p for p in parameters if p.grad is not None]
+    if not any(p.grad.is_sparse for p in found if p.grad is not None):
+        clip_grad_norm_(found, limit)
+        return
+    gradients = [p.grad for p in found if p.grad is not None]
+    shrink = (limit / (norm_of(gradients) + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(shrink)
+
+
+def _simple(state: Any) -> Any:
+    """Return a scheduler's state with plain dictionaries and lists, the only ones that a checkpoint may hold."""
+    if isinstance(state, Mapping):
+        return {key: _simple(value) for key, value in state.items()}
+    return [_simple(value) for value in state] if isinstance(state, list) else state
