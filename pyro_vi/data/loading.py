@@ -45,8 +45,8 @@ def load(
             values (rows, ...), a DataFrame of numbers, a tuple of positional arguments such as (x, y, None), a list as the
             one argument, a dictionary of keyword arguments, or a `Data`, which is returned unchanged. Of several arguments,
             those with as many rows as the first tensor or array are columns; the others are passed on as they are. Columns
-            are copied, except an `np.memmap` and a .npy file of more than 256 MB: their training rows stay in the file, which must not
-            change, and are read batch by batch. (Copy-on-write maps, foreign byte orders, and views that are not
+            are copied, except an `np.memmap` and a .npy file of more than 256 MB: their training rows stay in the file, which
+            must not change, and are read batch by batch. (Copy-on-write maps, foreign byte orders, and views that are not
             C-contiguous are copied too.)
         seed: seed of the split, the binarisation and the order of the batches.
         heldout: held-out fraction of the rows, by default 1/10 (digits: 1/6); not allowed for data with a split of their

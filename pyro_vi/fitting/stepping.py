@@ -62,7 +62,9 @@ class Stepper:
         """
         self.factor = float(num_data) if self.summed else 1.0
         for parameter in self.all:
-            parameter.grad = None
+            # SVI sets gradients to zero after a step, so that momentum moves a parameter that the next loss does not depend on.
+            kept = self.summed and parameter.grad is not None
+            parameter.grad = torch.zeros_like(parameter) if kept else None
         (loss * self.factor if self.summed else loss).backward()
         if self.clip_norm is not None:
             clip(self.parameters, self.clip_norm * self.factor)
