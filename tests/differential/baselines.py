@@ -107,6 +107,7 @@ PROGRAMS = [
     given_baseline,
     enumerated_in_the_guide,
     enumerated_with_draws,
-    renyi,
     gamma_by_rejection,
 ]
+REFUSED = {renyi: "RenyiELBO has no differentiable_loss; use one of: .*renyi"}
+"""Programs that `pyro.infer.SVI` runs and a fit refuses before its first step, with the message."""

@@ -204,3 +204,5 @@ PROGRAMS = [
     particles_of_guessed_nesting,
     a_branch_by_random_numbers,
 ]
+REFUSED = {a_parameter_of_a_later_step: "parameter '.*' is created only after the first call; create every parameter"}
+"""Programs that `pyro.infer.SVI` runs and a fit refuses before its first step, with the message."""

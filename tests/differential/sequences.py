@@ -208,7 +208,7 @@ def gaussian_hmm() -> Program:
 
 def extended_kalman_filter() -> Program:
     """Positions of a target under nearly constant velocity; the variance of the measurement is fitted to them."""
-    start, spread, dynamics = torch.zeros(4), torch.eye(4), NcvContinuous(4, torch.tensor(0.5))
+    start, spread, dynamics = torch.zeros(4), torch.eye(4), NcvContinuous(4, torch.tensor(0.5)).requires_grad_(False)
 
     def model(positions: Tensor) -> None:
         variance = pyro.sample("variance", dist.HalfNormal(1.0))

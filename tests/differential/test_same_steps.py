@@ -12,6 +12,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 import pyro_vi
+from pyro_vi.errors import InputError
 from pyro_vi.programs import Pair, evaluating
 from pyro_vi.support import kept_generators, seed_generators
 
@@ -39,6 +40,7 @@ MAKERS = [
     for module in MODULES
     for make in module.PROGRAMS
 ]
+REFUSED = {**baselines.REFUSED, **networks.REFUSED}
 OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "ClippedAdam": lambda: pyro.optim.ClippedAdam({"lr": 0.02, "clip_norm": 0.5, "lrd": 0.7}),
     "one rate for each": lambda: pyro.optim.Adam(lambda name: {"lr": 0.05 if "decoder" in name else 0.01}),
@@ -98,6 +100,12 @@ def test_same_steps(make: Callable[[], Program]) -> None:
         assert_equal(owned(run.pair, program), expected.end)
         if program.elbo is Trace_ELBO:  # whose KL is the draw's, as in the record
             assert run.history[-1]["elbo"] == pytest.approx(-last_loss(run, program) / program.rows, rel=1e-9)
+
+
+@pytest.mark.parametrize(("make", "message"), REFUSED.items(), ids=[make.__name__ for make in REFUSED])
+def test_refused(make: Callable[[], Program], message: str) -> None:
+    with float64(), pytest.raises(InputError, match=message):
+        fitted(made(make))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
