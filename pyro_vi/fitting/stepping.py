@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, nn, zeros_like
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -64,7 +64,7 @@ class Stepper:
         for parameter in self.all:
             # SVI sets gradients to zero after a step, so that momentum moves a parameter that the next loss does not depend on.
             kept = self.summed and parameter.grad is not None
-            parameter.grad = torch.zeros_like(parameter) if kept else None
+            parameter.grad = zeros_like(parameter) if kept else None
         (loss * self.factor if self.summed else loss).backward()
         if self.clip_norm is not None:
             clip(self.parameters, self.clip_norm * self.factor)
