@@ -209,7 +209,8 @@ def _evaluated(data: Data, facts: Facts, example: Batch) -> tuple[Literal["held-
 
 
 def _measured(pair: Pair, args: Batch, facts: Facts, data: Data, *, draws: int, seed: int) -> Evaluation:
-    num_data = max(pair.rows(args)[1], data.spec.num_data)
+    size, rows = pair.rows(args)[1], data.spec.num_data
+    num_data = size if length_of(args) == rows else max(size, rows)
     return measure(pair, args, facts, num_data=num_data, draws=draws, seed=seed, rows=ROWS)
 
 

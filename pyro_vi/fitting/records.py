@@ -36,7 +36,9 @@ class Records:
         rows = data.spec.num_data
         self.train = data.example(rows if length_of(example) == rows else min(ROWS, rows))
         self.heldout = part(data.heldout, 0, ROWS) if data.num_heldout else None
-        self.num_data = max(objective.pair.rows(example)[1], rows)
+        # A batch that is a part of the data may have a plate of its own length.
+        size = objective.pair.rows(example)[1]
+        self.num_data = size if length_of(example) >= rows else max(size, rows)
         self.facts: Facts | None
         try:
             self.facts = facts_of(objective.pair, example)

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_vi.data import fresh
 from pyro_vi.elbo import draws_at_once
 from pyro_vi.errors import InputError
-from pyro_vi.fitting.findings import Finding, View, data_of, is_factor, is_point, latents_of, number
+from pyro_vi.fitting.findings import Finding, Severity, View, data_of, is_factor, is_point, latents_of, number
 from pyro_vi.fitting.values import guide_support, observed_support, unknown_support
 from pyro_vi.programs import bare, data_plate_of, describe, isolated, kept_buffers, masked_by, support_of
 
@@ -187,6 +187,13 @@ def _sizes(view: View) -> Iterator[Finding]:
     rows, size = view.length, view.length
     if plate is not None:
         rows, size = plate.length, plate.size
+    # Where the programs get all rows, nothing is taken for a part of them unless a plate says so of these very rows.
+    whole = view.length >= total
+    own = (
+        plate is not None and view.run is not None and plate.name in view.run.subsamples
+    )  # a minibatch that the model draws
+    if whole and (size == rows or own):
+        return
     if size == total or any(f.full_size == total and not f.vectorized for f in frames) or _scaled(data, total / rows):
         return
     for name, node in latents_of(view.model_trace).items():
@@ -204,7 +211,8 @@ def _sizes(view: View) -> Iterator[Finding]:
                 f"'{name}' is shared by all {total} data, but plate '{plate.name}' counts each batch as {size} data, "
                 f"so its posterior would be too {'narrow' if size > total else 'wide'}"
             )
-            yield Finding("plate-size", "error", name, text, f"give the plate the size {total}")
+            severity: Severity = "warning" if whole else "error"  # the rows may be meant as a part of a larger set
+            yield Finding("plate-size", severity, name, text, f"give the plate the size {total}")
 
 
 def _scaled(data: dict[str, Any], factor: float) -> bool:

@@ -77,8 +77,8 @@ def times_changed(tensor: Tensor) -> int:
 
 def validates(distribution: torch.distributions.Distribution) -> bool:
     """True if a distribution checks its values; false, where validation is on, for one made with ``validate_args=False``."""
-    checks: bool = _attribute(distribution, "_validate_args", "torch.distributions.Distribution._validate_args")
-    return checks
+    checks = _attribute(distribution, "_validate_args", "torch.distributions.Distribution._validate_args")
+    return checks is not False
 
 
 # Tracing.

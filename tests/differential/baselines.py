@@ -108,6 +108,5 @@ PROGRAMS = [
     enumerated_in_the_guide,
     enumerated_with_draws,
     gamma_by_rejection,
+    renyi,
 ]
-REFUSED = {renyi: "RenyiELBO has no differentiable_loss; use one of: .*renyi"}
-"""Programs that `pyro.infer.SVI` runs and a fit refuses before its first step, with the message."""

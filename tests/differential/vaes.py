@@ -210,7 +210,8 @@ def semi_supervised_partly() -> Program:
         pyro.module("encoder_y", vae.encoder_y)
         pyro.module("encoder_z", vae.encoder_z)
         with pyro.plate("data", len(xs)):
-            y = pyro.sample("y_unobserved", dist.OneHotCategorical(vae.encoder_y(xs)))
+            with poutine.mask(mask=~known):
+                y = pyro.sample("y_unobserved", dist.OneHotCategorical(vae.encoder_y(xs)))
             y = torch.where(known[:, None], ys, y)
             pyro.sample("z", dist.Normal(*vae.encoder_z(xs.expand(*y.shape[:-1], D), y)).to_event(1))
 

@@ -50,7 +50,10 @@ def test_an_epoch_is_as_many_steps_as_it_has_batches(few_records, monkeypatch):
         ({"beta": math.inf}, "beta must be a number of at least 0, not inf"),
         ({"warmup": -1}, "warmup must be a whole number of at least 0, not -1"),
         ({"seed": -1}, "seed must be a whole number from 0 to 9223372036854775807, not -1"),
-        ({"schedule": "cosin"}, "schedule must be one of constant, linear, cosine, not 'cosin'; did you mean 'cosine'?"),
+        (
+            {"schedule": "cosin"},
+            "schedule must be one of constant, linear, cosine, not 'cosin'; did you mean 'cosine'?",
+        ),
         (
             {"warmup": 7},
             "a warmup of 7 steps is longer than the fit (6 steps), so the KL would never reach its full weight",

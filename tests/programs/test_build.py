@@ -128,9 +128,7 @@ def test_a_program_that_fails_on_the_batch_says_which():
     def model(x):
         raise RuntimeError("first\nsecond")
 
-    with pytest.raises(
-        InputError, match=r"^the model fails on a batch of shape \(8,\): RuntimeError: first \(test_b"
-    ):
+    with pytest.raises(InputError, match=r"^the model fails on a batch of shape \(8,\): RuntimeError: first \(test_b"):
         pair_of(model, lambda x: None, (scalars(),))
 
 
