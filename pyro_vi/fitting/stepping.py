@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn, zeros_like
+import torch
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -63,8 +64,8 @@ class Stepper:
         self.factor = float(num_data) if self.summed else 1.0
         for parameter in self.all:
             # SVI sets gradients to zero after a step, so that momentum moves a parameter that the next loss does not depend on.
-            kept = self.summed and parameter.grad is not None
-            parameter.grad = zeros_like(parameter) if kept else None
+            kept = parameter.grad if self.summed else None
+            parameter.grad = None if kept is None else torch.zeros_like(kept)
         (loss * self.factor if self.summed else loss).backward()
         if self.clip_norm is not None:
             clip(self.parameters, self.clip_norm * self.factor)
