@@ -8,6 +8,7 @@ import torch
 import pyro_vi
 from pyro_vi.cli.commands import Fit
 from pyro_vi.fitting import plan
+from pyro_vi.fitting.optimizers import recipe_of
 from pyro_vi.fitting.settings import Options
 from pyro_vi.programs import build
 
@@ -64,4 +65,4 @@ def test_a_fit_of_one_step_runs_its_model_ten_times(binds, reads):
 def test_the_command_line_and_python_share_their_defaults():
     command = Fit().options()
     assert {name: command[name] for name in command} == {name: getattr(Options(), name) for name in command}
-    assert (Options.lr, Options.schedule) == (3e-3, "cosine")
+    assert (Options.lr, recipe_of().schedule) == (3e-3, "cosine")

@@ -45,12 +45,12 @@ class FittingCommand(PairCommand):
     """Leave out a last batch of an epoch with fewer rows."""
     heldout: float | None = Options.heldout
     """Fraction of the rows to hold out; by default 1/10 if all latent sites belong to data, else 0."""
-    optimizer: str = "adam"
-    """Optimizer of torch or Pyro by name, with options in parentheses: 'sgd(momentum=0.9)', 'clipped_adam(lrd=0.999)'."""
+    optimizer: str | None = Options.optimizer
+    """Optimizer of torch or Pyro by name, with options in parentheses ('sgd(momentum=0.9)'); by default adam."""
     lr: float = 3e-3
     """Learning rate."""
-    schedule: str = "cosine"
-    """Learning rate over the steps: constant, or a linear or cosine decay to 0."""
+    schedule: str | None = Options.schedule
+    """Learning rate over the steps: constant, or a linear or cosine decay to 0; by default cosine."""
     clip_norm: float | None = Options.clip_norm
     """Limit on the joint norm of all gradients (nats per datum)."""
     beta: float = Options.beta

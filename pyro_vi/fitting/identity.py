@@ -20,7 +20,7 @@ def fingerprint(value: Any) -> str:
     """Return a text that is equal for equal programs, functions, classes and plain values.
 
     Example:
-        >>> fingerprint(lambda x: x + 1) == fingerprint(lambda x: x + 1) != fingerprint(lambda x: x + 2)
+        >>> fingerprint({"lr": 1.0}) == fingerprint({"lr": 1.0}) != fingerprint({"lr": 2.0})
         True
     """
     parts = "\n".join(_parts(value, set()))

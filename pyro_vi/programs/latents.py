@@ -105,6 +105,16 @@ class Reading(Messenger):
         self.plates: dict[str, LatentPlate] = {}
         self._drawn: set[str] = set()
 
+    def __enter__(self) -> "Reading":
+        self._generator = (
+            torch.get_rng_state()
+        )  # a median may be that of draws, which those of the guide must not follow
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        torch.set_rng_state(self._generator)
+        return super().__exit__(*error)
+
     def _pyro_sample(self, msg: Any) -> None:
         fn, name = msg["fn"], msg["name"]
         if site_is_subsample(msg):

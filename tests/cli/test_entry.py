@@ -56,7 +56,7 @@ BAD: dict[str, tuple[tuple[str, ...], int, str]] = {
     "grey pixels, theirs": (
         ("fit", "programs.py:Grey", "--data", GREY),
         1,
-        "are outside the support of Independent(Bernoulli)",
+        "are outside the support of Bernoulli",
     ),
     "guide without the site": (("fit", "vae", "programs.py:other"), 1, "the guide has no site 'z'"),
     "exact guide": (("fit", "vae", "exact"), 1, "needs a model with a closed form"),
@@ -168,7 +168,7 @@ def test_an_unknown_error_is_one_line_too(monkeypatch, capsys, folder):
     def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError("first\nsecond")
 
-    monkeypatch.setattr("pyro_vi.data.load", fails)
+    monkeypatch.setattr("pyro_vi.fitting.plan_of", fails)
     assert cli.main(["check"]) == 1
     assert capsys.readouterr() == ("", "error: RuntimeError: first (--debug shows where)\n")
 

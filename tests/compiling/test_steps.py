@@ -150,7 +150,6 @@ def test_each_model_with_each_guide(model, guide, one_length, request):
 
 
 REFUSED = {
-    "inner_subsample": "holds 8 of the 50 rows",  # a fit is called with minibatches, eager or not
     "sequential": "the step cannot be compiled: .* value out of a tracing tensor",  # a plate hands out its numbers one by one
 }
 """Pairs of the catalogue that have no graph, with what is said."""
