@@ -51,7 +51,7 @@ def _compare(command: Compare) -> int:
     written = []
     for name, one in result.results.items():
         groups = {"fit": history_dataset(one.run.history), **audits}
-        tree = datatree_of_pair(one.run.pair, one.run.data.heldout, draws=100, seed=command.seed, groups=groups)
+        tree = datatree_of_pair(one.run.pair, result.pictured()[1], draws=100, seed=command.seed, groups=groups)
         written.append(write(tree, out / slug(name) / "result.nc"))
     plots = save(result, out)
     document = finite(to_dict(result, plots))

@@ -12,12 +12,24 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.distributions import TransformedDistribution
 
 from pyro_vi.data import Batch, fresh
 from pyro_vi.elbo.traces import Run, draw_traces
 from pyro_vi.elbo.weights import enumerated_run
 from pyro_vi.errors import InputError
-from pyro_vi.programs import Pair, Plate, data_plate_of, evaluating, isolated, kept_buffers, role_of
+from pyro_vi.programs import (
+    Pair,
+    Plate,
+    bare,
+    data_plate_of,
+    describe,
+    evaluating,
+    inside,
+    isolated,
+    kept_buffers,
+    role_of,
+)
 from pyro_vi.support.pyro_internals import mask_of
 
 ELBO, MAP = "ELBO", "log p(x, z)"
@@ -132,6 +144,28 @@ def refuse_no_density(pair: Pair, args: Batch, facts: Facts) -> None:
         for name, node in nodes.items():
             if node["type"] == "sample" and role_of(node) != "deterministic":
                 _refuse_scale(name, node)
+    for name, node in model.items():
+        if node["type"] == "sample" and role_of(node) == "observed":
+            _refuse_data(name, node, None if facts.summed else facts.plate)
+
+
+def _refuse_data(name: str, node: Any, plate: Plate | None) -> None:
+    """Refuse observed values without a density, and values whose rows are not those of the data plate."""
+    fn = node["fn"]
+    # torch clamps what a chain of transforms does not reach. Other values outside a support may be meant: grey pixels.
+    good = inside(fn, node["value"]) if isinstance(bare(fn), TransformedDistribution) else None
+    if good is not None and not bool((good | ~site_mask(node)).all()):
+        raise InputError(
+            f"observed values of site '{name}' are outside the support of {describe(fn)}, where log p is -inf; use another "
+            "likelihood, or rescale the data"
+        )
+    declared = {frame.dim for frame in node["cond_indep_stack"] if frame.vectorized}
+    undeclared = [d for d in range(-len(fn.batch_shape), 0) if fn.batch_shape[d] > 1 and d not in declared]
+    if plate is not None and undeclared:
+        raise InputError(
+            f"site '{name}' has the batch shape {tuple(fn.batch_shape)}, which its plates do not declare, so that its rows "
+            "may not be those of the data; call to_event on its distribution"
+        )
 
 
 def quoted(names: Any) -> str:

@@ -44,11 +44,12 @@ class _Anneal(Messenger):
 class Objective:
     """−(1/N) [E_q log p(x | z) − β KL(q(z | x) ‖ p(z))], estimated on a batch.
 
-    N is the number of data that a batch stands for: see `pyro_vi.programs.pair.Pair.rows`.
+    N is the number of data that a batch stands for: ``num_data``, or what `pyro_vi.programs.pair.Pair.rows` finds.
     """
 
     pair: Pair
     elbo: ELBO
+    num_data: int | None = None
 
     def __call__(self, batch: Batch, weight: float | Tensor = 1.0) -> Tensor:
         """The loss of one evaluation in nats per datum, with the KL weighted by β = ``weight``."""
@@ -60,4 +61,4 @@ class Objective:
 
     def size(self, batch: Batch) -> int:
         """Return the number of data by which the loss on a batch is divided."""
-        return self.pair.rows(batch)[1]
+        return self.num_data or self.pair.rows(batch)[1]

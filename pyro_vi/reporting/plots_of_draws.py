@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vi.comparison import Comparison
-from pyro_vi.data import Batch
+from pyro_vi.data import Batch, length_of
 from pyro_vi.errors import InputError
 from pyro_vi.programs import Pair, Site, evaluating, isolated, role_of
 from pyro_vi.reporting.look import LOOK, heading, legend, looks
@@ -184,8 +184,8 @@ def _trace(program: Any, args: Batch) -> Any:
 
 
 def _rows(args: Batch, index: Iterable[int]) -> Batch:
-    length, rows = len(args[0]), list(index)
-    return tuple(a[rows] if a.dim() and len(a) == length else a for a in args)
+    length, rows = length_of(args), list(index)
+    return tuple(a[rows] if isinstance(a, Tensor) and a.dim() and len(a) == length else a for a in args)
 
 
 def _observed(pair: Pair, args: Batch, replayed: Any = None) -> tuple[np.ndarray, np.ndarray]:
