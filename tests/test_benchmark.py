@@ -47,6 +47,7 @@ def found_steps(written: dict[str, Any], printed: str) -> dict[str, Any]:
     return steps
 
 
+@pytest.mark.slow
 def test_benchmark_of_steps_audit_and_evidence(benchmark, tmp_path, capsys):
     contenders, parts = ("stock", "torch", "eager"), ("step", "audit", "evidence")
     given = {"sizes": ("tiny",), "objectives": ("mean_field",), "contenders": contenders, "parts": parts}

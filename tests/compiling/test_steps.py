@@ -564,7 +564,8 @@ class Jittered(nn.Module):
 RAISES = r"linalg.cholesky: .* not positive-definite\)"
 
 
-@pytest.mark.parametrize("together", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("together", [False, True])
 def test_where_a_compiled_step_raises_on_a_value_the_fit_goes_on_eagerly(
     together, free, interpreted, one_length, interrupt, request, tmp_path
 ):

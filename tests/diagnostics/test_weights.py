@@ -59,6 +59,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "compile_graph", graph_itself)
 
 
+@pytest.mark.slow
 def test_machine_code_gives_the_eager_draws():
     entry = CATALOGUE["vae"]
     assert_same(both(*entry.build(), entry.batch[0], particles=40))

@@ -160,7 +160,9 @@ def bounds_of(elbo, batch, evaluations):
 
 
 @pytest.mark.parametrize("vectorize", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["vectorized", "loop"])
-@pytest.mark.parametrize("name", ["iwae", "renyi", "vimco", "dreg"])
+@pytest.mark.parametrize(
+    "name", ["iwae", *(pytest.param(n, marks=pytest.mark.slow) for n in ("renyi", "vimco", "dreg"))]
+)
 def test_under_a_subsampled_plate_the_mean_over_minibatches_is_the_bound_of_all_data(name, vectorize):
     """Particles made at once or one by one share the minibatch, which they weigh datum by datum."""
     count = 50 if vectorize else 5
@@ -173,6 +175,7 @@ def test_under_a_subsampled_plate_the_mean_over_minibatches_is_the_bound_of_all_
     assert max(error) < 0.25
 
 
+@pytest.mark.slow
 def test_pyros_own_is_above_the_evidence_there():
     """The error that is guarded against: with N / B inside the logarithm, 8 data look better than they can."""
     found = bounds_of(RenyiELBO(alpha=0, num_particles=50, vectorize_particles=True, max_plate_nesting=1), 2, 300)

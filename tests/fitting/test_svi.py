@@ -202,6 +202,7 @@ def test_the_pair_at_a_step_is_that_of_the_snapshot():
 # ---- known posteriors
 
 
+@pytest.mark.slow
 def test_a_persons_own_functions_reach_the_known_posterior(few_records):
     """z ~ N(0, 1), x | z ~ N(z, 1): the posterior is N(x / 2, 1 / 2), and all data share its slope and scale."""
 

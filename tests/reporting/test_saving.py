@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from made_comparisons import comparison
 from PIL import Image
 
@@ -10,6 +11,7 @@ from pyro_vi.comparison import Comparison
 from pyro_vi.reporting.saving import save
 
 
+@pytest.mark.slow
 def test_save_writes_what_applies_in_order(tmp_path: Path) -> None:
     made = comparison()
     pair = made.results["trace"].run.pair

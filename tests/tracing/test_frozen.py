@@ -220,7 +220,7 @@ HANDLED: dict[str, tuple[Callable[[], Any], Callable[[], Any], dict[str, Any]]] 
 }
 
 
-@pytest.mark.parametrize("name", HANDLED)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * ("machine" in n)) for n in HANDLED])
 def test_what_a_graph_can_hold_is_fitted_as_it_is_eagerly(name, monkeypatch):
     if "machine code" not in name:
         monkeypatch.setattr("pyro_vi.compiling.steps.compile_graph", lambda graph, _: lambda inputs: graph(*inputs))
