@@ -99,8 +99,8 @@ class Audit(PairCommand):
     """ELBO estimators."""
     draws: int = 1000
     """Evaluations of each estimator."""
-    batch_size: int = 128
-    """Data in the batch."""
+    batch_size: int | None = None
+    """Data in the batch; by default as many as a fit takes."""
     run: str | None = None
     """Folder of a fit of this pair, whose parameters are used; by default the initial parameters."""
 
@@ -111,13 +111,13 @@ class Check(PairCommand):
 
     elbo: str | None = None
     """ELBO estimator that the fit will use."""
-    batch_size: int = 128
-    """Data in the batch."""
+    batch_size: int | None = None
+    """Data in the batch; by default as many as a fit takes."""
 
 
 @dataclass(frozen=True)
 class Evidence(PairCommand):
-    """Estimate the evidence log p(x) of the held-out data under a fitted pair."""
+    """Estimate the evidence log p(x) of the held-out data under a fitted pair, or of all data if none are held out."""
 
     run: str | None = None
     """Folder of a fit of this pair, whose parameters are used; by default the initial parameters."""

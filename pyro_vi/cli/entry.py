@@ -105,9 +105,9 @@ def _audit(command: Audit) -> int:
     from pyro_vi.estimators.table import named
     from pyro_vi.reporting.summary import audit_table
 
-    pair, data = _pair(command, command.run)
-    batch = data.example(min(command.batch_size, data.spec.num_data))
-    found = audit_pair(pair, batch, named(command.elbos), draws=command.draws, seed=command.seed)
+    planned = _planned(command, command.run)
+    batch = _batch(planned, command.batch_size)
+    found = audit_pair(planned.pair, batch, named(command.elbos), draws=command.draws, seed=command.seed)
     if command.json:
         _print_json({**found.to_dict(), "advice": [advice.text for advice in advise(found)]})
         return 0
@@ -122,10 +122,10 @@ def _check(command: Check) -> int:
     from pyro_vi.estimators.table import named
     from pyro_vi.fitting import check_pair
 
-    pair, data = _pair(command, None)
-    batch = data.example(min(command.batch_size, data.spec.num_data))
+    planned = _planned(command, None)
+    batch = _batch(planned, command.batch_size)
     estimator = None if command.elbo is None else named(command.elbo)[command.elbo]
-    findings = check_pair(pair, batch, elbo=estimator, num_data=data.spec.num_data)
+    findings = check_pair(planned.pair, batch, elbo=estimator, num_data=planned.data.spec.num_data)
     if command.json:
         _print_json([dataclasses.asdict(finding) for finding in findings])
     else:
@@ -137,20 +137,28 @@ def _check(command: Check) -> int:
 
 
 def _evidence(command: Evidence) -> int:
+    from pyro_vi.data import length_of
     from pyro_vi.diagnostics import evidence_of_pair
 
-    pair, data = _pair(command, command.run)
-    if not data.num_heldout:
-        raise InputError(f"'{command.data}' has no held-out data; choose data with a held-out part")
+    planned = _planned(command, command.run)
+    data = planned.data
+    # The evidence of latents that all data share is that of the data that they were fitted to.
+    on, args = ("held-out", data.heldout) if data.num_heldout else ("training", data.example(data.spec.num_data))
     options: Any = {"method": command.method, "particles": command.particles, "seed": command.seed}
-    found = evidence_of_pair(pair, data.heldout, **options)
+    found = evidence_of_pair(planned.pair, args, **options)
     if command.json:
-        _print_json({key: found.attrs[key] for key in ("method", "particles", "value", "se")})
+        _print_json({key: found.attrs[key] for key in ("method", "particles", "value", "se", "total", "per")})
         return 0
-    how = "exact" if found.attrs["method"] == "exact" else f"importance sampling, K = {command.particles}"
-    print(f"log p(x) = {found.attrs['value']:.3f} ± {found.attrs['se']:.3f} nats per held-out datum ({how})")
+    sampled = f"importance sampling, K = {command.particles}"
+    how = {"exact": "exact", "enum": "exact, by enumeration"}.get(found.attrs["method"], sampled)
+    if found.attrs["per"] == "data set":
+        error, rows = float(found.mc_se.max()), length_of(args)
+        print(f"log p(x) = {found.attrs['total']:.3f} ± {error:.3f} nats for all {rows} {on} data ({how})")
+    else:
+        print(f"log p(x) = {found.attrs['value']:.3f} ± {found.attrs['se']:.3f} nats per {on} datum ({how})")
     if found.attrs["method"] == "iw":
-        print(f"effective draws per datum: median {float(found.ess.median()):.0f}, least {float(found.ess.min()):.1f}")
+        print(f"effective draws: median {float(found.ess.median()):.0f}, least {float(found.ess.min()):.1f}")
+        print(found.attrs["note"])
     return 0
 
 
@@ -186,7 +194,7 @@ COMMANDS: dict[type, Callable[[Any], int]] = {
 }
 
 
-def _pair(command: PairCommand, run: str | None) -> tuple[Any, Any]:
+def _planned(command: PairCommand, run: str | None) -> Any:
     from pyro_vi.fitting import Options, config_of, load_parameters, plan_of
 
     # A run is evaluated on the data that it held out: another seed would split them differently.
@@ -195,7 +203,13 @@ def _pair(command: PairCommand, run: str | None) -> tuple[Any, Any]:
     planned = plan_of(command.model, command.guide, command.data, options)
     if run is not None:
         load_parameters(planned.pair, Path(run))
-    return planned.pair, planned.data
+    return planned
+
+
+def _batch(planned: Any, size: int | None) -> Any:
+    """Return the first batch of a fit; or one of another size, if the pair takes part of the data."""
+    whole = planned.data.spec.num_data
+    return planned.data.example(planned.batch_size if planned.reason or size is None else min(size, whole))
 
 
 def _folder(command: FittingCommand) -> Path:

@@ -56,7 +56,8 @@ def resolve(text: str, kind: Kind) -> tuple[Source, dict[str, Any]]:
         if target not in table and kind == "guide" and isinstance(getattr(autoguide, target, None), type):
             return getattr(autoguide, target), options
         if target not in table:
-            raise unknown(kind, target, table)
+            pyros = [name for name in autoguide.__all__ if name.startswith("Auto")] if kind == "guide" else []
+            raise unknown(kind, target, [*table, *pyros])
         return _load(table[target]), options
     path, _, name = target.rpartition(":")
     module = _from_file(path, kind) if path.endswith(".py") else _from_package(path, kind)
