@@ -277,7 +277,7 @@ def test_a_point_estimate_has_no_elbo_and_no_evidence():
     assert document["objective"] == "log p(x, z)" and document["elbo"] is None and document["evidence"] is None
     assert abs(document["log_joint"] - exact) < 1e-5 and document["gap"] is None
     assert conclude(found) == [
-        "trace: MAP: no ELBO, no evidence; what is maximised is log p(x, z), with 'w' at a point."
+        "trace: MAP: no ELBO, no evidence; the fit maximises log p(x, z), with a point estimate of 'w'."
     ]
     record = result.run.history[-1]
     assert math.isnan(record["elbo"]) and abs(record["log_joint"] - exact) < 1e-5

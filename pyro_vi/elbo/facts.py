@@ -61,7 +61,9 @@ class Facts:
         """The sentence that a report of a point estimate needs; empty for other guides."""
         if not self.points:
             return ""
-        return f"MAP: no ELBO, no evidence; what is maximised is log p(x, z), with {quoted(self.points)} at a point"
+        return (
+            f"MAP: no ELBO, no evidence; the fit maximises log p(x, z), with a point estimate of {quoted(self.points)}"
+        )
 
 
 def facts_of(pair: Pair, args: Batch) -> Facts:
@@ -137,7 +139,7 @@ def refuse_no_density(pair: Pair, args: Batch, facts: Facts) -> None:
             )
         if not _same_mask(model[name], node):
             raise InputError(
-                f"site '{name}' is masked in one program and not, or otherwise, in the other, so that their ratio is no "
+                f"site '{name}' has different masks in the model and the guide, so that p(x, z) / q(z) is no importance "
                 "weight; put the same poutine.mask around both"
             )
     for nodes in (model, guide):

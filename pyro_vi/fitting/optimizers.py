@@ -254,7 +254,7 @@ def refuse(optimizer: Optimizer, pair: Pair) -> None:
     _refuse_lbfgs(isinstance(optimizer, torch.optim.LBFGS))
     if closure is not None and closure.default is closure.empty:
         raise UsageError(
-            f"optimizer {type(optimizer).__name__} evaluates the loss itself, which a fit does; use another"
+            f"optimizer {type(optimizer).__name__} evaluates the loss by a closure, which a fit does not give it; use another"
         )
     own = {id(parameter) for parameter in _parameters(pair)}
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -278,7 +278,7 @@ def refuse(optimizer: Optimizer, pair: Pair) -> None:
 def _refuse_lbfgs(found: bool) -> None:
     if found:
         raise UsageError(
-            "optimizer LBFGS evaluates the loss several times in a step, with the same draws, which a fit does not offer; "
+            "optimizer LBFGS evaluates the loss several times in a step on the same draws, which a fit cannot do; "
             "use 'adam' or another one of torch.optim"
         )
 

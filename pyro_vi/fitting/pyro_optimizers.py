@@ -93,7 +93,9 @@ def _asked(given: Any, name: str, arguments: int) -> dict[str, Any]:
         raise
     except Exception as error:
         told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise UsageError(f"the options of parameter '{normalize_param_name(name)}' cannot be had: {told}") from error
+        raise UsageError(
+            f"the options of parameter '{normalize_param_name(name)}' cannot be computed: {told}"
+        ) from error
     if not isinstance(options, dict):
         raise UsageError(
             f"the options of parameter '{normalize_param_name(name)}' must be a dictionary, not {options!r}"

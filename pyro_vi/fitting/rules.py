@@ -47,7 +47,9 @@ def _observed_twice(view: View) -> Iterator[Finding]:
     for name in latents_of(view.guide_trace):
         node = view.model_trace.nodes.get(name)
         if node is not None and node["type"] == "sample" and node["is_observed"]:
-            text = f"the guide draws '{name}', which the model observes, so log q of a draw counts that the model never sees"
+            text = (
+                f"the guide draws '{name}', which the model observes, so log q counts a draw that the model never uses"
+            )
             yield Finding("no-density", "error", name, text, f"leave '{name}' out of the guide")
 
 
@@ -62,7 +64,7 @@ def _shapes(view: View) -> Iterator[Finding]:
                 f"one draw of site '{name}' has {len(node['fn'].event_shape)} event dimensions in the model and "
                 f"{len(other['fn'].event_shape)} in the guide"
             )
-            yield Finding("shape-mismatch", "error", name, text, "call to_event on both alike, or on none")
+            yield Finding("shape-mismatch", "error", name, text, "call to_event in both programs, or in neither")
 
 
 def _stripped(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -97,7 +99,7 @@ def _observed_shape(view: View) -> Iterator[Finding]:
         if not fits:
             text = (
                 f"site '{name}' has shape {tuple(shape)} in the model, but its observed values have shape {tuple(value)}, "
-                "so numbers are scored several times"
+                "so the same numbers count several times"
             )
             yield Finding("observed-shape", "error", name, text, "give the model the width of the data")
 
@@ -144,7 +146,7 @@ def leaves_of(value: Tensor) -> Iterator[Tensor]:
 def _batch_norm(view: View) -> Iterator[Finding]:
     if view.flat and view.smallest == 1:
         text = "the last batch of an epoch has one row, of which batch norm cannot take a variance"
-        yield Finding("batch-norm", "error", None, text, "use another batch_size, or drop the last batch")
+        yield Finding("batch-norm", "error", None, text, "use another batch_size, or drop_last=True")
 
 
 # Masks, scales and plates.
@@ -161,10 +163,10 @@ def _masks(view: View) -> Iterator[Finding]:
             where = "in the model and the guide by different masks"
             if ours is None or theirs is None:
                 where = f"in the {'guide' if ours is None else 'model'} and not in the {'model' if ours is None else 'guide'}"
-            text = f"site '{name}' is masked {where}, so that log p and log q count for different rows"
+            text = f"site '{name}' is masked {where}, so that log p and log q are sums over different rows"
             remedy = f"put the same poutine.mask around '{name}' in both"
             if name.endswith("_unobserved") and theirs is None:
-                remedy += ": of obs_mask, turned round; the guide 'diag_normal' does so"
+                remedy += ": it is ~obs_mask, which the guide 'diag_normal' applies by itself"
             yield Finding("mask-mismatch", "error", name, text, remedy)
 
 
@@ -254,7 +256,7 @@ def _points(view: View) -> Iterator[Finding]:
         text = (
             f"the guide's Delta puts all mass of {names} on one value, so a fit maximises log p(x, z): a MAP estimate"
         )
-        yield Finding("no-density", "note", fixed[0], text, "there is no evidence and no posterior of it")
+        yield Finding("no-density", "note", fixed[0], text, "such a fit has no evidence and no posterior")
 
 
 def _discrete(fn: Any) -> bool:

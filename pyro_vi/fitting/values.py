@@ -58,7 +58,7 @@ def unknown_support(view: View) -> Iterator[Finding]:
         if support_of(node["fn"]) is None:
             text = f"the model's {describe(node['fn'])} at site '{name}' states no support"
             yield Finding(
-                "support-unknown", "note", name, text, "see to it that it has a density wherever the guide draws"
+                "support-unknown", "note", name, text, "make sure that it has a density wherever the guide draws"
             )
 
 
