@@ -1,11 +1,12 @@
 """One fit, from the check before its first step to its last checkpoint.
 
-* `svi` assembles a fit; `plan` decides which rows are in each step; `checks` looks for silent errors first;
-  `settings` holds the options and their defaults; `loop` takes the steps.
+* `svi` assembles a fit; `plan` decides which rows are in each step; `settings` holds the options and their defaults; `loop`
+  takes the steps.
+* `checks` looks for silent errors first, by the `rules` and by those on `values`; each makes one of the `findings`.
 * `optimizers` and `pyro_optimizers` make the optimizer, `stepping` steps it, and `checkpoints` keeps its state; `identity`
   recognises a program whose code has changed.
-* `failures` explains a loss that is not finite; `folder` is the run on disk; `interrupt` delays Ctrl-C; `progress` shows
-  the progress bar.
+* `records` makes the records; `failures` explains a loss that is not finite; `folder` is the run on disk; `interrupt` delays
+  Ctrl-C; `progress` shows the progress bar.
 """
 
 from pyro_vi.fitting.checks import Finding, check, check_pair, refuse

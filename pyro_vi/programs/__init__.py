@@ -1,7 +1,7 @@
 """A model and a guide as a `Pair`: two modules that own their parameters.
 
-* `lookup` finds the program that a name refers to; `build` makes the pair; `binding` turns a Pyro function into a module;
-  `pair` defines `Pair`.
+* `lookup` finds the program that a name refers to; `copying` copies it; `binding` makes the copy a module that owns its
+  parameters; `build` makes the pair of both; `pair` defines `Pair`.
 * `layout` reads sites and plates; `latents` reads the latent sites for a guide; `supports` says where a distribution has
   values; `handlers` fix or relax draws; `isolation` runs programs without side effects.
 """

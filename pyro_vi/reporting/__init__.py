@@ -2,5 +2,5 @@
 
 * `summary` makes tables and conclusions; `document` makes the JSON document.
 * `plots_of_fits` and `plots_of_draws` make figures, in the style of `look`; `saving` writes them.
-* `datatree` exports a fitted pair to ArviZ.
+* `datatree` exports a fitted pair to ArviZ, with the sites that `exported` describes.
 """
