@@ -121,8 +121,8 @@ class Evidence(PairCommand):
 
     run: str | None = None
     """Folder of a fit of this pair, whose parameters are used; by default the initial parameters."""
-    method: Literal["iw", "exact"] | None = None
-    """Importance sampling or the closed form; by default the closed form if the model has one."""
+    method: Literal["iw", "enum", "exact"] | None = None
+    """Importance sampling, sums over discrete sites, or the closed form; by default the most exact one that the pair has."""
     particles: int = 5000
     """Importance draws per datum."""
 

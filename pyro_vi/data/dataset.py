@@ -9,7 +9,7 @@ A program is called with a `Batch`: `program(*batch)`. All random numbers come f
 """
 
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,12 +39,21 @@ _ALLOWED = {
 
 def length_of(args: Batch) -> int:
     """Return the number of rows of a batch: the length of its first column, or 1 without one."""
-    return next((len(a) for a in args if isinstance(a, Tensor) and a.dim()), 1)
+    return next((len(a) for a in _tensors(args) if a.dim()), 1)
 
 
 def device_of(args: Batch) -> torch.device:
     """Return the device of a batch: that of its first tensor."""
-    return next((a.device for a in args if isinstance(a, Tensor)), torch.device("cpu"))
+    return next((a.device for a in _tensors(args)), torch.device("cpu"))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors of arguments, also those in lists, tuples and dictionaries, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
 
 
 @dataclass(frozen=True)
