@@ -30,7 +30,7 @@ from torch.distributions import constraints, transform_to
 
 from pyro_vi.data import fresh
 from pyro_vi.errors import InputError
-from pyro_vi.programs.copying import Copies
+from pyro_vi.programs.copying import Copies, Uncopied
 from pyro_vi.programs.isolation import ALONE, Program, evaluating, kept_buffers
 from pyro_vi.support import kept_generators
 from pyro_vi.support.pyro_internals import name_of, params_of
@@ -84,7 +84,7 @@ class FunctionProgram(nn.Module):
         self._is_bound = False
         self._recorder: _Recorder | None = None
         # Networks of the original program that its copy could not replace: (network, {id of a tensor: own name}).
-        self._outside: list[tuple[nn.Module, dict[int, str]]] = []
+        self._outside: list[tuple[Uncopied, dict[int, str]]] = []
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         function = self._hidden[0]
@@ -92,7 +92,7 @@ class FunctionProgram(nn.Module):
             with nullcontext() if self._recorder is None else self._recorder:
                 return function(*args, **kwargs)
         with ExitStack() as stack:
-            for network, names in self._outside:
+            for network, names in ((held.network, names) for held, names in self._outside):
                 stack.enter_context(swapped(network, {key: _get(self, own) for key, own in names.items()}))
                 if not self.training:  # in training each network keeps the mode that its owner set
                     stack.enter_context(evaluating(network))
@@ -236,11 +236,14 @@ def _bound(
                 run.own(name, network)
                 continue
             names = {}
+            twin = recorder.copies.memo.get(id(network))  # the other program may have a copy of it
+            copies = {} if twin is None else {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
             for inner, original in (*network.named_parameters(), *network.named_buffers()):
                 if original.requires_grad or not isinstance(original, nn.Parameter):
-                    kept = shared.setdefault(f"{name}$$${inner}", _like(original))
+                    like = copies[inner] if inner in copies else _like(original)
+                    kept = shared.setdefault(f"{name}$$${inner}", like)
                     names[id(original)] = run.own(f"{name}.{inner}", kept)
-            run._outside.append((network, names))
+            run._outside.append((Uncopied(network), names))
         run._is_bound = True
     except (KeyError, AttributeError) as error:
         raise InputError(f"a parameter's name conflicts with another's ({error}); rename one of them") from error
@@ -282,13 +285,23 @@ class _Recorder(Messenger):
                 network = self._outermost(holder)
                 name = name_of(network) or type(network).__name__
         if network is not None:
-            known = network is self.program or any(network is module for module in self.networks.values())
+            known = network is self.program or any(network is module for module in self._known())
             if not known and not _within(network, self.program) and not _within(network, self.other):
                 self.networks[f"{name}_{len(self.networks)}" if name in self.networks else name] = network
         elif id(leaf) not in self.owned:
             if id(leaf) not in self.copies.leaves:
                 leaf = nn.Parameter(leaf.detach().clone())
-            self.params.setdefault(msg["name"], (leaf, msg["kwargs"].get("constraint", constraints.real)))
+            # A statement without a value, or a later one, has the constraint of the first statement of either program.
+            held = pyro.get_param_store().get_state()["constraints"]
+            given = msg["kwargs"].get("constraint", constraints.real)
+            self.params.setdefault(msg["name"], (leaf, held.get(msg["name"], given)))
+
+    def _known(self) -> Iterator[nn.Module]:
+        """Yield the networks that are recorded, and those that a bound program has parameters for."""
+        yield from self.networks.values()
+        for part in self.program.modules():
+            if isinstance(part, FunctionProgram):
+                yield from (held.network for held, _ in part._outside)
 
     def _outermost(self, module: nn.Module) -> nn.Module:
         """Return the outermost PyroModule among the copies that holds a module, or the module itself."""

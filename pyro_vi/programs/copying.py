@@ -33,6 +33,13 @@ _CONTAINERS = (list, tuple, set, frozenset, deque)
 _SHARED_LIBRARIES = {"numpy", "pandas", "logging", "matplotlib", "threading", "_thread", "io", "xarray", "pyarrow"}
 
 
+class Uncopied:
+    """A network that programs reach by a way that is not copied, such as an attribute of a class; copies share it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+
 class Copies:
     """Copies of programs; one object of this class copies each object once.
 
@@ -271,7 +278,7 @@ def _holds(value: Any) -> bool:
 
 def _parts(value: Any) -> Iterator[Any]:
     """Yield the objects that a value refers to and that may hold parameters."""
-    if isinstance(value, (*_PLAIN, Tensor)):
+    if isinstance(value, (*_PLAIN, Uncopied, Tensor)):
         if isinstance(value, Tensor):
             yield from (hook for _, hook in hooks_of_tensor(value, value))
     elif isinstance(value, FunctionType):

@@ -18,6 +18,7 @@ from catalogue import (
     number,
     scalars,
 )
+from pyro import poutine
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule
@@ -331,3 +332,20 @@ def test_the_generators_are_where_they_were():
     bind_one(program, (torch.zeros(2),))
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (np.random.get_state()[1] == states[1]).all() and np.random.get_state()[2] == states[2]
+
+
+def test_a_parameter_read_by_name_keeps_the_constraint_that_the_other_program_gave_it():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, pyro.param("noise")), obs=x)
+
+    def guide(x):
+        noise = pyro.param("noise", number(0.5), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("noise") * x, noise))
+
+    pair = pair_of(model, guide, (scalars(),))
+    assert float(pair.values()["noise"]) == pytest.approx(0.5, rel=1e-12)
+    site = poutine.trace(pair.model).get_trace(scalars()).nodes["x"]
+    torch.testing.assert_close(site["fn"].scale, torch.full_like(site["fn"].scale, 0.5), rtol=1e-12, atol=0)

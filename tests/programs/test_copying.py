@@ -309,3 +309,38 @@ def test_parts_of_a_list_of_guides_refer_to_the_copy_of_the_list():
     copied = Copies().of(guide)
     assert all(part.master() is copied for part in copied)
     assert all(part.master() is guide for part in guide)
+
+
+SHARED = nn.Linear(1, 1).double()
+
+
+class ReadsGlobal(nn.Module):
+    """A guide by a class, which reads a network of its Python module; classes are not copied."""
+
+    def forward(self, x):
+        pyro.module("shared", SHARED)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(SHARED(x[:, None])[:, 0], 1.0))
+
+
+def _reads_global(x):
+    pyro.module("shared", SHARED)
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(SHARED(z[:, None])[:, 0], 1.0), obs=x)
+
+
+def test_a_network_that_is_not_copied_keeps_its_values_in_copies_and_when_bound_again():
+    x = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    before = copy.deepcopy(SHARED.state_dict())
+    pair = pair_of(_reads_global, ReadsGlobal(), (x,))
+    with torch.no_grad():
+        for parameter in pair.parameters():
+            parameter.fill_(0.25)
+    again = pair_of(pair.model, pair.guide, (x,))
+    for each in (pair, copy.deepcopy(pair), again):
+        # Both programs have one network: a value for each weight, and means x / 4 + 1/4.
+        assert len(list(each.parameters())) == 2
+        loc = poutine.trace(each.guide).get_trace(x).nodes["z"]["fn"].loc
+        torch.testing.assert_close(loc, x / 4 + 0.25, rtol=1e-12, atol=0)
+    assert all(torch.equal(SHARED.state_dict()[name], value) for name, value in before.items())
