@@ -7,6 +7,7 @@ between draws. Draws come in chunks and are accumulated: memory does not grow wi
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 import xarray as xr
@@ -31,7 +32,7 @@ SITE_DRAWS = 200
 def audit(
     model: Program,
     guide: Program,
-    batch: Batch | Tensor,
+    batch: Any,
     *,
     elbos: Iterable[str | ELBO] | str | ELBO = ("trace", "mean_field"),
     draws: Whole = 1000,

@@ -7,7 +7,7 @@
 """
 
 from pyro_vi.data.arguments import fresh, part
-from pyro_vi.data.dataset import Batch, Data, DataSpec, device_of, length_of
+from pyro_vi.data.dataset import Batch, Data, DataSpec, device_of, length_of, tensors_in
 from pyro_vi.data.loading import load
 from pyro_vi.data.mapped import Mapped
 
@@ -21,4 +21,5 @@ __all__ = [
     "length_of",
     "load",
     "part",
+    "tensors_in",
 ]

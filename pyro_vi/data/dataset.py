@@ -39,21 +39,21 @@ _ALLOWED = {
 
 def length_of(args: Batch) -> int:
     """Return the number of rows of a batch: the length of its first column, or 1 without one."""
-    return next((len(a) for a in _tensors(args) if a.dim()), 1)
+    return next((len(a) for a in tensors_in(args) if a.dim()), 1)
 
 
 def device_of(args: Batch) -> torch.device:
     """Return the device of a batch: that of its first tensor."""
-    return next((a.device for a in _tensors(args)), torch.device("cpu"))
+    return next((a.device for a in tensors_in(args)), torch.device("cpu"))
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
     """The tensors of arguments, also those in lists, tuples and dictionaries, in order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple, dict)):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(item)
+            yield from tensors_in(item)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ It is a number for each datum; for a model with latents that all data share, one
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ Method = Literal["iw", "exact", "enum"]
 def evidence(
     model: Program,
     guide: Program,
-    batch: Batch | Tensor,
+    batch: Any,
     *,
     method: Method | None = None,
     particles: Whole = 5000,
@@ -155,7 +155,7 @@ def refuse_part(pair: Pair, args: Batch, facts: Facts) -> None:
     for trace in (run.model_trace, run.guide_trace):
         for node in trace.nodes.values():
             for frame in node["cond_indep_stack"] if node["type"] == "sample" else ():
-                if frame.full_size != frame.size and frame.vectorized:
+                if frame.full_size != frame.size:
                     raise InputError(
                         f"plate '{frame.name}' holds {frame.size} of its {frame.full_size} rows, and {quoted(facts.shared)} "
                         "is shared by all of them, so that the evidence is that of the whole data set; give all its rows"

@@ -26,6 +26,7 @@ from pyro_vi.diagnostics.tails import Tail
 from pyro_vi.elbo import Facts, Weight, chunk_of, draw_terms, stream_weights, weight_of_terms
 from pyro_vi.errors import InputError, NoGraph, first_line
 from pyro_vi.programs import Pair, kept_buffers, swapped
+from pyro_vi.programs.layout import key_of
 from pyro_vi.support import generators, set_generators
 from pyro_vi.tracing import put_back, reason, same_twice, trace
 
@@ -80,6 +81,8 @@ class Weights:
         try:
             if self.facts.summed:
                 raise NoGraph("sites are summed out")
+            if not all(isinstance(a, Tensor) for a in self.args):
+                raise NoGraph("not all arguments are tensors")
             with kept_buffers(self.pair), put_back(self.pair.model, self.pair.guide):
                 if mode == "auto":
                     found = self._estimate()
@@ -100,7 +103,7 @@ class Weights:
 
         With ``whole``, there is one row.
         """
-        fits = [a.shape for a in args] == [a.shape for a in self.args]
+        fits = key_of(args) == key_of(self.args)
         whole = self.draws // self._chunk if self._compiled is not None and fits else 0
         left = self.draws - whole * self._chunk
         parts: list[tuple[Tensor, Tensor]] = []

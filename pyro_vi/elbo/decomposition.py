@@ -151,9 +151,7 @@ class Terms:
         return -self.num_data * self.elbo.mean(-1)
 
 
-def terms(
-    model: Program, guide: Program, batch: Batch | Tensor, *, kl: KL = "analytic", seed: Whole | None = None
-) -> Terms:
+def terms(model: Program, guide: Program, batch: Any, *, kl: KL = "analytic", seed: Whole | None = None) -> Terms:
     """Terms of one draw z ~ q(z | x): log p, log q and KL(q ‖ p) per site and per datum.
 
     Their sum is the loss of Pyro's `Trace_ELBO` (``kl="sampled"``) or `TraceMeanField_ELBO` (``kl="analytic"``) under the

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vi.data import Batch, length_of
+from pyro_vi.data import Batch, length_of, tensors_in
 from pyro_vi.elbo.closed import dependence_of
 from pyro_vi.elbo.decomposition import KL, Terms, from_run
 from pyro_vi.elbo.traces import Run, draw_traces
@@ -90,7 +90,7 @@ def chunk_of(pair: Pair, args: Batch) -> tuple[int, int]:
     layout, guide = pair.layouts(args)
     nesting = max(layout.max_plate_nesting, guide.max_plate_nesting)
     sites = (*layout.sites.values(), *guide.sites.values())
-    widest = max([a.numel() for a in args if isinstance(a, Tensor)] + [site.numel for site in sites])
+    widest = max([a.numel() for a in tensors_in(args)] + [site.numel for site in sites])
     return max(1, MEMORY // max(1, widest)), nesting
 
 

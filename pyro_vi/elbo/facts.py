@@ -194,7 +194,7 @@ def _refuse_scale(name: str, node: Any) -> None:
 
 
 def _points(pair: Pair, args: Batch, run: Run) -> tuple[str, ...]:
-    """Delta sites of the guide whose value is the same in each draw, unless the model has a Delta there too."""
+    """Delta sites of the guide whose value is the same in each draw, unless it is empty or the model has a Delta too."""
     guide, model = run.guide_trace.nodes, run.model_trace.nodes
     deltas = [
         name
@@ -206,7 +206,8 @@ def _points(pair: Pair, args: Batch, run: Run) -> tuple[str, ...]:
         return ()
     with torch.no_grad(), evaluating(pair), isolated(1, validation=False), kept_buffers(pair), poutine.block():
         other: Any = poutine.trace(pair.guide).get_trace(*fresh(args))
-    return tuple(n for n in deltas if torch.equal(guide[n]["value"], other.nodes[n]["value"]))
+    values = {name: guide[name]["value"] for name in deltas}
+    return tuple(n for n, value in values.items() if value.numel() and torch.equal(value, other.nodes[n]["value"]))
 
 
 def _delta(fn: Any) -> bool:

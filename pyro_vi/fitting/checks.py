@@ -30,7 +30,7 @@ from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of, traits_of
 from pyro_vi.fitting.findings import Finding, View, merged
 from pyro_vi.fitting.rules import RULES, STRUCTURE, guide_of_densities, leaves_of
-from pyro_vi.programs import Pair, Program, bare, isolated, kept_buffers, pair_of, shapes_of
+from pyro_vi.programs import Pair, Program, bare, called, isolated, kept_buffers, pair_of, shapes_of
 from pyro_vi.support import Whole, whole
 from pyro_vi.support.torch_internals import validates
 
@@ -40,7 +40,7 @@ __all__ = ["Finding", "check", "check_pair", "refuse"]
 def check(
     model: Program,
     guide: Program,
-    batch: Batch | Tensor,
+    batch: Any,
     *,
     elbo: str | ELBO | None = None,
     num_data: Whole | None = None,
@@ -50,7 +50,7 @@ def check(
     Args:
         model: generative program.
         guide: variational program.
-        batch: a tensor, or the tuple that the programs are called with.
+        batch: a tensor, a tuple of positional arguments, a dictionary of keyword arguments, or None for no arguments.
         elbo: the estimator that the fit will use; some errors exist under some estimators only.
         num_data: number of training data, if the batch is a part of them.
 
@@ -69,7 +69,7 @@ def check(
         >>> [finding.code for finding in check(model, guide, torch.ones(9))]
         ['guide-support']
     """
-    args = batch if isinstance(batch, tuple) else (batch,)
+    model, guide, args = called(model, guide, batch)
     num_data = None if num_data is None else whole("num_data", num_data, 1)
     estimator = next(iter(named(elbo).values())) if elbo is not None else None
     try:

@@ -7,7 +7,7 @@
 """
 
 from pyro_vi.programs.binding import swapped, trace_of_guide
-from pyro_vi.programs.build import build_pair, pair_and_args, pair_of
+from pyro_vi.programs.build import build_pair, called, pair_and_args, pair_of
 from pyro_vi.programs.handlers import Give, Relax, Straighten, Values
 from pyro_vi.programs.isolation import Program, evaluating, isolated, kept_buffers
 from pyro_vi.programs.latents import Latent, LatentPlate, Reading
@@ -46,6 +46,7 @@ __all__ = [
     "Values",
     "bare",
     "build_pair",
+    "called",
     "data_frame",
     "data_plate",
     "data_plate_of",

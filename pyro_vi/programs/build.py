@@ -5,14 +5,14 @@
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from traceback import walk_tb
 from typing import Any
 
 from pyro.contrib.easyguide import EasyGuide
 from pyro.infer.autoguide import AutoGuide, AutoMessenger
 from pyro.nn import PyroModule
-from torch import Tensor, nn
+from torch import nn
 
 from pyro_vi.data import Batch, Data
 from pyro_vi.errors import InputError, UsageError, of_program
@@ -27,7 +27,7 @@ from pyro_vi.support import check_options, parse
 EXAMPLE_ROWS = 5000
 """Most rows that a pair is built on if nothing says how many it will be called with."""
 
-__all__ = ["available", "bind", "build_pair", "name_of", "pair_and_args", "pair_of", "resolve"]
+__all__ = ["available", "bind", "build_pair", "called", "name_of", "pair_and_args", "pair_of", "resolve"]
 
 
 def pair_of(model: object, guide: object, args: Batch, *, copied: bool = True) -> Pair:
@@ -46,10 +46,21 @@ def pair_of(model: object, guide: object, args: Batch, *, copied: bool = True) -
     return Pair(*_bind(shell, _shell(guide, copies, "guide"), args, copies))
 
 
-def pair_and_args(model: object, guide: object, batch: Batch | Tensor, *, copied: bool = True) -> tuple[Pair, Batch]:
-    """Return `pair_of` two programs, and the batch as the tuple of arguments that they are called with."""
-    args = batch if isinstance(batch, tuple) else (batch,)
+def pair_and_args(model: object, guide: object, batch: Any, *, copied: bool = True) -> tuple[Pair, Batch]:
+    """Return `pair_of` two programs, and the batch as the tuple of arguments that they are called with: see `called`."""
+    model, guide, args = called(model, guide, batch)
     return pair_of(model, guide, args, copied=copied), args
+
+
+def called(model: object, guide: object, batch: Any) -> tuple[Any, Any, Batch]:
+    """Return two programs and the tuple of their arguments, from a batch as a person hands it over.
+
+    A tuple holds positional arguments, a dictionary keyword arguments, and None stands for no arguments, as in a fit.
+    """
+    if isinstance(batch, Mapping):
+        names = tuple(batch)
+        return by_name(model, names), by_name(guide, names), tuple(batch.values())
+    return model, guide, batch if isinstance(batch, tuple) else () if batch is None else (batch,)
 
 
 def build_pair(model: Source, guide: Source, data: Data, *, seed: int = 0, rows: int | None = None) -> Pair:

@@ -20,7 +20,7 @@ from pyro.distributions import Delta, MaskedDistribution, Unit
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch.distributions import constraints
 
-from pyro_vi.data import Batch, fresh, length_of
+from pyro_vi.data import Batch, fresh, length_of, tensors_in
 from pyro_vi.errors import InputError, of_program
 from pyro_vi.programs.isolation import Program, isolated, kept_buffers
 from pyro_vi.programs.supports import support_of
@@ -151,7 +151,7 @@ class ModelPlate:
                 found = prototype(self._model, args).data_plate
             self.plates[length] = found if found is not None else next(iter(self.plates.values()))
         plate = self.plates[length]
-        device = next((a.device for a in args if isinstance(a, torch.Tensor)), None)
+        device = next((a.device for a in tensors_in(args)), None)
         return data_plate(plate.size, torch.empty(plate.length, 0, device=device), self.name, self.dim)
 
 
@@ -314,7 +314,7 @@ def running(program: Program, args: Batch) -> Iterator[None]:
 
 def shapes_of(args: Batch) -> str:
     """Return the shapes of a batch in messages."""
-    shapes = ", ".join(str(tuple(a.shape)) for a in args if isinstance(a, torch.Tensor))
+    shapes = ", ".join(str(tuple(a.shape)) for a in tensors_in(args))
     return f"a batch of shape {shapes}" if shapes else "its arguments"
 
 

@@ -10,7 +10,7 @@ import xarray as xr
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vi.data import Batch, fresh
+from pyro_vi.data import Batch, fresh, tensors_in
 from pyro_vi.elbo import MEMORY, Facts, at_once, facts_of, quoted
 from pyro_vi.errors import UsageError, first_line, naming_programs
 from pyro_vi.programs import Pair, evaluating, isolated, kept_buffers, pair_and_args
@@ -21,7 +21,7 @@ from pyro_vi.support import Whole, seed_from, shown, versions, whole, write_thro
 def to_datatree(
     model: Any,
     guide: Any,
-    batch: Batch | Tensor,
+    batch: Any,
     *,
     draws: Whole = 1000,
     seed: Whole = 0,
@@ -81,7 +81,7 @@ def datatree_of_pair(
         sites = exported(single)
         # Python code that computes a deterministic site may sum over the draws.
         vectorized = all(site.kind != "deterministic" for site in sites.values()) and at_once(pair, args, facts)
-        tensors = [a.numel() for a in args if isinstance(a, Tensor)]
+        tensors = [a.numel() for a in tensors_in(args)]
         widest = max(1, *tensors, *(int(np.prod(site.shape)) for site in sites.values()))
         chunk = max(1, min(draws, MEMORY // widest)) if vectorized else 1
         for start in range(0, draws, chunk):

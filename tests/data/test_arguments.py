@@ -11,6 +11,7 @@ import torch
 from data_toys import same
 
 from pyro_vi.data.arguments import part, split
+from pyro_vi.data.dataset import length_of
 from pyro_vi.data.loading import load
 
 X, MASK = torch.arange(10.0).reshape(5, 2), torch.tensor([True, False, True, True, False])
@@ -112,3 +113,12 @@ def test_order_and_last_batch() -> None:
     seen = [int(row) for _, batch in shuffled.batches(3, 3) for row in batch[0]]
     assert len(set(seen)) == 6 and seen != sorted(seen)
     assert load(data, heldout=None) is data
+
+
+def test_the_rows_of_a_dictionary_are_those_of_its_first_column():
+    args = (None, {"scale": torch.tensor(2.0), "x": torch.arange(4), "other": [torch.ones(3)]}, torch.zeros(4, 2))
+    assert length_of(args) == 4
+    cut = part(args, 1, 3)
+    assert cut[1]["x"].tolist() == [1, 2]
+    assert cut[2].shape == (2, 2)
+    assert length_of(cut) == 2

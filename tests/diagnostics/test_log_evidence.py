@@ -9,6 +9,7 @@ import pytest
 import torch
 from catalogue import CATALOGUE, WrongGuide, columns, conjugate_model, exact_pair, linear_gaussian, number, scalars
 from pyro import poutine
+from pyro.infer.autoguide import AutoDiagonalNormal, init_to_mean
 
 from pyro_vi.diagnostics.log_evidence import evidence
 from pyro_vi.elbo import draws
@@ -321,3 +322,63 @@ def test_what_cannot_be_had_is_refused():
         evidence(*entry.build(), scalars(), method="exact")
     with pytest.raises(InputError, match="at least 2"):
         evidence(*entry.build(), scalars(), particles=1)
+
+
+def _mean(x, missing=None, scale=1.0):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mean, scale), obs=x)
+
+
+def _posterior(x, missing=None, scale=1.0):
+    n, precision = len(x), scale**-2
+    sd = (1 + n * precision) ** -0.5
+    pyro.sample("mean", dist.Normal(sd**2 * precision * x.sum(), sd))
+
+
+def _log_evidence(x, scale=1.0):
+    cov = torch.ones(len(x), len(x)) + scale**2 * torch.eye(len(x))
+    return float(dist.MultivariateNormal(torch.zeros(len(x)), cov.to(x)).log_prob(x))
+
+
+@pytest.mark.parametrize("form", ["dictionary in a tuple", "keyword arguments", "None"])
+def test_arguments_of_all_kinds_give_the_exact_evidence(form):
+    # Under the exact posterior each weight is the evidence.
+    x = torch.tensor([0.3, -1.2, 0.8, 2.1], dtype=torch.float64)
+    model, guide, batch = _mean, _posterior, (x, None)
+    if form == "keyword arguments":
+        batch = {"x": x, "scale": 1.5}
+    if form == "dictionary in a tuple":
+        model, guide, batch = (
+            (lambda d, s: _mean(d["x"], scale=s)),
+            (lambda d, s: _posterior(d["x"], scale=s)),
+            ({"x": x}, 1.5),
+        )
+    found = evidence(model, guide, batch, particles=20)
+    assert found.attrs["total"] == pytest.approx(_log_evidence(x, 1.0 if form == "None" else 1.5), rel=1e-9)
+
+
+def test_a_minibatch_of_a_sequential_plate_has_no_evidence():
+    x = torch.zeros(6)
+
+    def model(x):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        for row in pyro.plate("data", len(x), subsample_size=3):
+            pyro.sample(f"x_{row}", dist.Normal(mean, 1.0), obs=x[row])
+
+    with pytest.raises(InputError, match="plate 'data' holds 3 of its 6 rows"):
+        evidence(model, _posterior, x, particles=20)
+
+
+def test_an_empty_site_is_no_point_estimate():
+    x = torch.tensor([0.3, -1.2, 0.8, 2.1])
+
+    def model(x):
+        pyro.sample("empty", dist.Normal(torch.zeros(0), 1.0).to_event(1))
+        _mean(x)
+
+    found = [
+        evidence(program, AutoDiagonalNormal(program, init_loc_fn=init_to_mean, init_scale=0.5), x, particles=50)
+        for program in (_mean, model)
+    ]
+    assert found[0].attrs["total"] == pytest.approx(found[1].attrs["total"], rel=1e-6)
