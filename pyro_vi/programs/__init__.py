@@ -6,7 +6,7 @@
   values; `handlers` fix or relax draws; `isolation` runs programs without side effects.
 """
 
-from pyro_vi.programs.binding import swapped, trace_of_guide
+from pyro_vi.programs.binding import trace_of_guide
 from pyro_vi.programs.build import build_pair, called, pair_and_args, pair_of
 from pyro_vi.programs.handlers import Give, Relax, Straighten, Values
 from pyro_vi.programs.isolation import Program, evaluating, isolated, kept_buffers
@@ -28,6 +28,7 @@ from pyro_vi.programs.layout import (
 from pyro_vi.programs.lookup import Source, name_of, resolve
 from pyro_vi.programs.pair import Pair
 from pyro_vi.programs.supports import bare, innermost, inside, masked_by, range_of, support_of
+from pyro_vi.programs.swapping import swapped
 
 __all__ = [
     "Give",

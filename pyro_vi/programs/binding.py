@@ -5,15 +5,14 @@ the global parameter store. `bind` runs a model and a guide once in an empty sto
 becomes a `FunctionProgram`: an ``nn.Module`` that owns the parameters and gives them to the function's statements. After that,
 pyro_vi handles modules only. The programs are copies (`pyro_vi.programs.copying`), so the originals never change.
 
-* `swapped` replaces tensors of a module within a block.
 * `draw` runs a model on the draws of a guide; `bind` finds the parameters of both.
 * `_Recorder` records the parameters of the one run; `_Answer` supplies them in every later call.
 """
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext, suppress
 from operator import attrgetter
 from types import FrameType
 from typing import Any
@@ -32,42 +31,13 @@ from pyro_vi.data import fresh
 from pyro_vi.errors import InputError
 from pyro_vi.programs.copying import Copies, Uncopied
 from pyro_vi.programs.isolation import ALONE, Program, evaluating, kept_buffers
+from pyro_vi.programs.swapping import swapped
 from pyro_vi.support import kept_generators
 from pyro_vi.support.pyro_internals import name_of, params_of
 from pyro_vi.support.torch_internals import tensors_of
 
 MOST_PLATES = 4
 """Most plates to the right of an enumeration that `draw` tries."""
-
-
-@contextmanager
-def swapped(program: nn.Module, values: Mapping[int, torch.Tensor]) -> Iterator[Callable[[int], torch.Tensor]]:
-    """Within the block, replace each tensor of ``program`` whose ``id`` is a key of ``values`` by the value.
-
-    Tensors are matched by identity and not by name, because one parameter may have several names: in networks with tied
-    weights, or in a guide that holds its model (where `torch.func.functional_call` leaves a wrong tensor behind).
-
-    The block receives a function from a key to the tensor that is in its place now: the value, or another tensor if the
-    program has assigned one.
-    """
-    places = [
-        (held, name, value)
-        for module in program.modules()
-        for held in tensors_of(module)
-        for name, value in held.items()
-        if value is not None and id(value) in values
-    ]
-    for held, name, value in places:
-        held[name] = values[id(value)]
-
-    def now(key: int) -> torch.Tensor:
-        return next(held[name] for held, name, value in places if id(value) == key)  # type: ignore[return-value]
-
-    try:
-        yield now
-    finally:
-        for held, name, value in places:
-            held[name] = value
 
 
 class FunctionProgram(nn.Module):

@@ -17,7 +17,7 @@ from torch import nn
 from pyro_vi.data import Batch, Data
 from pyro_vi.errors import InputError, UsageError, of_program
 from pyro_vi.programs.binding import FunctionProgram, bind
-from pyro_vi.programs.copying import Copies
+from pyro_vi.programs.copying import Copies, used_names
 from pyro_vi.programs.isolation import isolated
 from pyro_vi.programs.layout import shapes_of
 from pyro_vi.programs.lookup import Kind, Source, available, name_of, resolve
@@ -129,6 +129,11 @@ def _shell(program: object, copies: Copies, kind: Kind) -> nn.Module:
         copied: nn.Module = copies.of(program)
         copies.stand_in(program, copied)
         return copied
+    if "get_param_store" in used_names(program):
+        raise InputError(
+            f"the {kind} reads Pyro's parameter store by get_param_store, which is empty in a fit; read the parameter by "
+            "pyro.param(name)"
+        )
     shell = FunctionProgram(program)
     copies.stand_in(program, shell)  # an AutoGuide of this function gets the same module
     shell._hidden = (copies.of(program),)

@@ -308,6 +308,12 @@ def _global_names(function: FunctionType) -> Iterator[str]:
         yield from (name for name in sorted(_used(function.__code__)) if name in function.__globals__)
 
 
+def used_names(program: Any) -> set[str]:
+    """Return the names in the code of a function or a bound method that are not local."""
+    code = getattr(getattr(program, "__func__", program), "__code__", None)
+    return set() if code is None else _used(code)
+
+
 def _used(code: CodeType) -> set[str]:
     inner = (_used(constant) for constant in code.co_consts if isinstance(constant, CodeType))
     return set(code.co_names).union(*inner)

@@ -349,3 +349,13 @@ def test_a_parameter_read_by_name_keeps_the_constraint_that_the_other_program_ga
     assert float(pair.values()["noise"]) == pytest.approx(0.5, rel=1e-12)
     site = poutine.trace(pair.model).get_trace(scalars()).nodes["x"]
     torch.testing.assert_close(site["fn"].scale, torch.full_like(site["fn"].scale, 0.5), rtol=1e-12, atol=0)
+
+
+def test_a_program_that_reads_the_store_itself_is_refused():
+    def guide(x):
+        loc = pyro.get_param_store().get_param("loc")
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    with pytest.raises(InputError, match=r"read the parameter by pyro.param\(name\)"):
+        bind_one(guide, (scalars(),))
