@@ -14,9 +14,10 @@ from pyro_vi.errors import InputError
 MANY = ("trace", "stl", "score(num_particles=2)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "elbos"),
-    [pytest.param("closure", MANY, marks=pytest.mark.slow), ("inner_subsample", ("trace", "stl"))],
+    [("closure", MANY), ("inner_subsample", ("trace", "stl"))],
 )
 def test_many_draws_at_once_and_one_by_one_give_the_same_numbers(name, elbos):
     entry = CATALOGUE[name]

@@ -209,7 +209,9 @@ def test_the_main_job_with_all_its_defaults(folder):
     document = json.loads(done.stdout)
 
     def numbers(value: Any) -> Iterator[Any]:
-        if isinstance(value, dict):  # a guide with a density has no log p(x, z) at a point, local latents no predictive density
+        if isinstance(
+            value, dict
+        ):  # a guide with a density has no log p(x, z) at a point, local latents no predictive density
             value = [item for key, item in value.items() if key not in ("log_joint", "heldout_lpd")]
         if isinstance(value, list):
             for item in value:

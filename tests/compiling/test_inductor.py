@@ -70,6 +70,7 @@ def test_results_and_inputs_that_change_in_place():
     assert torch.equal(first[5], inputs[3])
 
 
+@pytest.mark.slow
 def test_the_list_of_inputs_is_emptied():
     compiled = compile_graph(graph_of(lambda x: (x + 1,), values(2)), [values(2)])
     given = [values(2)]

@@ -15,7 +15,7 @@ import pyro.distributions as dist
 import pyro.optim
 import pytest
 import torch
-from catalogue import CATALOGUE, columns, every_name, number, scalars
+from catalogue import CATALOGUE, columns, number, scalars
 from estimator_catalogue import SERVES, SMALL, functions, make, modules
 from torch import Tensor, nn
 
@@ -155,7 +155,10 @@ REFUSED = {
 """Pairs of the catalogue that have no graph, with what is said."""
 
 
-@every_name
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n not in ("global", "closure", "sequential"))) for n in CATALOGUE],
+)
 def test_each_pair_of_the_catalogue(name, interpreted):
     entry = CATALOGUE[name]
     model, guide = entry.build()

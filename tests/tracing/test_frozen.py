@@ -144,7 +144,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (number >= 6)) for number, n in enumerate(REFUSED)]
+)
 def test_what_a_graph_cannot_hold_is_refused_and_fitted_eagerly_to_the_same_bits(name, monkeypatch):
     monkeypatch.setattr("pyro_vi.compiling.steps.compile_graph", lambda *_: pytest.fail("a step was compiled"))
     for constant in ("first", "graph", "node"):
