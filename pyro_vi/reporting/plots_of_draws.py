@@ -84,9 +84,16 @@ def prior_samples(comparison: Comparison, *, rows: int = 4, columns: int = 8, se
         seed: seed of the draws, the same for all pairs.
 
     Raises:
-        InputError: the model fails on this number of rows, or an observed site does not have one row per datum.
+        InputError: the model fails on this number of rows, all data share a latent site, or an observed site does not have one
+            row per datum.
     """
     count = rows * columns
+    one = next(iter(comparison.results.values())).run
+    shared = one.pair.layouts(one.data.example(one.data.spec.num_data))[0].shared if one.data.num_heldout == 0 else []
+    if shared:
+        raise InputError(
+            f"all data share '{shared[0]}', so that one draw of the prior gives one picture of all of them"
+        )
     # Only the length of the batch matters, and the inputs of a model that is conditioned on some.
     on, pictured = comparison.pictured()
     args = _rows(pictured, [i % len(pictured[0]) for i in range(count)])

@@ -78,6 +78,7 @@ def training_curves(comparison: Comparison) -> Figure:
             ("training", "-"),
             ("log predictive density, held out" if predictive else "held out", "--"),
         )
+        if line == "-" or comparison.data.num_heldout
     }
     legend(figure, entries)
     heading(
