@@ -113,7 +113,8 @@ def bind(model: nn.Module, guide: nn.Module, args: tuple[Any, ...], copies: Copi
     Raises:
         InputError: the names of two parameters conflict, as ``"a"`` and ``"a.b"`` do.
     """
-    recorders = [_Recorder(program, other, copies) for program, other in ((model, guide), (guide, model))]
+    first: dict[str, constraints.Constraint] = {}
+    recorders = [_Recorder(program, other, copies, first) for program, other in ((model, guide), (guide, model))]
     run = [p if isinstance(p, FunctionProgram) and not p._is_bound else FunctionProgram(p) for p in (model, guide)]
     # Pyro's validation is off because it rejects a `pyro.param` statement in a PyroModule. `bind` supports such statements.
     # What it says of values, `check` tells with its cause.
@@ -226,11 +227,16 @@ def _like(original: torch.Tensor) -> torch.Tensor:
 
 
 class _Recorder(Messenger):
-    """Record the parameters of one program in one run: their values, their constraints, and the networks that hold them."""
+    """Record the parameters of one program in one run: their values, their constraints, and the networks that hold them.
 
-    def __init__(self, program: nn.Module, other: nn.Module, copies: Copies) -> None:
+    ``first`` holds the constraints of the first statements, by name; the recorders of both programs share it.
+    """
+
+    def __init__(
+        self, program: nn.Module, other: nn.Module, copies: Copies, first: dict[str, constraints.Constraint]
+    ) -> None:
         super().__init__()
-        self.program, self.other, self.copies = program, other, copies
+        self.program, self.other, self.copies, self.first = program, other, copies, first
         self.networks: dict[str, nn.Module] = {}
         self.params: dict[str, tuple[torch.Tensor, constraints.Constraint]] = {}
         self.owned = {id(p) for p in program.parameters()}
@@ -262,9 +268,8 @@ class _Recorder(Messenger):
             if id(leaf) not in self.copies.leaves:
                 leaf = nn.Parameter(leaf.detach().clone())
             # A statement without a value, or a later one, has the constraint of the first statement of either program.
-            held = pyro.get_param_store().get_state()["constraints"]
             given = msg["kwargs"].get("constraint", constraints.real)
-            self.params.setdefault(msg["name"], (leaf, held.get(msg["name"], given)))
+            self.params.setdefault(msg["name"], (leaf, self.first.setdefault(msg["name"], given)))
 
     def _known(self) -> Iterator[nn.Module]:
         """Yield the networks that are recorded, and those that a bound program has parameters for."""
