@@ -23,7 +23,7 @@ def fingerprint(value: Any) -> str:
         >>> fingerprint({"lr": 1.0}) == fingerprint({"lr": 1.0}) != fingerprint({"lr": 2.0})
         True
     """
-    parts = "\n".join(_parts(value, set()))
+    parts = "\n".join(_parts(value, {}))
     return f"{zlib.crc32(parts.encode()):08x}"
 
 
@@ -38,13 +38,13 @@ def plain_options(value: object) -> dict[str, Any]:
     return {k: v for k, v in vars(value).items() if isinstance(v, (bool, int, float, str)) and not k.startswith("_")}
 
 
-def _parts(value: Any, seen: set[int]) -> Iterator[str]:
+def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str]:
     if isinstance(value, PLAIN):
         yield repr(value)
         return
     if id(value) in seen:
         return
-    seen.add(id(value))
+    seen[id(value)] = value  # kept alive, so that no id is used twice
     if isinstance(value, functools.partial):
         for part in (value.func, value.args, value.keywords):
             yield from _parts(part, seen)
@@ -68,7 +68,7 @@ def _parts(value: Any, seen: set[int]) -> Iterator[str]:
         yield from _object(value, seen)
 
 
-def _function(function: Any, seen: set[int]) -> Iterator[str]:
+def _function(function: Any, seen: dict[int, Any]) -> Iterator[str]:
     if _foreign(function):
         yield f"{function.__module__}.{function.__qualname__}"
         return
@@ -96,7 +96,7 @@ def _code(code: CodeType, doc: str | None = None) -> Iterator[str]:
             yield repr(constant)
 
 
-def _class(cls: Any, seen: set[int]) -> Iterator[str]:
+def _class(cls: Any, seen: dict[int, Any]) -> Iterator[str]:
     for base in cls.__mro__:
         yield base.__qualname__
         if _foreign(base):
@@ -108,7 +108,7 @@ def _class(cls: Any, seen: set[int]) -> Iterator[str]:
                 yield from _parts(value, seen)
 
 
-def _object(value: Any, seen: set[int]) -> Iterator[str]:
+def _object(value: Any, seen: dict[int, Any]) -> Iterator[str]:
     """The class of an object, and its plain attributes; of a module also those of its submodules."""
     yield from _class(type(value), seen)
     if _foreign(type(value)) and not hasattr(value, "named_children"):
