@@ -29,6 +29,7 @@ from pyro_vi.programs import (
     isolated,
     kept_buffers,
     role_of,
+    trace_of_guide,
 )
 from pyro_vi.support.pyro_internals import mask_of
 
@@ -205,7 +206,7 @@ def _points(pair: Pair, args: Batch, run: Run) -> tuple[str, ...]:
     if not deltas:
         return ()
     with torch.no_grad(), evaluating(pair), isolated(1, validation=False), kept_buffers(pair), poutine.block():
-        other: Any = poutine.trace(pair.guide).get_trace(*fresh(args))
+        other: Any = trace_of_guide(pair.guide, fresh(args))
     values = {name: guide[name]["value"] for name in deltas}
     return tuple(n for n, value in values.items() if value.numel() and torch.equal(value, other.nodes[n]["value"]))
 

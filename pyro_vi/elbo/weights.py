@@ -22,7 +22,7 @@ from torch import Tensor
 from pyro_vi.data import Batch, fresh
 from pyro_vi.elbo.decomposition import Terms
 from pyro_vi.elbo.traces import PARTICLES, Run
-from pyro_vi.programs import Give, Pair, Plate, data_plate_of, isolated, kept_buffers
+from pyro_vi.programs import Give, Pair, Plate, data_plate_of, isolated, kept_buffers, trace_of_guide
 from pyro_vi.support.pyro_internals import dims_of
 
 
@@ -113,7 +113,7 @@ def enumerated_run(pair: Pair, args: Batch, particles: int | None = None, nestin
         plate = pyro.plate(PARTICLES, particles, dim=-1 - nesting)
         model, guide = plate(model), plate(guide)
     args = fresh(args)
-    guide_trace: Any = poutine.trace(guide).get_trace(*args)
+    guide_trace: Any = trace_of_guide(guide, args)
     enumerated = poutine.enum(Keep(guide_trace)(model), first_available_dim=-1 - nesting - (particles is not None))
     model_trace: Any = poutine.trace(enumerated).get_trace(*args)
     values = {

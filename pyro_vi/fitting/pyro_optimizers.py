@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError, UsageError
-from pyro_vi.programs import Pair, isolated, kept_buffers
+from pyro_vi.programs import Pair, draw, isolated, kept_buffers
 from pyro_vi.support.pyro_internals import waiting_state
 
 
@@ -72,8 +72,7 @@ def names_in_store(pair: Pair, batch: Batch) -> dict[int, str]:
     found: dict[int, str] = {}
     with isolated(seed=0, validation=False), kept_buffers(pair), torch.no_grad():
         with poutine.trace(param_only=True) as seen:
-            guide = poutine.trace(pair.guide).get_trace(*batch)
-            poutine.replay(pair.model, trace=guide)(*batch)
+            draw(pair.model, pair.guide, batch)
         for name, site in seen.trace.nodes.items():
             value = site.get("value")
             if site["type"] == "param" and value is not None:

@@ -6,7 +6,7 @@
   values; `handlers` fix or relax draws; `isolation` runs programs without side effects.
 """
 
-from pyro_vi.programs.binding import trace_of_guide
+from pyro_vi.programs.binding import draw, trace_of_guide
 from pyro_vi.programs.build import build_pair, called, pair_and_args, pair_of
 from pyro_vi.programs.handlers import Give, Relax, Straighten, Values
 from pyro_vi.programs.isolation import Program, evaluating, isolated, kept_buffers
@@ -52,6 +52,7 @@ __all__ = [
     "data_plate",
     "data_plate_of",
     "describe",
+    "draw",
     "evaluating",
     "innermost",
     "inside",

@@ -6,9 +6,9 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from pyro_vi.data import Batch, length_of, part
+from pyro_vi.data import Batch, fresh, length_of, part
 from pyro_vi.errors import InputError
-from pyro_vi.programs.binding import constrained, draw
+from pyro_vi.programs.binding import constrained, draw, trace_of_guide
 from pyro_vi.programs.copying import Copies
 from pyro_vi.programs.isolation import isolated
 from pyro_vi.programs.layout import Prototype, key_of, layout_of, running
@@ -96,7 +96,8 @@ class Pair(nn.Module):
     def _unused_by_model(self, args: Batch, held: set[int]) -> set[int]:
         with isolated(seed=0):
             with torch.no_grad():
-                guide_trace = poutine.trace(self.guide).get_trace(*args)
+                args = fresh(args)
+                guide_trace = trace_of_guide(self.guide, args)
             trace = poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(*args)
             log_p = torch.as_tensor(trace.log_prob_sum())
         shared = [p for p in self.model.parameters() if id(p) in held]

@@ -20,7 +20,7 @@ from pyro_vi.data import Batch, fresh
 from pyro_vi.elbo import Facts, Keep, draw_traces, nesting_of, one_run, own_scale, site_mask
 from pyro_vi.elbo.traces import PARTICLES
 from pyro_vi.errors import InputError
-from pyro_vi.programs import Pair, role_of, support_of
+from pyro_vi.programs import Pair, role_of, support_of, trace_of_guide
 
 RESERVED = ("chain", "draw", "sample")
 """Dimensions that have a meaning for ArviZ, so that a plate of that name is renamed."""
@@ -143,7 +143,7 @@ def posterior_trace(pair: Pair, args: Batch, facts: Facts, count: int | None) ->
         plate = pyro.plate(PARTICLES, count, dim=-1 - nesting)
         model, guide = plate(model), plate(guide)
     args = fresh(args)
-    guide_trace: Any = poutine.trace(guide).get_trace(*args)
+    guide_trace: Any = trace_of_guide(guide, args)
     kept = Keep(guide_trace)(model)  # innermost, because infer_discrete hides the handlers around it from the model
     sampled = infer_discrete(kept, first_available_dim=-1 - nesting - (count is not None), temperature=1)
     return prune_subsample_sites(poutine.trace(sampled).get_trace(*args))
