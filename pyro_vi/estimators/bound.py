@@ -21,12 +21,11 @@ from torch import Tensor
 from pyro_vi.data import Batch
 from pyro_vi.elbo import KLSource, Terms
 from pyro_vi.errors import UsageError
-from pyro_vi.estimators.arguments import number, whole
 from pyro_vi.estimators.contract import Traits
 from pyro_vi.estimators.gradients import GRADIENTS, refuse_unserved
 from pyro_vi.estimators.sample import Plans, Sample, draw_sample, weights
 from pyro_vi.programs import Pair, Program, isolated, kept_buffers
-from pyro_vi.support import unknown
+from pyro_vi.support import real, unknown, whole
 
 BOUNDS = ("elbo", "iwae", "renyi")
 KLS = ("sampled", "analytic", "strict")
@@ -90,7 +89,7 @@ class Bound(ELBO):
         num_particles: int = 1,
         vectorize_particles: bool | None = None,
     ) -> None:
-        num_particles = whole("num_particles", num_particles)
+        num_particles = whole("num_particles", num_particles, 1)
         super().__init__(num_particles=num_particles)
         for what, word, words in (("bound", bound, BOUNDS), ("gradient", gradient, GRADIENTS), ("kl", kl, KLS)):
             if word not in words:
@@ -101,17 +100,13 @@ class Bound(ELBO):
         if kl != "sampled" and (bound != "elbo" or gradient == "path"):
             what = f"gradient '{gradient}'" if bound == "elbo" else f"bound '{bound}'"
             raise UsageError(f"kl '{kl}' and {what} do not compose: it is made of the draws' log q; use kl='sampled'")
-        alpha, temperature = number("alpha", alpha), number("temperature", temperature)
-        if not math.isfinite(alpha):
-            raise UsageError(f"alpha must be a finite number, not {alpha}; say, 0.5")
+        alpha, temperature = real("alpha", alpha), real("temperature", temperature, above=0)
         if bound == "renyi" and alpha == 1:
             raise UsageError("the Rényi bound of order 1 is the ELBO; use 'trace'")
         if gradient in ("score", "mixed", "vimco") and num_particles < 2:
             raise UsageError(
                 f"gradient '{gradient}' takes its baseline from the other draws; set num_particles to 2 or more"
             )
-        if not 0 < temperature < math.inf:
-            raise UsageError(f"temperature must be positive and finite, not {temperature}; say, 0.5")
         self.bound, self.gradient, self.kl, self.alpha = bound, gradient, kl, alpha
         self.temperature, self.vectorize = temperature, vectorize_particles
         self._plans: Plans = {}

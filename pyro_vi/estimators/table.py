@@ -10,7 +10,6 @@ from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_E
 
 from pyro_vi.errors import UsageError, first_line
 from pyro_vi.estimators.analytic import Analytic
-from pyro_vi.estimators.arguments import number, whole
 from pyro_vi.estimators.dreg import DReG
 from pyro_vi.estimators.iwae import IWAE
 from pyro_vi.estimators.relaxed import Relaxed
@@ -18,7 +17,7 @@ from pyro_vi.estimators.renyi import Renyi
 from pyro_vi.estimators.score import Mixed, Score
 from pyro_vi.estimators.stl import STL
 from pyro_vi.estimators.vimco import VIMCO
-from pyro_vi.support import check_options, parse, unknown
+from pyro_vi.support import check_options, flag, parse, real, unknown, whole
 
 
 @dataclass(frozen=True)
@@ -77,12 +76,13 @@ def get(name: str, **options: Any) -> ELBO:
     cls: type[ELBO] = TABLE[target].cls if target in TABLE else PYROS[target]
     known = [p.name for p in inspect.signature(cls).parameters.values()]
     check_options(f"ELBO estimator '{target}'", options, known)
-    for option, convert in (("num_particles", whole), ("alpha", number), ("temperature", number)):
-        if option in options:
-            options[option] = convert(option, options[option])
-    vectorize = options.get("vectorize_particles")
-    if vectorize not in (None, True, False):
-        raise UsageError(f"vectorize_particles must be True or False, not {vectorize!r}")
+    # Pyro's classes do not check these themselves.
+    for option in {"alpha", "temperature"} & options.keys():
+        options[option] = real(option, options[option])
+    if "num_particles" in options:
+        options["num_particles"] = whole("num_particles", options["num_particles"], 1)
+    if options.get("vectorize_particles") is not None:
+        options["vectorize_particles"] = flag("vectorize_particles", options["vectorize_particles"])
     try:
         return cls(**options)
     except (TypeError, ValueError) as error:

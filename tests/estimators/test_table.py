@@ -125,12 +125,12 @@ def test_numpys_numbers_are_numbers():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("iwae(num_particles=1.5)", "num_particles must be a whole number, not 1.5"),
-        ("trace(num_particles=1.5)", "num_particles must be a whole number, not 1.5"),
-        ("trace(num_particles='many')", "num_particles must be a whole number, not 'many'"),
-        ("Trace_ELBO(num_particles=0)", "num_particles must be at least 1, not 0"),
-        ("iwae(num_particles=True)", "num_particles must be a whole number, not True"),
-        ("renyi(alpha='x')", "alpha must be a number, not 'x'"),
+        ("iwae(num_particles=1.5)", "num_particles must be a whole number of at least 1, not 1.5"),
+        ("trace(num_particles=1.5)", "num_particles must be a whole number of at least 1, not 1.5"),
+        ("trace(num_particles='many')", "num_particles must be a whole number of at least 1, not 'many'"),
+        ("Trace_ELBO(num_particles=0)", "num_particles must be a whole number of at least 1, not 0"),
+        ("iwae(num_particles=True)", "num_particles must be a whole number of at least 1, not True"),
+        ("renyi(alpha='x')", "alpha must be a number that is finite, not 'x'"),
         ("RenyiELBO(alpha=1)", "order alpha should not be equal to 1"),
         ("trace(vectorize_particles=3)", "vectorize_particles must be True or False, not 3"),
         ("Trace_EBLO", "did you mean 'Trace_ELBO'"),
