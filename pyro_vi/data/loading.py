@@ -95,7 +95,7 @@ def load(
 
 
 def _without_columns(arguments: Arguments, source: str, seed: int, dtype: torch.dtype | None) -> Data:
-    """Make the data of programs that hold their data themselves: one row, which stands for all of them."""
+    """Make a `Data` without columns, for programs that hold their data themselves; it counts as one row."""
     spec = DataSpec("arguments", 1, (), "real", dtype or torch.get_default_dtype(), source)
     arguments = arguments.to(dtype=dtype)
     return Data(spec, seed, arguments.fill(()), (), arguments=arguments)

@@ -44,7 +44,7 @@ class _Anneal(Messenger):
 class Objective:
     """−(1/N) [E_q log p(x | z) − β KL(q(z | x) ‖ p(z))], estimated on a batch.
 
-    N is the number of data that a batch stands for: ``num_data``, or what `pyro_vi.programs.pair.Pair.rows` finds.
+    N is ``num_data``, or the number of data that `pyro_vi.programs.pair.Pair.rows` finds for a batch.
     """
 
     pair: Pair

@@ -1,4 +1,4 @@
-"""What counts as a number, and the line that says what does not."""
+"""Values that count as numbers, and the error for others."""
 
 import math
 from decimal import Decimal
