@@ -10,7 +10,7 @@ from pyro_vi.programs.binding import draw, trace_of_guide
 from pyro_vi.programs.build import build_pair, called, pair_and_args, pair_of
 from pyro_vi.programs.handlers import Give, Relax, Straighten, Values
 from pyro_vi.programs.isolation import Program, evaluating, isolated, kept_buffers
-from pyro_vi.programs.latents import Latent, LatentPlate, Reading
+from pyro_vi.programs.latents import Datum, Latent, LatentPlate, Reading
 from pyro_vi.programs.layout import (
     ModelPlate,
     Plate,
@@ -31,6 +31,7 @@ from pyro_vi.programs.supports import bare, innermost, inside, masked_by, range_
 from pyro_vi.programs.swapping import swapped
 
 __all__ = [
+    "Datum",
     "Give",
     "Latent",
     "LatentPlate",

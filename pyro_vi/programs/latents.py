@@ -1,6 +1,7 @@
 """The latent sites of a model as a guide needs them: support, shape, mask and scale, and where the prior has its mass.
 
-`Reading` is an effect handler that reads them from a run of the model: `Latent` sites and `LatentPlate` plates.
+`Reading` is an effect handler that reads them from a run of the model: `Latent` sites, `LatentPlate` plates and the `Datum` of
+each observed site.
 """
 
 import copy
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pyro_vi.programs.layout import describe
-from pyro_vi.programs.supports import innermost, masked_by, support_of
+from pyro_vi.programs.supports import bare, innermost, masked_by, support_of
 
 DRAWS, MOST = 100, 2**20
 """Draws of each prior from which its mass is read, and most numbers in them."""
@@ -30,6 +31,22 @@ class LatentPlate:
     size: int
     length: int
     drawn: bool
+
+
+@dataclass(frozen=True)
+class Datum:
+    """An observed site in one run: its distribution and value, the dimensions of its plates, and its mask."""
+
+    name: str
+    fn: Any
+    value: Tensor
+    plates: Mapping[str, int]
+    mask: Any
+
+    @property
+    def event_dim(self) -> int:
+        """Number of event dimensions."""
+        return len(self.fn.event_shape)
 
 
 @dataclass(frozen=True)
@@ -50,6 +67,7 @@ class Latent:
         scale: its `pyro.poutine.scale`, without the factors of plates.
         start: the median of the prior given those of the sites before it, on the unconstrained scale.
         spread: the prior's standard deviation there.
+        states: the values of a discrete site with finitely many, the first dimension over them; None for other sites.
     """
 
     name: str
@@ -65,6 +83,7 @@ class Latent:
     scale: float
     start: Tensor
     spread: Tensor
+    states: Tensor | None = None
 
     @property
     def event_dim(self) -> int:
@@ -103,6 +122,7 @@ class Reading(Messenger):
         self.values = values or {}
         self.latents: dict[str, Latent] = {}
         self.plates: dict[str, LatentPlate] = {}
+        self.data: dict[str, Datum] = {}
         self._drawn: set[str] = set()
 
     def __enter__(self) -> "Reading":
@@ -131,6 +151,9 @@ class Reading(Messenger):
                 self.plates[f.name] = plate
             scale = scale / (size / length)
         if msg["is_observed"] or msg["value"] is not None:
+            if msg["is_observed"] and isinstance(msg["value"], Tensor):
+                dims = {f.name: f.dim for f in frames}
+                self.data.setdefault(name, Datum(name, fn, msg["value"], dims, masked_by(msg)))
             return
         support = support_of(fn) or constraints.independent(constraints.real, len(fn.event_shape))
         start, spread, bijection = torch.zeros(()), torch.ones(()), None
@@ -160,8 +183,18 @@ class Reading(Messenger):
             scale=float(scale.max()) if bool(((scale - 1).abs() > 1e-6).any()) else 1.0,
             start=start,
             spread=spread,
+            states=_states(fn),
         )
         self.latents.setdefault(msg["name"], latent)
+
+
+def _states(fn: Any) -> Tensor | None:
+    try:
+        single = bare(fn)
+        states: Tensor | None = single.enumerate_support(expand=False) if single.has_enumerate_support else None
+    except NotImplementedError:  # as many as the row says
+        return None
+    return states
 
 
 def _mass(fn: Any, support: Any, bijection: Any) -> tuple[Tensor, Tensor]:
@@ -173,11 +206,12 @@ def _mass(fn: Any, support: Any, bijection: Any) -> tuple[Tensor, Tensor]:
     except (NotImplementedError, RuntimeError, ValueError):
         return torch.zeros(shape), torch.ones(shape)
     draws = torch.where(draws.isfinite(), draws, draws.new_zeros(()))
-    start, spread = draws.median(0).values, draws.std(0)
+    start, spread = draws.median(0).values, draws.std(0).clamp(min=1e-6)
     if isinstance(innermost(support), type(constraints.real)):
         try:  # without the noise of the draws
-            mean = fn.mean.expand(shape)
+            mean, sd = fn.mean.expand(shape), fn.stddev.expand(shape)
         except (NotImplementedError, AttributeError):
             return start, spread
         start = torch.where(mean.isfinite(), mean, start)
+        spread = torch.where(sd.isfinite() & (sd > 0), sd, spread)
     return start, spread

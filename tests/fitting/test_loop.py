@@ -118,7 +118,7 @@ def test_without_the_kl_the_guide_collapses_to_a_point(few_records, elbo):
     options = {"schedule": "constant", "progress": False}
 
     def scales(beta: float) -> list[float]:
-        run = fit(LINEAR, DIAGONAL, data, elbo=elbo, beta=beta, steps=200, lr=0.05, snapshots=at, **options)
+        run = fit(LINEAR, DIAGONAL, data, elbo=elbo, beta=beta, steps=300, lr=0.05, snapshots=at, **options)
         with torch.no_grad():
             return [float(run.at(s).guide.parameters_of(*data.train())["z"][1].mean()) for s in sorted(run.snapshots)]
 

@@ -204,7 +204,7 @@ def test_a_minibatch_is_scaled_as_in_the_model():
 
 def test_a_model_without_local_latents_needs_no_encoder():
     guide = guide_for(model_of(SUPPORTS["vector"], False), (scalars(),))
-    assert sorted(name for name, _ in guide.named_parameters()) == ["loc.z", "log_scale.z"]
+    assert sorted(name for name, _ in guide.named_parameters()) == ["q.z.loc", "q.z.log_scale"]
 
 
 @pytest.mark.parametrize("local", [True, False], ids=["local", "global"])
@@ -244,7 +244,7 @@ def test_a_batch_of_several_columns_is_encoded_whole():
             pyro.sample("y", dist.Normal(z * x.sum(-1), 1.0), obs=y)
 
     guide = guide_for(model, (columns(), scalars()))
-    assert next(layer for layer in guide.body if isinstance(layer, nn.Linear)).in_features == 4
+    assert next(layer for layer in guide.encoder.modules() if isinstance(layer, nn.Linear)).in_features == 4
     before, after = (guide.parameters_of(columns(), y)["z"][0] for y in (scalars(), scalars() + 1))
     assert not (before == after).any()
 
@@ -256,10 +256,36 @@ def test_pictures_are_flattened():
     assert guide_for(VAE(data, latent_dim=2), (x,))(x)["z"].shape == (4, 2)
 
 
-def test_a_discrete_site_is_refused():
-    entry = CATALOGUE["discrete"]
-    with pytest.raises(InputError, match=r"site 'z' is discrete \(Bernoulli\)"):
-        guide_for(entry.build()[0], entry.batch)
+DISCRETE = {
+    "bernoulli": lambda: dist.Bernoulli(number(0.3)),
+    "bernoulli vector": lambda: dist.Bernoulli(number(0.3).expand(2)).to_event(1),
+    "categorical": lambda: dist.Categorical(number(1.0).expand(4)),
+    "one-hot": lambda: dist.OneHotCategorical(number(1.0).expand(4)),
+    "binomial": lambda: dist.Binomial(3, number(0.3)),
+}
+
+
+@pytest.mark.parametrize("local", [True, False], ids=["local", "global"])
+@pytest.mark.parametrize("states", DISCRETE)
+def test_a_discrete_site_gets_a_distribution_of_its_states(states, local):
+    """log q of all states sums to 1, and the encoder's features move it."""
+    guide = guide_for(model_of(lambda x: DISCRETE[states](), local), (scalars(),))
+    with isolated(1):
+        node = poutine.trace(guide).get_trace(scalars()).nodes["z"]
+    prior = DISCRETE[states]()
+    assert node["value"].shape == ((BATCH,) if local else ()) + prior.event_shape
+    assert bool(support_of(prior).check(node["value"]).all())
+    if states != "bernoulli vector":
+        values = prior.enumerate_support(expand=False)
+        values = values.reshape(len(values), *(1 for _ in node["fn"].batch_shape), *prior.event_shape)
+        total = node["fn"].log_prob(values.expand(-1, *node["value"].shape)).logsumexp(0)
+        torch.testing.assert_close(total, torch.zeros_like(total))
+    assert node["infer"] == ({} if "vector" in states else {"enumerate": "parallel"})
+
+
+def test_a_discrete_site_with_infinitely_many_values_is_refused():
+    with pytest.raises(InputError, match=r"site 'z': Poisson is discrete with infinitely many values"):
+        guide_for(model_of(lambda x: dist.Poisson(number(2.0)), True), (scalars(),))
 
 
 def test_a_model_without_latents_is_refused():
@@ -295,7 +321,7 @@ def test_a_model_without_rows_of_data_gets_a_parameter_for_each():
         guide = guide_for(model, args)
         assert guide.parameters_of(*args)["z"][0].shape == (NUM_DATA,)
         with torch.no_grad():
-            guide.loc["z"].copy_(data)
+            guide.q["z"].loc.view(-1).copy_(data)
         with isolated(3):
             trace = poutine.trace(guide).get_trace(*args)
         rows = trace.nodes["data"]["value"]
@@ -384,14 +410,14 @@ def test_a_site_that_is_marked_for_enumeration_is_left_to_the_estimator():
 
     guide = guide_for(model, (scalars(),))
     assert list(guide(scalars())) == ["w"]
-    assert list(dict(guide.named_parameters())) == ["loc.w", "log_scale.w"]
+    assert list(dict(guide.named_parameters())) == ["q.w.loc", "q.w.log_scale"]
 
 
 def test_free_parameters_for_each_row_if_asked_for():
     guide = guide_for(linear_gaussian(num_data=BATCH), (columns(),), amortized=False)
     assert {name: tuple(p.shape) for name, p in guide.named_parameters()} == {
-        "loc.z": (BATCH, 2),
-        "log_scale.z": (BATCH, 2),
+        "q.z.loc": (2 * BATCH,),
+        "q.z.log_scale": (2 * BATCH,),
     }
     assert guide(columns())["z"].shape == (BATCH, 2)
     with pytest.raises(InputError, match=r"which 8 of the 50 rows of plate 'data' site 'z' belongs to"):

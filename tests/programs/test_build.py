@@ -84,7 +84,7 @@ def test_a_registered_guide_goes_with_a_function(data):
     owners = {name: owner for name, (owner, _) in pair.owned((columns(),)).items()}
     assert {name for name, owner in owners.items() if owner == "model"} == {"noise", "decoder.weight", "decoder.bias"}
     assert {name for name, owner in owners.items() if owner == "guide"} == {
-        f"{layer}.{kind}" for layer in ("body.0", "heads.z") for kind in ("weight", "bias")
+        f"{layer}.{kind}" for layer in ("encoder.network.body.0", "q.z.head") for kind in ("weight", "bias")
     }
 
 

@@ -1,0 +1,114 @@
+"""`Block`: the numbers of q for one or several sites, from an encoder's features or from free parameters."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Part:
+    """One kind of number in a block, such as the loc.
+
+    Attributes:
+        start: the values at the start, of the shape that one row has.
+        gain: how much the features move them at the start, relative to torch's default; 0 for not at all.
+    """
+
+    start: Tensor
+    gain: float = 1.0
+
+
+class Block(nn.Module):
+    """The numbers of q for sites that share them: those of one site, of a series, or of all sites of a level.
+
+    Vectors are in units of the prior: u = start + spread · v on the unconstrained scale, so that one learning rate suits
+    parameters of any size.
+
+    Args:
+        sites: names of the sites, in the order of the model.
+        sizes: length of each site's vector.
+        rows: the plates whose rows have numbers of their own.
+        lengths: the full sizes of these plates if the numbers are free parameters; None if an encoder gives them.
+        start: centre of the prior, all sites' vectors in one.
+        spread: the prior's standard deviation there.
+    """
+
+    start: Tensor
+    spread: Tensor
+
+    def __init__(
+        self,
+        sites: Sequence[str],
+        sizes: Sequence[int],
+        rows: tuple[str, ...],
+        lengths: Sequence[int] | None,
+        start: Tensor,
+        spread: Tensor,
+    ) -> None:
+        super().__init__()
+        self.sites, self.sizes, self.rows, self.lengths = tuple(sites), tuple(sizes), rows, lengths
+        self.register_buffer("start", start)
+        self.register_buffer("spread", spread)
+        self.shapes: dict[str, torch.Size] = {}
+        self.head: nn.Linear | None = None
+        self.extra: nn.Module | None = None
+
+    @property
+    def dim(self) -> int:
+        """Length of the vector of all sites."""
+        return sum(self.sizes)
+
+    @property
+    def encoded(self) -> bool:
+        """True if an encoder gives the numbers."""
+        return self.lengths is None
+
+    def slice(self, site: str) -> slice:
+        """The place of a site's vector in that of the block."""
+        i = self.sites.index(site)
+        return slice(sum(self.sizes[:i]), sum(self.sizes[: i + 1]))
+
+    def units(self, site: str) -> tuple[Tensor, Tensor]:
+        """The prior's centre and spread at a site, (D,) each."""
+        place = self.slice(site if site in self.sites else self.sites[0])
+        # Copies: buffers are written back after a run that is to leave no trace, which spoils gradients of what they are in.
+        return self.start[place].clone(), self.spread[place].clone()
+
+    def make(self, parts: Mapping[str, Part], width: int) -> None:
+        """Make the parameters: a linear layer on ``width`` features, or free parameters, with the given start."""
+        self.shapes = {name: part.start.shape for name, part in parts.items()}
+        if self.lengths is not None:
+            for name, part in parts.items():
+                wide = part.start.expand(*self.lengths, *part.start.shape).clone()
+                self.register_parameter(name, nn.Parameter(wide))
+            return
+        self.head = nn.Linear(width, sum(shape.numel() for shape in self.shapes.values()))
+        with torch.no_grad():
+            self.head.bias.copy_(torch.cat([part.start.flatten() for part in parts.values()]))
+            gains = [torch.full((part.start.numel(),), part.gain) for part in parts.values()]
+            self.head.weight.mul_(torch.cat(gains).unsqueeze(-1))
+
+    def forward(self, features: Tensor | None, index: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the numbers by part, (*rows, *shape).
+
+        Args:
+            features: of the rows, (*rows, width); None for free parameters.
+            index: the rows of each addressed plate.
+        """
+        if self.head is not None:
+            assert features is not None
+            flat = self.head(features).split([shape.numel() for shape in self.shapes.values()], -1)
+            return {
+                name: part.unflatten(-1, shape) if shape else part.squeeze(-1)
+                for part, (name, shape) in zip(flat, self.shapes.items(), strict=True)
+            }
+        found = {}
+        for name in self.shapes:
+            value = getattr(self, name)
+            for dim, plate in enumerate(self.rows):
+                if plate in index:
+                    value = value.index_select(dim, index[plate])
+            found[name] = value
+        return found

@@ -1,0 +1,184 @@
+"""The columns of a batch as an encoder reads them: rows of data first, then the elements of each row, then the numbers.
+
+* `columns_of` finds the arguments that have a row for each datum, and the plates along their dimensions. An observed value
+  tells its plates; an argument that is not observed (a covariate, a label) has its rows in the first dimension.
+* A plate inside of a row holds *elements*: members of a group. They are encoded one by one and pooled if the model has latents
+  for them, or if log p(x) stays the same when they change places. All other dimensions are features.
+* A dimension of *steps* is one whose slices are observed one after another: a sequence.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vi.data import Batch
+from pyro_vi.programs import Datum, LatentPlate, Reading
+
+Run = Callable[[Batch], Reading]
+
+
+@dataclass(frozen=True)
+class Column:
+    """An argument with a row for each datum.
+
+    Attributes:
+        position: its place among the arguments.
+        plates: the plates along its first dimensions, in the encoder's order: the data plate, then those of elements.
+        order: the dimensions of the argument in that order, the others last.
+        shape: the shape of one element.
+        site: the observed site whose value it is, if there is one.
+        steps: the first dimension of ``shape`` counts the steps of a sequence.
+        observed: of a sequence, the observed site of each step by the number of the step.
+    """
+
+    position: int
+    plates: tuple[str, ...]
+    order: tuple[int, ...]
+    shape: tuple[int, ...]
+    site: str | None = None
+    steps: bool = False
+    observed: tuple[tuple[int, str], ...] = ()
+
+    def of(self, values: Sequence[Any]) -> Tensor:
+        """Return the argument with its plates first: (rows, *elements, *shape)."""
+        value: Tensor = values[self.position].permute(self.order)
+        return value
+
+    def like(self, datum: Datum, value: Tensor) -> Tensor:
+        """Return numbers of the observed site, such as its mask, as (rows, *elements), or as (1, …) where they are shared."""
+        while value.dim() < max(-dim for dim in datum.plates.values()):
+            value = value.unsqueeze(0)
+        places = [value.dim() + datum.plates[name] for name in self.plates]
+        rest = [i for i in range(value.dim()) if i not in places]
+        # Along a plate whose rows are features, an element counts as present if any of them is.
+        moved = value.permute(*places, *rest)
+        return moved.flatten(len(places)).any(-1) if rest else moved
+
+
+@dataclass
+class _Place:
+    """Where the plates lie in one argument, and along which dimension the steps of a sequence."""
+
+    plates: dict[str, int]
+    site: str | None = None
+    steps: int | None = None
+    observed: tuple[tuple[int, str], ...] = ()
+    lengths: dict[str, int] = field(default_factory=dict)
+
+
+def columns_of(batch: Batch, read: Reading, data: str, run: Run) -> list[Column]:
+    """Return the columns of a batch.
+
+    Args:
+        batch: the arguments of the model.
+        read: a run of the model on them.
+        data: the name of the data plate.
+        run: reads the model on other arguments.
+    """
+    plate = read.plates[data]
+    rows = plate.size if plate.drawn else plate.length
+    inside = [datum for datum in read.data.values() if data in datum.plates]
+    places: dict[int, _Place] = {}
+    for position, value in enumerate(batch):
+        if isinstance(value, Tensor) and value.dim():
+            place = _observed(value, inside, read.plates)
+            if place is not None and data in place.plates:
+                place.lengths = {name: value.shape[p] for name, p in place.plates.items()}
+                places[position] = place
+    for position, value in enumerate(batch):
+        if isinstance(value, Tensor) and value.dim() and len(value) == rows and position not in places:
+            places[position] = _Place({data: 0, **_covariate(value, list(places.values()), data)})
+    elements = _elements(batch, read, data, places, run)
+    columns = []
+    for position, place in sorted(places.items()):
+        plates = (data, *(name for name in elements if name in place.plates))
+        first = [place.plates[name] for name in plates]
+        steps = [] if place.steps is None else [place.steps]
+        last = [*steps, *(i for i in range(batch[position].dim()) if i not in first and i not in steps)]
+        shape = tuple(batch[position].shape[i] for i in last)
+        columns.append(Column(position, plates, (*first, *last), shape, place.site, bool(steps), place.observed))
+    return columns
+
+
+def _observed(value: Tensor, inside: list[Datum], plates: Mapping[str, LatentPlate]) -> _Place | None:
+    """The place of the plates in an argument that is observed, whole or slice by slice; None if it is not."""
+    for datum in inside:
+        if same(value, datum.value):
+            return _Place(_positions(datum, plates), datum.name)
+    for axis in range(value.dim()):
+        found = _slices(value, axis, inside)
+        if found:
+            datum = next(d for d in inside if d.name == found[0][1])
+            shifted = {name: p + (p >= axis) for name, p in _positions(datum, plates).items()}
+            return _Place(shifted, None, axis, found)
+    return None
+
+
+def _slices(value: Tensor, axis: int, inside: list[Datum]) -> tuple[tuple[int, str], ...]:
+    """The observed sites that are slices of a value along a dimension, each with the number of its slice, in order."""
+    shape = value.shape[:axis] + value.shape[axis + 1 :]
+    parts, step, found = value.unbind(axis), 0, []
+    for datum in inside:
+        if datum.value.shape == shape:
+            place = next((i for i in range(step, len(parts)) if same(parts[i], datum.value)), None)
+            if place is not None:
+                found.append((place, datum.name))
+                step = place + 1
+    return tuple(found) if len(found) > 1 or (found and len(parts) == 1) else ()
+
+
+def same(value: Tensor, other: Tensor) -> bool:
+    """True for equal tensors; missing values are equal."""
+    if value.shape != other.shape or value.device != other.device:
+        return False
+    equal = value == other
+    return bool((equal | (value.isnan() & other.isnan())).all() if value.is_floating_point() else equal.all())
+
+
+def _positions(datum: Datum, plates: Mapping[str, LatentPlate]) -> dict[str, int]:
+    """The dimension of the value along each plate."""
+    value, last = datum.value, datum.event_dim
+    places = {name: value.dim() - last + dim for name, dim in datum.plates.items()}
+    return {name: p for name, p in places.items() if p >= 0 and value.shape[p] == plates[name].length}
+
+
+def _covariate(value: Tensor, observed: Iterable[_Place], data: str) -> dict[str, int]:
+    """The plates of an argument that is not observed: those of an observed one, if its first dimensions are as long."""
+    for place in observed:
+        first = sorted(place.plates.items(), key=lambda item: item[1])
+        if [p for _, p in first] == list(range(len(first))) and first and first[0][0] == data and not place.steps:
+            lengths = tuple(place.lengths.get(name, 0) for name, _ in first)
+            if value.shape[: len(first)] == lengths:
+                return dict(first)
+    return {}
+
+
+def _elements(batch: Batch, read: Reading, data: str, places: Mapping[int, _Place], run: Run) -> list[str]:
+    """The plates inside of a row that hold elements, the outermost first."""
+    found = {name for place in places.values() for name in place.plates if name != data}
+    local = {name for site in read.latents.values() if data in site.plates for name in site.plates}
+    names = sorted(found, key=lambda name: read.plates[name].dim)
+    return [name for name in names if name in local or _exchangeable(batch, read, name, places, run)]
+
+
+def _exchangeable(batch: Batch, read: Reading, name: str, places: Mapping[int, _Place], run: Run) -> bool:
+    """True if log p(x) of each row is the same when the elements along a plate change places."""
+    moved = list(batch)
+    for position, place in places.items():
+        if name in place.plates:
+            moved[position] = moved[position].roll(1, place.plates[name])
+    if all(same(moved[position], batch[position]) for position in places):
+        return False
+    now = run(tuple(moved))
+    for datum in read.data.values():
+        other, dim = now.data.get(datum.name), datum.plates.get(name)
+        if other is None or dim is None:
+            continue
+        terms = [d.fn.log_prob(d.value) for d in (datum, other)]
+        sums = [term.sum(dim) if term.dim() >= -dim else term for term in terms]
+        if sums[0].shape != sums[1].shape or not torch.allclose(sums[0], sums[1], rtol=1e-4, atol=1e-4):
+            return False
+    return True

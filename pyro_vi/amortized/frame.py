@@ -1,0 +1,297 @@
+"""The latent sites of a model as a guide serves them: rows, plates, columns, masks and supports.
+
+`Frame` reads them once from a run on the example batch. For each batch it gives a `Call`: the plates to enter, the columns for
+the encoder, and the sites with the masks and bounds that they have on this batch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vi.amortized.columns import Column, columns_of
+from pyro_vi.amortized.discrete import one_hot, refuse_states
+from pyro_vi.amortized.series import Step, steps_of
+from pyro_vi.amortized.shapes import Shape
+from pyro_vi.data import Batch, fresh
+from pyro_vi.errors import InputError
+from pyro_vi.programs import Latent, LatentPlate, Reading, isolated, kept_buffers, prototype
+
+
+@dataclass
+class Call:
+    """A guide's view of one batch.
+
+    Attributes:
+        args: the arguments, keyword arguments last.
+        plates: the plates to enter, by name.
+        index: the rows of each plate that the model or the batch chooses from all rows.
+        sites: the latent sites on this batch.
+        columns: the encoder's columns.
+        present: which of their values count; None for all.
+        vectors: what has been drawn, by site, as vectors in units of the prior.
+    """
+
+    args: Batch
+    plates: dict[str, Any]
+    index: dict[str, Tensor]
+    sites: Mapping[str, Latent]
+    columns: list[Tensor]
+    present: list[Tensor | None]
+    vectors: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Frame:
+    """The latent sites of a model.
+
+    Args:
+        model: the generative program.
+        batch: an example batch.
+        guide: name of the guide in messages.
+        amortized: encode the columns; otherwise no site is encoded.
+        numbered: the guide addresses the rows of the data plate itself, by row numbers in the last argument.
+
+    Raises:
+        InputError: the model has no latent site, or one that no guide of this kind serves.
+    """
+
+    def __init__(self, model: Any, batch: Batch, guide: str, *, amortized: bool = True, numbered: bool = False) -> None:
+        self.guide, self.numbered = guide, numbered
+        self._model = (model,)  # in a tuple, so that the guide that holds it does not own the model's parameters
+        with Reading() as read:
+            layout = prototype(model, batch)
+        if not layout.latents:
+            raise InputError("the model has no latent site, so there is nothing for a guide to do")
+        # Sites that are marked for enumeration are left to the estimator.
+        self.sites = {
+            name: read.latents[name]
+            for name in layout.latents
+            if not (read.latents[name].enumerated and read.latents[name].support.is_discrete)
+        }
+        self.plates = {
+            name: plate for name, plate in read.plates.items() if any(name in s.plates for s in self.sites.values())
+        }
+        self.data = layout.data if layout.data in self.plates else None
+        self.nesting = max(
+            [-plate.dim for plate in read.plates.values()] + [len(s.batch_shape) for s in self.sites.values()]
+        )
+        self.columns: list[Column] = []
+        if amortized and self.data is not None:
+            self.columns = columns_of(batch, read, self.data, self._read_alone)
+        self.steps: dict[str, Step] = {}
+        if self.columns:
+            self._find_steps()
+        self.shapes = {name: self.shape(site) for name, site in self.sites.items()}
+        self._sizes: dict[int, int] = {}
+        self._memory: dict[Any, Mapping[str, Latent]] = {}
+        masked = {datum.name for datum in read.data.values() if datum.mask is not None}
+        self._masked = any(c.site in masked or any(name in masked for _, name in c.observed) for c in self.columns)
+        self._refuse(batch)
+        self._follows = self._masked or any(
+            site.mask is not None or site.scale != 1 or self._varies(site) for site in self.sites.values()
+        )
+
+    @property
+    def elements(self) -> tuple[str, ...]:
+        """The data plate and the plates of elements within a row, as the encoder has them."""
+        return max((column.plates for column in self.columns), key=len, default=())
+
+    def rows(self, site: Latent) -> tuple[str, ...]:
+        """The plates whose rows have numbers of their own at a site: those of the encoder, or those that are addressed."""
+        if self.encoded(site):
+            return tuple(name for name in self.elements if name in site.plates)
+        return tuple(name for name in site.plates if self.addressed(name))
+
+    def encoded(self, site: Latent) -> bool:
+        """True for a site whose numbers an encoder gives."""
+        return bool(self.columns) and self.data in site.plates
+
+    def addressed(self, plate: str) -> bool:
+        """True for a plate of which a run sees some rows, which are told by their numbers."""
+        return self.plates[plate].drawn or (self.numbered and plate == self.data)
+
+    def shape(self, site: Latent) -> Shape:
+        """The shape of a site as vectors."""
+        event = site.event_shape[:-1] if one_hot(site) else site.event_shape
+        if site.bijection is not None:
+            event = tuple(site.start.shape[len(site.batch_shape) :])
+        rows = tuple(self.plates[name].dim for name in self.rows(site))
+        return Shape(self.nesting, rows, site.batch_shape, event)
+
+    def centre(self, name: str) -> tuple[Tensor, Tensor]:
+        """The prior's centre and spread at a site, for the vector of one row: (D,) each, means over the rows."""
+        site, shape = self.sites[name], self.shapes[name]
+        if site.bijection is None:
+            return torch.zeros(shape.numel), torch.ones(shape.numel)
+        return tuple(  # type: ignore[return-value]
+            shape.to_vector(value.expand((*shape.batch, *shape.event))).reshape(-1, shape.numel).mean(0)
+            for value in (site.start, site.spread)
+        )
+
+    def call(self, args: Batch, kwargs: Mapping[str, Any], *, every: bool = False) -> Call:
+        """Return the view of a batch; with ``every``, of all its rows, also where the model draws a minibatch of them."""
+        values = (*args, *kwargs.values())
+        numbers = None
+        if self.numbered:
+            *rest, numbers = values
+            values, args = tuple(rest), tuple(rest[: len(args)])
+        columns = [column.of(values) for column in self.columns]
+        if any(len(column) != len(columns[0]) for column in columns):
+            raise InputError(
+                f"the columns of the batch have {', '.join(str(len(c)) for c in columns)} rows; give all the same"
+            )
+        read = self.read(args, kwargs, columns) if self._follows else None
+        sites = self.sites if read is None else self._served(read)
+        length = len(columns[0]) if columns else None if numbers is None else len(numbers)
+        plates = {name: self._plate(plate, length, args, kwargs) for name, plate in self.plates.items()}
+        index = {name: plates[name].indices for name, plate in self.plates.items() if plate.drawn and not every}
+        if numbers is not None and self.data is not None:
+            index[self.data] = numbers.long()
+        elif self.data in index:
+            columns = [column.index_select(0, index[self.data]) for column in columns]
+        present: list[Tensor | None] = [None] * len(columns)
+        if read is not None and self._masked:
+            present = [self._present(column, read) for column in self.columns]
+        return Call(values, plates, index, sites, columns, present)
+
+    def present(self, batch: Batch) -> list[Tensor | None]:
+        """Which values of the columns of the example count; None for all."""
+        if not self._masked:
+            return [None] * len(self.columns)
+        read = self.read(batch, {}, {})
+        return [self._present(column, read) for column in self.columns]
+
+    def read(self, args: Batch, kwargs: Mapping[str, Any], columns: Any) -> Reading:
+        """Read the model on a batch, without a trace of it elsewhere."""
+        (model,) = self._model
+        values = self._held(columns) if columns else {}
+        with torch.no_grad(), kept_buffers(model), poutine.block(), Reading(values) as read:
+            model(*fresh(tuple(args)), **kwargs)
+        return read
+
+    def _read_alone(self, args: Batch) -> Reading:
+        """Read the model on other arguments, from the same draws as the prototype."""
+        with isolated(0, validation=False):
+            return self.read(args, {}, {})
+
+    def _find_steps(self) -> None:
+        """Find the series of sites whose steps are those of a column."""
+        steps = steps_of({name: site for name, site in self.sites.items() if self.encoded(site)})
+        counts = {step.stem: 0 for step in steps.values()}
+        for step in steps.values():
+            counts[step.stem] += 1
+        lengths = set(counts.values())
+        if len(self.elements) == 1 and not any(column.steps for column in self.columns):
+            # The sequence may be observed as a whole.
+            self.columns = [
+                replace(c, steps=True) if len(c.shape) > 1 and c.shape[0] in lengths else c for c in self.columns
+            ]
+        along = {column.shape[0] for column in self.columns if column.steps}
+        self.steps = {name: step for name, step in steps.items() if counts[step.stem] in along}
+
+    def _served(self, read: Reading) -> Mapping[str, Latent]:
+        return {n: s for n, s in read.latents.items() if not (s.enumerated and s.support.is_discrete)}
+
+    def _held(self, columns: list[Tensor]) -> dict[str, Tensor]:
+        """The centre of each site in a batch of other rows; the model is held there while it is read."""
+        found = {}
+        for name, site in self.sites.items():
+            if site.bijection is not None and self.encoded(site):
+                wide = max((c.shape[: len(k.plates)] for c, k in zip(columns, self.columns, strict=True)), key=len)
+                rows = [wide[self.elements.index(plate)] for plate in self.rows(site)]
+                centre, _ = self.centre(name)
+                device = columns[0].device
+                found[name] = self.shapes[name].to_site(centre.to(device).expand(*rows, len(centre)))
+            elif site.bijection is not None:
+                found[name] = site.start.to(columns[0].device)
+        return found
+
+    def _present(self, column: Column, read: Reading) -> Tensor | None:
+        if column.site is not None:
+            datum = read.data.get(column.site)
+            if datum is None or not isinstance(datum.mask, Tensor):
+                return None
+            return column.like(datum, datum.mask)
+        parts = [read.data[name] for _, name in column.observed if name in read.data]
+        if not any(isinstance(part.mask, Tensor) for part in parts):
+            return None
+        masks = [torch.as_tensor(True if part.mask is None else part.mask).to(part.value.device) for part in parts]
+        seen = [column.like(part, mask) for part, mask in zip(parts, masks, strict=True)]
+        rows = max(len(s) for s in seen)
+        return torch.stack([s.expand(rows, *s.shape[1:]) for s in seen], len(column.plates))
+
+    def _plate(self, plate: LatentPlate, length: int | None, args: Any, kwargs: Any) -> Any:
+        if plate.name != self.data or length is None or plate.drawn:
+            drawn = plate.length if plate.drawn else None
+            return pyro.plate(plate.name, plate.size, subsample_size=drawn, dim=plate.dim)
+        size = plate.size
+        if length != plate.length and plate.size == plate.length:
+            # Its size may be the length of any batch, or of all data; the model knows.
+            if length not in self._sizes:
+                self._sizes[length] = self.read(args, kwargs, {}).plates[plate.name].size
+            size = self._sizes[length]
+        if size <= length:
+            return pyro.plate(plate.name, length, dim=plate.dim)
+        # The row numbers do not matter: the batch is passed as values, and the scale depends on the number of rows only.
+        device = next((value.device for value in args if isinstance(value, Tensor)), None)
+        return pyro.plate(plate.name, size, subsample=torch.arange(length, device=device), dim=plate.dim)
+
+    def _varies(self, site: Latent) -> bool:
+        """True if the bounds of the site's support differ from row to row, and other batches may have other rows."""
+        if self.data is None or self.data not in site.plates or not (self.encoded(site) or self.addressed(self.data)):
+            return False
+        dim = self.plates[self.data].dim - len(site.event_shape)
+        return any(bound.dim() >= -dim and bool((bound != bound.narrow(dim, 0, 1)).any()) for bound in site.bounds)
+
+    def _refuse(self, batch: Batch) -> None:
+        for site in self.sites.values():
+            if site.support.is_discrete:
+                refuse_states(site, self.guide)
+            if site.bijection is None and not site.support.is_discrete:
+                raise InputError(
+                    f"guide '{self.guide}' knows no bijection to the support of site '{site.name}' ({site.distribution}); "
+                    "write a guide for this site, or draw it from another distribution in the model"
+                )
+        for plate in self.plates.values():
+            if (
+                plate.size != plate.length
+                and not self.addressed(plate.name)
+                and not (plate.name == self.data and self.columns)
+            ):
+                name = next(site.name for site in self.sites.values() if plate.name in site.plates)
+                raise InputError(
+                    f"guide '{self.guide}' cannot know which {plate.length} of the {plate.size} rows of plate '{plate.name}' "
+                    f"site '{name}' belongs to, as no column of the batch has {plate.length} rows; pass all rows"
+                )
+        for site in self.sites.values():
+            drawn = [p for p in site.plates if self.plates[p].drawn and p != self.data]
+            if self.encoded(site) and drawn:
+                raise InputError(
+                    f"guide '{self.guide}' cannot encode site '{site.name}', of which the model draws some rows in plate "
+                    f"'{drawn[0]}'; take all rows of that plate"
+                )
+        if any(site.bounds for site in self.sites.values()):
+            held = {n: s.start + 0.1 * s.spread for n, s in self.sites.items() if s.bijection is not None}
+            (model,) = self._model
+            with (
+                torch.no_grad(),
+                kept_buffers(model),
+                poutine.block(),
+                isolated(0, validation=False),
+                Reading(held) as other,
+            ):
+                model(*fresh(batch))
+            for name, site in self.sites.items():
+                if not all(torch.equal(*both) for both in zip(site.bounds, other.latents[name].bounds, strict=True)):
+                    raise InputError(
+                        f"the support of site '{name}' ({site.distribution}) depends on other latent sites, and guide "
+                        f"'{self.guide}' has one for all draws; draw it on a fixed interval and scale it in the model"
+                    )
+
+    def step(self, name: str) -> Step | None:
+        """The step of a site in its series; None for a site by itself."""
+        return self.steps.get(name)

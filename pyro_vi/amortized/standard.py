@@ -1,0 +1,62 @@
+"""The input of an encoder: columns standardised by the moments of the data, with missing values at the mean."""
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vi.amortized.columns import Column
+
+
+class Standard(nn.Module):
+    """Standardise a column: (x − mean) / sd of each feature over the rows, the elements and the steps of the example.
+
+    Values between 0 and 1, such as pixels and answers, share one sd: that of a pixel that is almost always 0 would blow up the
+    few others. A feature that is constant in the example is only centred.
+
+    Args:
+        column: the column.
+        value: its example, (rows, *elements, *shape).
+        present: which values of the example count, (rows, *elements); None for all.
+        dtype: floating dtype of the encoder.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, column: Column, value: Tensor, present: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.column = column
+        known = _known(value, present)
+        self.gaps = not bool(known.all())
+        dims = list(range(len(column.plates) + column.steps))
+        x = torch.where(known, value, 0).to(torch.float64)
+        count = known.sum(dims).clamp(min=1)
+        mean = x.sum(dims) / count
+        variance = (torch.where(known, x - mean, 0).square().sum(dims) / count).clamp(min=0)
+        low, high = (float(edge) for edge in (x.min(), x.max())) if x.numel() else (0.0, 0.0)
+        if low >= 0 and high <= 1:
+            variance = variance.mean().expand(variance.shape)
+        constant = variance <= 1e-12 * (1 + mean.square())
+        self.register_buffer("mean", mean.to(dtype).clone())
+        self.register_buffer("scale", torch.where(constant, 1, variance).sqrt().to(dtype).clone())
+
+    @property
+    def channels(self) -> int:
+        """Tensors that are returned: the values, and if values are missing in the example, which are there."""
+        return 2 if self.gaps else 1
+
+    def forward(self, value: Tensor, present: Tensor | None) -> list[Tensor]:
+        """Return the standardised column, and if values may be missing, 1 for each that is there and 0 for the others."""
+        known = _known(value, present)
+        # NaN times 0 is NaN: missing values are replaced before the arithmetic.
+        x = torch.where(known, value, 0).to(self.mean.dtype)
+        standard = torch.where(known, (x - self.mean) / self.scale, 0)
+        return [standard, known.to(standard.dtype)] if self.gaps else [standard]
+
+
+def _known(value: Tensor, present: Tensor | None) -> Tensor:
+    known = value.isfinite() if value.is_floating_point() else torch.ones_like(value, dtype=torch.bool)
+    if present is None:
+        return known
+    while present.dim() < value.dim():
+        present = present.unsqueeze(-1)
+    return known & present
