@@ -5,5 +5,8 @@ if __name__ != "pyro_vi.guides":  # otherwise every class would exist twice
 
 TABLE: dict[str, str] = {
     "diag_normal": "pyro_vi.guides.diag_normal:DiagNormal",
+    "full_normal": "pyro_vi.guides.full_normal:FullNormal",
+    "low_rank_normal": "pyro_vi.guides.low_rank_normal:LowRankNormal",
+    "student": "pyro_vi.guides.student:Student",
     "exact": "pyro_vi.guides.exact:Exact",
 }

@@ -482,7 +482,9 @@ def vae_pair() -> tuple[Any, Any]:
 
 
 BITS = (columns() > 0).double()
-_ENCODER = {f"{layer}.{kind}": "guide" for layer in ("encoder.network.body.0", "q.z.head") for kind in ("weight", "bias")}
+_ENCODER = {
+    f"{layer}.{kind}": "guide" for layer in ("encoder.network.body.0", "q.z.head") for kind in ("weight", "bias")
+}
 _ANALYTIC, _LOCAL = {"z": "analytic"}, {"z": True}
 
 CATALOGUE: dict[str, Entry] = {

@@ -9,6 +9,6 @@
 
 from pyro_vi.amortized.blocks import Block, Part
 from pyro_vi.amortized.frame import Call, Frame
-from pyro_vi.amortized.guide import AmortizedGuide
+from pyro_vi.amortized.guide import AmortizedGuide, lower_triangle
 
-__all__ = ["AmortizedGuide", "Block", "Call", "Frame", "Part"]
+__all__ = ["AmortizedGuide", "Block", "Call", "Frame", "Part", "lower_triangle"]

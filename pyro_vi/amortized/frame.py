@@ -61,7 +61,7 @@ class Frame:
 
     def __init__(self, model: Any, batch: Batch, guide: str, *, amortized: bool = True, numbered: bool = False) -> None:
         self.guide, self.numbered = guide, numbered
-        self._model = (model,)  # in a tuple, so that the guide that holds it does not own the model's parameters
+        self.model = (model,)  # in a tuple, so that the guide that holds it does not own the model's parameters
         with Reading() as read:
             layout = prototype(model, batch)
         if not layout.latents:
@@ -167,7 +167,7 @@ class Frame:
 
     def read(self, args: Batch, kwargs: Mapping[str, Any], columns: Any) -> Reading:
         """Read the model on a batch, without a trace of it elsewhere."""
-        (model,) = self._model
+        (model,) = self.model
         values = self._held(columns) if columns else {}
         with torch.no_grad(), kept_buffers(model), poutine.block(), Reading(values) as read:
             model(*fresh(tuple(args)), **kwargs)
@@ -276,7 +276,7 @@ class Frame:
                 )
         if any(site.bounds for site in self.sites.values()):
             held = {n: s.start + 0.1 * s.spread for n, s in self.sites.items() if s.bijection is not None}
-            (model,) = self._model
+            (model,) = self.model
             with (
                 torch.no_grad(),
                 kept_buffers(model),

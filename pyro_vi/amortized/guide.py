@@ -156,6 +156,15 @@ class AmortizedGuide(nn.Module, ABC):
         """True if a later site depends on what is drawn here."""
         return self.joint and name != block.sites[-1]
 
+    def drawn(self, block: Block, name: str, call: Call) -> Tensor | None:
+        """The vectors of the sites of a block before a site, as one, (*particles, *rows, D); None for the first site."""
+        before = block.sites[: block.sites.index(name)]
+        if not before:
+            return None
+        values = [call.vectors[other] for other in before]
+        wide = torch.broadcast_shapes(*(value.shape[:-1] for value in values))
+        return torch.cat([value.expand(*wide, value.shape[-1]) for value in values], -1)
+
     def describe(self) -> dict[str, str]:
         """Where the numbers of q come from at each site, in one phrase."""
         found = {}
@@ -271,6 +280,15 @@ class AmortizedGuide(nn.Module, ABC):
         start, spread = block.units(name)
         u = self.shape(name, site).to_vector(site.bijection_on(value.device).inv(value))
         return (u - start) / spread
+
+
+def lower_triangle(log_scale: Tensor, lower: Tensor) -> Tensor:
+    """Return the Cholesky factor L = diag(σ) (I + A), A strictly lower triangular: (…, D, D) from (…, D) and (…, D(D−1)/2)."""
+    dim = log_scale.shape[-1]
+    row, column = torch.tril_indices(dim, dim, -1, device=lower.device)
+    unit = torch.eye(dim, dtype=lower.dtype, device=lower.device).expand(*lower.shape[:-1], dim, dim).clone()
+    unit[..., row, column] = lower
+    return log_scale.exp().unsqueeze(-1) * unit
 
 
 def _key(text: str, taken: Iterable[str]) -> str:
