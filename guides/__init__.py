@@ -8,5 +8,9 @@ TABLE: dict[str, str] = {
     "full_normal": "pyro_vi.guides.full_normal:FullNormal",
     "low_rank_normal": "pyro_vi.guides.low_rank_normal:LowRankNormal",
     "student": "pyro_vi.guides.student:Student",
+    "flow": "pyro_vi.guides.flow:Flow",
+    "mixture": "pyro_vi.guides.mixture:Mixture",
+    "point": "pyro_vi.guides.point:Point",
+    "prior": "pyro_vi.guides.prior:Prior",
     "exact": "pyro_vi.guides.exact:Exact",
 }

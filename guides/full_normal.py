@@ -45,14 +45,22 @@ class FullNormal(AmortizedGuide):
 
     def conditional(self, name: str, block: Block, numbers: Mapping[str, Tensor], call: Call) -> Any:
         """N(μ_k + L_k,<k ε_<k, L_kk L_kkᵀ) of the k-th site."""
-        loc, tril = numbers["loc"], lower_triangle(numbers["log_scale"], numbers["lower"])
-        place, before = block.slice(name), self.drawn(block, name, call)
-        mean = loc[..., place]
-        if before is not None:
-            first = slice(0, place.start)
-            noise = torch.linalg.solve_triangular(
-                tril[..., first, first], (before - loc[..., first]).unsqueeze(-1), upper=False
-            )
-            mean = mean + (tril[..., place, first] @ noise).squeeze(-1)
-        own = tril[..., place, place]
+        loc, tril = numbers["loc"], self.tril(numbers)
+        place, noise = block.slice(name), self.noise(name, block, numbers, call)
+        mean, own = loc[..., place], tril[..., place, place]
+        if noise is not None:
+            mean = mean + (tril[..., place, : place.start] @ noise.unsqueeze(-1)).squeeze(-1)
         return dist.MultivariateNormal(mean, scale_tril=own.expand(*mean.shape[:-1], *own.shape[-2:]))
+
+    def noise(self, name: str, block: Block, numbers: Mapping[str, Tensor], call: Call) -> Tensor | None:
+        """ε_<k = L_<k⁻¹ (z_<k − μ_<k), the noise of what has been drawn before a site; None for the first site."""
+        before = self.drawn(block, name, call)
+        if before is None:
+            return None
+        first = slice(0, block.slice(name).start)
+        offset = (before - numbers["loc"][..., first]).unsqueeze(-1)
+        return torch.linalg.solve_triangular(self.tril(numbers)[..., first, first], offset, upper=False).squeeze(-1)
+
+    def tril(self, numbers: Mapping[str, Tensor]) -> Tensor:
+        """The Cholesky factor L, (*rows, D, D)."""
+        return lower_triangle(numbers["log_scale"], numbers["lower"])

@@ -3,12 +3,24 @@
 * `columns` finds the columns that an encoder reads; `standard` and `encoders` make features of them.
 * `frame` reads the model's latent sites: rows, plates, masks and supports. `shapes` turns a site's numbers into a vector for
   each row, and `series` finds the sites that are steps of one sequence.
-* `blocks` holds the numbers of q; `placing` and `discrete` make distributions of sites from them.
+* `blocks` holds the numbers of q; `placing` and `discrete` make distributions of sites from them, `flows` those of zuko.
+* `density` is log p(x, z) on the unconstrained scale.
 * `guide` puts it together: `AmortizedGuide`, of which a family is a subclass.
 """
 
 from pyro_vi.amortized.blocks import Block, Part
+from pyro_vi.amortized.flows import FLOWS, Pushforward, flow_layers
 from pyro_vi.amortized.frame import Call, Frame
 from pyro_vi.amortized.guide import AmortizedGuide, lower_triangle
 
-__all__ = ["AmortizedGuide", "Block", "Call", "Frame", "Part", "lower_triangle"]
+__all__ = [
+    "FLOWS",
+    "AmortizedGuide",
+    "Block",
+    "Call",
+    "Frame",
+    "Part",
+    "Pushforward",
+    "flow_layers",
+    "lower_triangle",
+]

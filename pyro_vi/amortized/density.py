@@ -1,4 +1,4 @@
-"""log p(x, z) of a model as a function of its latents on the unconstrained scale, for guides that optimise within themselves."""
+"""log p(x, z) as a function of the latents on the unconstrained scale, for guides that optimise within themselves."""
 
 from collections.abc import Mapping
 

@@ -107,7 +107,10 @@ class AmortizedGuide(nn.Module, ABC):
         """
 
     def extra(self, block: Block, width: int) -> nn.Module | None:
-        """Return a network that the family needs besides the numbers, for features of that width; None for none."""
+        """Return a network that the family needs besides the numbers, for features of that width; None for none.
+
+        For encoded sites, ``numbers["features"]`` then holds the features.
+        """
         return None
 
     def refuse(self, name: str, site: Latent) -> None:
@@ -149,7 +152,10 @@ class AmortizedGuide(nn.Module, ABC):
         for name in call.sites:
             key, block = self.key(name), self.block(name)
             if key not in found or self.frame.step(name) is not None:
-                found[key] = block(self.features(name, block, features), call.index)
+                given = self.features(name, block, features)
+                found[key] = block(given, call.index)
+                if block.extra is not None and given is not None:
+                    found[key]["features"] = given
             yield name, found[key]
 
     def chained(self, name: str, block: Block) -> bool:
@@ -271,7 +277,11 @@ class AmortizedGuide(nn.Module, ABC):
         if site.states is not None:
             return distribution_of(site, shape, numbers["logits"]), infer_of(shape)
         vectors = self.conditional(name, block, numbers, call)
-        return placed(vectors, site, shape, *block.units(name)), {}
+        return self.placed(vectors, name, site, shape, block), {}
+
+    def placed(self, vectors: Any, name: str, site: Latent, shape: Shape, block: Block) -> Any:
+        """The distribution of a site from that of its vectors."""
+        return placed(vectors, site, shape, *block.units(name))
 
     def _vector(self, name: str, site: Latent, value: Tensor, distribution: Any, block: Block) -> Tensor:
         """What has been drawn, in units of the prior: (*particles, *rows, D)."""

@@ -124,6 +124,11 @@ class OfVectors(dist.TorchDistribution):
         super().__init__(batch, event, validate_args=False)
 
     @property
+    def described(self) -> str:
+        """The name in messages: that of the vectors' distribution."""
+        return getattr(self.vectors, "described", type(self.vectors).__name__)
+
+    @property
     def has_rsample(self) -> bool:  # type: ignore[override]
         """True if the vectors can be drawn with a pathwise gradient."""
         return bool(self.vectors.has_rsample)
@@ -146,7 +151,7 @@ class OfVectors(dist.TorchDistribution):
         v = self.vectors.rsample(lead) if self.has_rsample else self.vectors.sample(lead)
         u = self.layout.to_site(self.start + self.spread * v)
         event = u.shape[u.dim() - len(self.layout.event) :]
-        value: Tensor = self._bijection(u.reshape(*sample_shape, *self.batch_shape, *event))
+        value: Tensor = self._bijection(u.reshape((*sample_shape, *self.batch_shape, *event)))
         # The bijection loses digits at the ends of the support, and the inverse of a flow may take many passes.
         self._last = value, v
         return value
@@ -169,7 +174,7 @@ class OfVectors(dist.TorchDistribution):
         share: Tensor = self.layout.place(joint) / self.layout.along_plates
         u = self.layout.to_site(self.start + self.spread * v)
         event = u.shape[u.dim() - len(self.layout.event) :]
-        u = u.reshape(*value.shape[: value.dim() - len(self.event_shape)], *event)
+        u = u.reshape((*value.shape[: value.dim() - len(self.event_shape)], *event))
         jacobian = self._bijection.log_abs_det_jacobian(u, value)
         dims = jacobian.dim() - (value.dim() - len(self.event_shape))
         if dims:

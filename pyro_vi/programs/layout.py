@@ -279,7 +279,7 @@ def describe(fn: Any) -> str:
         >>> describe(dist.Normal(0.0, 1.0).expand([3]).to_event(1))
         'Independent(Normal)'
     """
-    name = type(fn).__name__
+    name = getattr(fn, "described", type(fn).__name__)
     base = getattr(fn, "base_dist", None)
     if name in ("Independent", "MaskedDistribution", "ExpandedDistribution") and base is not None:
         return describe(base) if name == "ExpandedDistribution" else f"{name}({describe(base)})"
