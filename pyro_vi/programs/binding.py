@@ -33,7 +33,7 @@ from pyro_vi.programs.copying import Copies, Uncopied
 from pyro_vi.programs.isolation import ALONE, Program, evaluating, kept_buffers
 from pyro_vi.programs.swapping import swapped
 from pyro_vi.support import kept_generators
-from pyro_vi.support.pyro_internals import name_of, params_of
+from pyro_vi.support.pyro_internals import name_of
 from pyro_vi.support.torch_internals import tensors_of
 
 MOST_PLATES = 4
@@ -169,20 +169,6 @@ def draw(model: Program, guide: Program, args: tuple[Any, ...]) -> tuple[Any, An
                 enumerated = poutine.enum(poutine.replay(model, trace=guide_trace), first_available_dim=-1 - nesting)
                 return poutine.trace(enumerated).get_trace(*args), guide_trace
         raise
-
-
-def constrained(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the parameters that a module itself holds by name, each as the programs see it: in its constraint."""
-    if isinstance(module, FunctionProgram):
-        for name, constraint in module._constraints.items():
-            name = normalize_param_name(name)
-            yield name, transform_to(constraint)(_get(module, name))
-    names = {f"{name}_unconstrained": name for name in params_of(module)}
-    for name, parameter in module.named_parameters(recurse=False):
-        if name in names:
-            yield names[name], getattr(module, names[name])
-        elif not isinstance(module, FunctionProgram) or name not in module._constraints:
-            yield name, parameter
 
 
 def _bound(

@@ -1,17 +1,22 @@
 """`Pair`: a model and a guide that share their latent sites, as one module."""
 
+from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.params.param_store import normalize_param_name
 from torch import nn
+from torch.distributions import constraints, transform_to
 
 from pyro_vi.data import Batch, fresh, length_of, part
 from pyro_vi.errors import InputError
-from pyro_vi.programs.binding import constrained, draw, trace_of_guide
+from pyro_vi.programs.binding import FunctionProgram, draw, trace_of_guide
 from pyro_vi.programs.copying import Copies
 from pyro_vi.programs.isolation import isolated
 from pyro_vi.programs.layout import Prototype, key_of, layout_of, running
+from pyro_vi.support.pyro_internals import params_of
 
 
 class Pair(nn.Module):
@@ -87,11 +92,20 @@ class Pair(nn.Module):
     def values(self) -> dict[str, torch.Tensor]:
         """Return the values of the parameters by name, constrained as the programs see them, without gradients."""
         found: dict[str, torch.Tensor] = {}
-        for program in (self.model, self.guide):
-            for prefix, module in program.named_modules():  # a program comes before the containers of its parameters
-                for name, value in constrained(module):
-                    found.setdefault(f"{prefix}.{name}".lstrip("."), value.detach())
+        for name, parameter, constraint in self.held():
+            if name not in found:
+                found[name] = transform_to(constraint)(parameter).detach()
         return found
+
+    def held(self) -> Iterator[tuple[str, nn.Parameter, constraints.Constraint]]:
+        """Yield the parameters of both programs: the name in Pyro, the unconstrained parameter, and its constraint.
+
+        The containers of a program may yield a parameter again; the first time is the right one.
+        """
+        for program in (self.model, self.guide):
+            for prefix, module in program.named_modules():
+                for name, parameter, constraint in _held(module):
+                    yield f"{prefix}.{name}".lstrip("."), parameter, constraint
 
     def _unused_by_model(self, args: Batch, held: set[int]) -> set[int]:
         with isolated(seed=0):
@@ -105,3 +119,18 @@ class Pair(nn.Module):
             torch.autograd.grad(log_p, shared, allow_unused=True) if log_p.requires_grad else [None] * len(shared)
         )
         return {id(p) for p, g in zip(shared, gradients, strict=True) if g is None}
+
+
+def _held(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, constraints.Constraint]]:
+    """Yield the parameters that a module itself holds, as `Pair.held`."""
+    of_function = module._constraints if isinstance(module, FunctionProgram) else {}
+    for name, constraint in of_function.items():
+        name = normalize_param_name(name)
+        yield name, attrgetter(name)(module), constraint
+    of_module = params_of(module)
+    names = {f"{name}_unconstrained": name for name in of_module}
+    for name, parameter in module.named_parameters(recurse=False):
+        if name in names:
+            yield names[name], parameter, of_module[names[name]]
+        elif name not in of_function:
+            yield name, parameter, constraints.real

@@ -69,9 +69,9 @@ def name_of(module: nn.Module) -> str:
     return str(getattr(module, "_pyro_name", type(module).__name__))
 
 
-def params_of(module: nn.Module) -> list[str]:
-    """Return the names of the constrained parameters that a PyroModule itself holds."""
-    return list(getattr(module, "_pyro_params", ()))
+def params_of(module: nn.Module) -> dict[str, Any]:
+    """Return the constrained parameters that a PyroModule itself holds, by name, each with its constraint."""
+    return {name: constraint for name, (constraint, *_) in getattr(module, "_pyro_params", {}).items()}
 
 
 def dims_of(factor: Tensor) -> str:

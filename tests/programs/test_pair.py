@@ -1,7 +1,10 @@
 """The owners of a pair's parameters."""
 
+import pyro
 import pytest
-from catalogue import CATALOGUE, Entry, bound_pair, columns
+import torch
+from catalogue import CATALOGUE, Entry, PyroGuide, bound_pair, columns, scalars
+from torch.distributions import constraints
 
 from pyro_vi.programs.build import pair_of
 
@@ -20,3 +23,20 @@ def test_owners(entry: Entry):
 def test_without_a_batch_a_shared_parameter_is_the_models():
     pair = pair_of(*bound_pair(), (columns(),))
     assert {owner for owner, _ in pair.owned().values()} == {"model"}
+
+
+def test_held_parameters_have_the_name_the_constraint_and_the_shape_of_the_program():
+    def model(x):
+        pyro.param("rate", torch.tensor(2.0), constraint=constraints.positive)
+        pyro.param("a.mix", torch.tensor([0.2, 0.3, 0.5]), constraint=constraints.simplex)
+
+    pair = pair_of(model, PyroGuide(), (scalars(),))
+    found: dict[str, object] = {}
+    for name, _, constraint in pair.held():
+        found.setdefault(name, constraint)
+    free = dict.fromkeys(("encoder.weight", "encoder.bias", "w_loc"), constraints.real)
+    assert found == {"rate": constraints.positive, "a.mix": constraints.simplex, "scale": constraints.positive} | free
+    values = pair.values()
+    torch.testing.assert_close(values["rate"], torch.tensor(2.0))
+    torch.testing.assert_close(values["a.mix"], torch.tensor([0.2, 0.3, 0.5]))
+    torch.testing.assert_close(values["scale"], torch.tensor(0.6, dtype=torch.float64))
