@@ -27,7 +27,7 @@ from pyro_vi.programs.layout import (
 )
 from pyro_vi.programs.lookup import Source, name_of, resolve
 from pyro_vi.programs.pair import Pair
-from pyro_vi.programs.supports import bare, innermost, inside, masked_by, range_of, support_of
+from pyro_vi.programs.supports import bare, innermost, inside, masked_by, range_of, support_of, words_of
 from pyro_vi.programs.swapping import swapped
 
 __all__ = [
@@ -72,4 +72,5 @@ __all__ = [
     "swapped",
     "title",
     "trace_of_guide",
+    "words_of",
 ]

@@ -6,9 +6,11 @@ such as a Beta on [-1, 1] or a bijection to the positive numbers, and all of (0,
 * `support_of` is the support of a distribution; `inside` says which values have a density under it.
 * `range_of` is the interval of each number of a draw, pushed through the transforms.
 * `masked_by` is the mask of a site, wherever it comes from.
+* `words_of` says in a few words what a support or a constraint is.
 """
 
 import math
+import re
 from dataclasses import dataclass
 from inspect import getattr_static
 from typing import Any
@@ -202,3 +204,48 @@ def masked_by(site: Any) -> Any:
             mask = own if mask is None or mask is True else own & mask if isinstance(own, Tensor) else own and mask
         fn = fn.base_dist
     return None if mask is True else mask
+
+
+def words_of(support: Any) -> str:
+    """Return a support, or the constraint of a parameter, in a few words.
+
+    Example:
+        >>> words_of(constraints.independent(constraints.positive, 2)), words_of(constraints.integer_interval(0, 3))
+        ('positive', 'integer, 0 to 3')
+    """
+    base = innermost(support)
+    if constraints.is_dependent(base):
+        return "not stated"
+    if type(base) in _WORDS:
+        return _WORDS[type(base)]
+    low, high = (_number(getattr(base, name, None)) for name in ("lower_bound", "upper_bound"))
+    kind = "integer, " if base.is_discrete else ""
+    if low and high:
+        return f"{kind}{low} to {high}"
+    if low and isinstance(base, type(constraints.positive)):
+        return "positive" if low == "0" else f"above {low}"
+    if low:
+        return "nonnegative" if low == "0" and not kind else f"{kind}from {low}"
+    if high:
+        return f"{kind}below {high}" if isinstance(base, constraints.less_than) else f"{kind}to {high}"
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", type(base).__name__.removesuffix("Constraint"))
+    return " ".join(words).lower()
+
+
+def _number(bound: Any) -> str:
+    """A bound in words: a number, or that each entry has its own; empty without a bound."""
+    if bound is None:
+        return ""
+    values = torch.as_tensor(bound, dtype=torch.float64).unique()
+    return f"{values.item():g}" if len(values) == 1 else "its bound"
+
+
+_WORDS = {
+    type(constraints.real): "real",
+    type(constraints.real_vector): "real",
+    type(constraints.boolean): "0 or 1",
+    type(constraints.one_hot): "one-hot",
+    type(constraints.simplex): "simplex",
+    type(constraints.corr_cholesky): "Cholesky factor of a correlation",
+    type(constraints.lower_cholesky): "Cholesky factor",
+}

@@ -8,7 +8,7 @@ import torch
 from torch.distributions import biject_to, constraints
 from torch.distributions import transforms as T
 
-from pyro_vi.programs import inside, masked_by, range_of, support_of
+from pyro_vi.programs import inside, masked_by, range_of, support_of, words_of
 
 NORMAL = dist.Normal(torch.zeros(3), 1.0)
 
@@ -111,3 +111,25 @@ def test_masks_of_the_site_and_of_the_distribution_are_one():
         found = masked_by({"fn": fn, "mask": own})
         assert (found is None) == (expected is None)
         assert found is None or torch.equal(*(torch.as_tensor(m).expand(2, 3) for m in (found, expected)))
+
+
+def test_a_support_in_words():
+    entries = constraints.interval(torch.zeros(2), torch.tensor([1.0, 2.0]))
+    said = {
+        "real": constraints.independent(constraints.real, 2),
+        "positive": dist.LogNormal(0.0, 1.0).support,
+        "nonnegative": dist.Exponential(1.0).support,
+        "above 2": constraints.greater_than(2.0),
+        "below 3": constraints.less_than(3.0),
+        "0 to 1": dist.Beta(1.0, 1.0).support,
+        "-1 to 2.5": constraints.interval(-torch.ones(3), 2.5),
+        "0 to its bound": entries,
+        "0 or 1": dist.Bernoulli(0.5).support,
+        "integer, from 0": dist.Poisson(1.0).support,
+        "integer, 0 to 2": dist.Categorical(torch.ones(3)).support,
+        "simplex": dist.Dirichlet(torch.ones(3)).support,
+        "Cholesky factor of a correlation": dist.LKJCholesky(2).support,
+        "ordered vector": dist.constraints.ordered_vector,
+        "not stated": constraints.dependent,
+    }
+    assert {words: words_of(support) for words, support in said.items()} == {words: words for words in said}
