@@ -17,6 +17,7 @@ from pyro_vi.diagnostics import evidence
 from pyro_vi.elbo import Terms, terms
 from pyro_vi.errors import FitError, InputError, UsageError
 from pyro_vi.fitting import Finding, Run, check, fit
+from pyro_vi.overview import Layout, show
 from pyro_vi.reporting.datatree import to_datatree
 
 __version__ = version("pyro-vi")
@@ -28,6 +29,7 @@ __all__ = [
     "Finding",
     "FitError",
     "InputError",
+    "Layout",
     "Run",
     "Terms",
     "UsageError",
@@ -38,6 +40,7 @@ __all__ = [
     "evidence",
     "fit",
     "load",
+    "show",
     "terms",
     "to_datatree",
 ]

@@ -128,9 +128,25 @@ class Evidence(PairCommand):
 
 
 @dataclass(frozen=True)
-class List:
-    """List the available models, guides, data sets and estimators."""
+class Show(PairCommand):
+    """Show what pyro_vi takes a pair for: rows, plates, sites, parameters, and where each KL comes from."""
 
+    elbo: str | None = None
+    """ELBO estimator whose KL is shown; by default that of --run, else mean_field."""
+    batch_size: int | None = None
+    """Data per step; by default as many as a fit takes."""
+    run: str | None = None
+    """Folder of a fit of this pair, whose rows, seed and estimator are used."""
+    out: str | None = None
+    """Folder for layout.json, and for pictures of model and guide where graphviz is installed."""
+
+
+@dataclass(frozen=True)
+class List:
+    """List models, guides, data sets, estimators, and which pairs go together; or show the options of one."""
+
+    name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME")] = None
+    """Model, guide, data set or estimator, whose options are shown."""
     json: bool = False
     """Print one JSON document, and nothing else, on stdout."""
     debug: bool = False

@@ -13,7 +13,7 @@ import math
 import operator
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from pyro_vi.cli.commands import Audit, Check, Compare, Evidence, Fit, FittingCommand, List, PairCommand
+from pyro_vi.cli.commands import Audit, Check, Compare, Evidence, Fit, FittingCommand, List, PairCommand, Show
 from pyro_vi.errors import FitError, InputError, UsageError, first_line, kind_and_line
 from pyro_vi.support import finite, slug, write_json
 
@@ -162,25 +162,41 @@ def _evidence(command: Evidence) -> int:
     return 0
 
 
-def _list(command: List) -> int:
-    from pyro_vi import estimators
-    from pyro_vi.data import loading
-    from pyro_vi.programs import lookup as programs
+def _show(command: Show) -> int:
+    from pyro_vi.estimators.table import named
+    from pyro_vi.fitting import config_of
+    from pyro_vi.overview import show_pair
+    from pyro_vi.overview.tables import layout_tables
 
-    found = {
-        "models": programs.available("model"),
-        "guides": programs.available("guide"),
-        "data": loading.available(),
-        "estimators": {name: f"{entry.cls.__name__}: {entry.about}" for name, entry in estimators.TABLE.items()},
-    }
+    config = {} if command.run is None else config_of(Path(command.run))
+    rows = {"batch_size": command.batch_size}
+    if command.batch_size is None and config:
+        rows = {key: config[key] for key in ("batch_size", "shuffle", "drop_last")}
+    planned = _planned(command, command.run, **rows)
+    (name, estimator), *_ = named(command.elbo or config.get("elbo", "mean_field")).items()
+    found = show_pair(planned, (command.model, command.guide, command.data), name, estimator, out=command.out)
     if command.json:
-        _print_json(found)
+        _print_json(found.to_dict())
+    else:
+        _print(layout_tables(found))
+    return 0
+
+
+def _list(command: List) -> int:
+    from pyro_vi import overview
+    from pyro_vi.overview.tables import described_tables, shelf_tables
+
+    if command.name is not None:
+        entries = overview.described(command.name)
+        if command.json:
+            _print_json([dataclasses.asdict(entry) for entry in entries])
+        for entry in () if command.json else entries:
+            _print(described_tables(entry))
         return 0
-    for what, entries in found.items():
-        shown = _table(what, "name", "what it is")
-        for name, about in entries.items():
-            shown.add_row(name, about)
-        _console().print(shown)
+    if command.json:
+        _print_json({**overview.names(), "pairs": [dataclasses.asdict(match) for match in overview.matches()]})
+    else:
+        _print(shelf_tables(overview.names(), overview.matches()))
     return 0
 
 
@@ -190,16 +206,17 @@ COMMANDS: dict[type, Callable[[Any], int]] = {
     Audit: _audit,
     Check: _check,
     Evidence: _evidence,
+    Show: _show,
     List: _list,
 }
 
 
-def _planned(command: PairCommand, run: str | None) -> Any:
+def _planned(command: PairCommand, run: str | None, **rows: Any) -> Any:
     from pyro_vi.fitting import Options, config_of, load_parameters, plan_of
 
     # A run is evaluated on the data that it held out: another seed would split them differently.
     config = {"seed": command.seed} if run is None else config_of(Path(run))
-    options = Options(seed=config["seed"], heldout=config.get("heldout"))
+    options = Options(seed=config["seed"], heldout=config.get("heldout"), **rows)
     planned = plan_of(command.model, command.guide, command.data, options)
     if run is not None:
         load_parameters(planned.pair, Path(run))
@@ -233,6 +250,12 @@ def _table(title: str, *columns: str) -> Table:
 def _console() -> Console:
     # A file or a pipe has no width of its own; the tables need about 100.
     return Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+
+
+def _print(parts: Iterable[Any]) -> None:
+    console = _console()
+    for part in parts:
+        console.print(part)
 
 
 def _print_json(value: Any) -> None:

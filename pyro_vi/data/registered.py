@@ -49,6 +49,12 @@ class Raw:
 
 
 def _read_digits(seed: int, heldout: float | None, *, binarize: bool | None = None, standardize: bool = False) -> Raw:
+    """Read the digits of scikit-learn.
+
+    Args:
+        binarize: redraw each pixel as 0 or 1 in every epoch, by its intensity; by default so, unless ``standardize``.
+        standardize: real values with mean 0 and standard deviation 1 in each pixel, without the pixels that never vary.
+    """
     from sklearn.datasets import load_digits  # imported here because it takes a second
 
     source = "optical recognition of handwritten digits (Alpaydin and Kaynak 1998, UCI, CC BY 4.0), in scikit-learn"
@@ -65,12 +71,22 @@ def _read_digits(seed: int, heldout: float | None, *, binarize: bool | None = No
 
 
 def _read_mnist(seed: int, heldout: float | None, *, binarize: bool = True) -> Raw:
+    """Read MNIST.
+
+    Args:
+        binarize: redraw each pixel as 0 or 1 in every epoch, by its intensity; else intensities from 0 to 1.
+    """
     parts = [_idx_images(_mnist_file(name)) for name in MNIST_SHA256]
     source = "MNIST (LeCun, Cortes and Burges 1998, from NIST data; usually described as CC BY-SA 3.0)"
     return _intensities(parts[0], parts[1], binarize, 255, (28, 28), source)
 
 
 def _read_mnist_static(seed: int, heldout: float | None, *, heldout_part: str = "test") -> Raw:
+    """Read MNIST in a fixed binarisation.
+
+    Args:
+        heldout_part: the part that is held out.
+    """
     relative = "mnist_static_binarized/binarized_mnist_packed.npz"
     arrays = _folder_arrays("mnist_static", relative, ("train", heldout_part))
     train, test = (torch.from_numpy(np.unpackbits(array, axis=1)) for array in arrays)
@@ -79,6 +95,12 @@ def _read_mnist_static(seed: int, heldout: float | None, *, heldout_part: str = 
 
 
 def _read_omniglot(seed: int, heldout: float | None, *, binarize: bool = True, heldout_part: str = "test") -> Raw:
+    """Read OMNIGLOT.
+
+    Args:
+        binarize: redraw each pixel as 0 or 1 in every epoch, by its intensity; else intensities from 0 to 1.
+        heldout_part: the part that is held out.
+    """
     images, part = _folder_arrays("omniglot", "omniglot/omniglot_28.npz", ("images", "split"))
     flat = images.reshape(len(images), -1)
     train, test = (torch.from_numpy(flat[part == number]) for number in (0, {"valid": 1, "test": 2}[heldout_part]))

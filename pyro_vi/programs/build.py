@@ -5,7 +5,7 @@
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from traceback import walk_tb
 from typing import Any
 
@@ -24,10 +24,12 @@ from pyro_vi.programs.lookup import Kind, Source, available, name_of, resolve
 from pyro_vi.programs.pair import Pair
 from pyro_vi.support import check_options, parse
 
+PYROS = (AutoGuide, AutoMessenger, EasyGuide)
+"""Pyro's classes of guides, which are made from the model alone: they see the data in their first call."""
 EXAMPLE_ROWS = 5000
 """Most rows that a pair is built on if nothing says how many it will be called with."""
 
-__all__ = ["available", "bind", "build_pair", "called", "name_of", "pair_and_args", "pair_of", "resolve"]
+__all__ = ["available", "bind", "build_pair", "called", "name_of", "options_of", "pair_and_args", "pair_of", "resolve"]
 
 
 def pair_of(model: object, guide: object, args: Batch, *, copied: bool = True) -> Pair:
@@ -169,9 +171,9 @@ def _make(program: Source, kind: Kind, contract: tuple[Any, ...]) -> object:
         if options:
             raise UsageError(f"{kind} '{label}' is not a class and takes no options; leave out {', '.join(options)}")
         return program
-    if issubclass(program, AutoGuide | AutoMessenger | EasyGuide):
-        contract = contract[:1]  # Pyro's guides see the data in their first call
-    check_options(f"{kind} '{label}'", options, _options_of(program, len(contract)))
+    if issubclass(program, PYROS):
+        contract = contract[:1]
+    check_options(f"{kind} '{label}'", options, [option.name for option in options_of(program, kind)])
     try:
         return program(*contract, **options)
     except InputError:
@@ -183,6 +185,8 @@ def _make(program: Source, kind: Kind, contract: tuple[Any, ...]) -> object:
         ) from error
 
 
-def _options_of(factory: Callable[..., Any], skip: int) -> list[str]:
-    parameters = list(inspect.signature(factory).parameters.values())[skip:]
-    return [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+def options_of(program: type, kind: Kind) -> list[inspect.Parameter]:
+    """Return the options of a class: the arguments after those that the contract of its kind passes."""
+    skip = 1 if kind == "model" or issubclass(program, PYROS) else 2
+    parameters = list(inspect.signature(program).parameters.values())[skip:]
+    return [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]

@@ -108,7 +108,7 @@ class Pair(nn.Module):
                     yield f"{prefix}.{name}".lstrip("."), parameter, constraint
 
     def _unused_by_model(self, args: Batch, held: set[int]) -> set[int]:
-        with isolated(seed=0):
+        with isolated(seed=0), torch.enable_grad():
             with torch.no_grad():
                 args = fresh(args)
                 guide_trace = trace_of_guide(self.guide, args)

@@ -142,12 +142,44 @@ def test_check_says_what_is_wrong_and_exits_1_on_an_error(folder, capsys):
     assert capsys.readouterr().out.startswith("error: the guide has no site 'z'")
 
 
-def test_list_has_every_table(capsys):
+def test_show_says_what_a_fit_does(fitted, capsys):
+    """Of a run with the rows and the estimator of that run, though the command's seed is another."""
+    assert cli.main(["show", *SMALL, "--data", str(fitted / "data.npy"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["rows"]["note"] == "all 54 rows in each step, in the given order; 6 held out"
+    assert {name: one["count"] for name, one in found["parameters"].items() if one["owner"] == "model"} == {
+        "weight": 10,
+        "bias": 5,
+        "log_scale": 1,
+    }
+    assert found["sites"]["z"]["kl"] == "analytic" and found["elbo"] == "mean_field"
+    assert cli.main(on(fitted, "show", "--elbo", "trace", "--batch-size", "20", "--out", str(fitted / "shown"))) == 0
+    out = capsys.readouterr().out
+    assert "rows: 54 rows in batches of 20, shuffled; 6 held out (every latent site belongs to a row)" in out
+    assert "│ z    │ Normal       │ sampled │" in out and "numbers in all: model 16, guide 44" in out
+    assert json.loads((fitted / "shown" / "layout.json").read_text())["elbo"] == "trace"
+
+
+def test_show_of_a_run_has_its_batches_and_its_estimator(folder, capsys):
+    assert cli.main(["fit", *SMALL, *QUICK, "--elbo", "stl", "--shuffle", "False", "--out", "run"]) == 0
+    capsys.readouterr()
+    assert cli.main(["show", *SMALL, "--data", "five.npy", "--run", "run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["rows"]["note"] == "36 rows in batches of 20, in the given order; 4 held out"
+    assert found["elbo"] == "stl" and found["sites"]["z"]["kl"] == "sampled"
+    assert cli.main(["show", "linear_gaussian(latent_dim=3)", SMALL[1], "--data", "five.npy", "--run", "run"]) == 1
+    assert "is of another pair" in capsys.readouterr().err
+
+
+def test_list_has_every_table_and_the_pairs(capsys):
     from pyro_vi import estimators, guides, models
     from pyro_vi.data.loading import available
 
     assert cli.main(["list", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
+    pairs = found.pop("pairs")
+    assert {(pair["model"], pair["guide"]) for pair in pairs} == {(m, g) for m in models.TABLE for g in guides.TABLE}
+    assert {"vae", "linear_gaussian"} <= {pair["model"] for pair in pairs if not pair["reason"]}
     assert found["models"].keys() == models.TABLE.keys()
     assert found["guides"].keys() == guides.TABLE.keys()
     assert found["data"].keys() == available().keys()
@@ -156,6 +188,18 @@ def test_list_has_every_table(capsys):
     assert cli.main(["list"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for table in found.values() for name in table)
+    assert "pairs that go together" in shown and "pairs that do not" in shown
+
+
+def test_list_of_a_name_has_its_options(capsys):
+    assert cli.main(["list", "diag_normal"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "│ hidden     │ tuple[int, ...] │ (64,)   │" in out and "It goes with the models: vae, linear_gaussian" in out
+    )
+    assert cli.main(["list", "digits", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["kind"] == "data set" and found["options"]["standardize"]["default"] == "False"
 
 
 @pytest.mark.slow

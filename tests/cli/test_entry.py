@@ -88,6 +88,12 @@ BAD: dict[str, tuple[tuple[str, ...], int, str]] = {
     "exact evidence of a vae": (("evidence", "--method", "exact"), 1, "has no closed form log_evidence(x)"),
     "too few audit draws": (("audit", "--draws", "5"), 1, "at least 20 draws"),
     "check of no model": (("check", "vea"), 2, "did you mean 'vae'?"),
+    "show of no model": (("show", "vea"), 2, "did you mean 'vae'?"),
+    "show of no run": (("show", "--run", "absent"), 1, "'absent' holds no run"),
+    "show under no estimator": (("show", "--elbo", "tracee"), 2, "did you mean 'trace'?"),
+    "show of no batch": (("show", "--batch-size", "0"), 2, "batch_size must be a whole number of at least 1, not 0"),
+    "show into a file": (("show", *SMALL, "--data", "five.npy", "--out", "file/x"), 1, "cannot be written"),
+    "list of no name": (("list", "diag_norml"), 2, "estimator named 'diag_norml'; did you mean 'diag_normal'?"),
 }
 
 

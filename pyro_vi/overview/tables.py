@@ -1,0 +1,212 @@
+"""Layouts and shelves as tables for a terminal, 80 columns wide or more.
+
+* `layout_tables` shows a `pyro_vi.overview.Layout`, `shelf_tables` all names and pairs, and `described_tables` one name.
+* `text_of` prints such tables into a text.
+"""
+
+import io
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pyro_vi.overview.layouts import LaidSite, Layout
+from pyro_vi.overview.shelves import Described, Match
+
+ALIKE = 4
+"""Fewest rows with numbered names that are shown as one row."""
+MOST = 12
+"""Most parameters of an owner that are shown one by one."""
+LONG = 24
+"""Longest name that is never broken."""
+
+Row = tuple[str, ...]
+
+
+def layout_tables(layout: Layout) -> Iterator[RenderableType]:
+    """Yield the parts of a layout in the order in which they are printed."""
+    model, guide = (name.rpartition("<locals>.")[2] for name in (layout.model, layout.guide))
+    yield Text(f"{model} with guide {guide} on {layout.data}, estimator {layout.elbo}", style="bold")
+    yield from map(Text, _rows(layout))
+    if layout.plates:
+        rows = [
+            (
+                name,
+                str(plate.dim),
+                str(plate.size),
+                str(plate.length),
+                "the rows of data" if name == layout.rows.plate else "",
+            )
+            for name, plate in layout.plates.items()
+        ]
+        yield _table("plates", ("plate", "dim", "size", "in a step", "holds"), rows, right=(1, 2, 3))
+    sites = [
+        (
+            name,
+            f"{site.role}, enumerated" if site.enumerated else site.role,
+            ", ".join(site.plates) or "-",
+            f"{_shape(site.batch_shape)} | {_shape(site.event_shape)}",
+            site.support,
+            site.model,
+        )
+        for name, site in layout.sites.items()
+        if site.model is not None
+    ]
+    columns = ("site", "role", "plates", "shape", "support", "distribution")
+    shown = _table("sites of the model", columns, sites)
+    shown.caption = "shape: that of the batch | that of an event; -: a single number"
+    yield shown
+    yield from _latents(layout)
+    yield from _parameters(layout)
+    if layout.refused:
+        yield Text(f"{layout.elbo} cannot serve this pair: {layout.refused}")
+    yield from (Text(path) for path in layout.pictures)
+    if layout.picture_note:
+        yield Text(layout.picture_note)
+
+
+def _rows(layout: Layout) -> Iterator[str]:
+    rows = layout.rows
+    aside = f" ({rows.why})"
+    yield f"rows: {rows.note}" + (aside if rows.why and aside not in rows.note else "")
+    if rows.plate is None:
+        yield "data plate: none; the numbers of a fit are per row of the first argument"
+    else:
+        yield f"data plate: '{rows.plate}'; a datum is one row of it, and the numbers of a fit are per datum"
+
+
+def _latents(layout: Layout) -> Iterator[RenderableType]:
+    latents = {name: site for name, site in layout.sites.items() if "latent" in site.role or site.kl is not None}
+    if not latents:
+        return
+    columns: dict[str, Callable[[LaidSite], str]] = {
+        "in the guide": lambda site: site.guide or ("left to the estimator" if site.enumerated else "not in the guide"),
+        "made from": lambda site: site.encoder or "-",
+        "KL": lambda site: site.kl or "-",
+        "why": lambda site: site.why,
+    }
+    left_out = {"made from": not any(site.encoder for site in latents.values())}
+    left_out |= dict.fromkeys(("KL", "why"), bool(layout.refused))
+    columns = {title: cell for title, cell in columns.items() if not left_out.get(title)}
+    rows = [(name, *(cell(site) for cell in columns.values())) for name, site in latents.items()]
+    yield _table("latent sites" if layout.refused else f"latent sites under {layout.elbo}", ("site", *columns), rows)
+
+
+def _parameters(layout: Layout) -> Iterator[RenderableType]:
+    if not layout.parameters:
+        yield Text("parameters: none, so there is nothing to fit")
+        return
+    rows: list[Row] = []
+    totals = []
+    for owner in ("model", "guide"):
+        own = {name: one for name, one in layout.parameters.items() if one.owner == owner}
+        total = sum(one.count for one in own.values())
+        totals.append(f"{owner} {total:,}")
+        found = _folded([(n, owner, _shape(p.shape), f"{p.count:,}", p.constraint) for n, p in own.items()])
+        rows += found[:MOST]
+        if len(found) > MOST:
+            left = total - sum(own[name].count for name, *_ in found[:MOST] if name in own)
+            rows.append((f"{len(found) - MOST} more", owner, "", f"{left:,}", ""))
+    shown = _table("parameters", ("parameter", "owner", "shape", "numbers", "constraint"), rows, right=(3,))
+    shown.caption = f"numbers in all: {', '.join(totals)}"
+    yield shown
+    if layout.fixed:
+        yield Text(f"{layout.fixed:,} more numbers are not fitted, as their requires_grad is False")
+
+
+def shelf_tables(names: Mapping[str, Mapping[str, str]], found: Iterable[Match]) -> Iterator[RenderableType]:
+    """Yield a table of each kind of names, and then which guides go with which models."""
+    for what, entries in names.items():
+        yield _table(what, ("name", "what it is"), list(entries.items()))
+    yield from match_tables(found)
+    yield Text("pyro-vi list NAME shows the options of a name.")
+
+
+def match_tables(found: Iterable[Match]) -> Iterator[RenderableType]:
+    """Yield which guides go with which models, and the reasons of those that do not."""
+    models: dict[tuple[str, str], list[str]] = {}
+    refused = []
+    for match in found:
+        good = models.setdefault((match.model, match.data), [])
+        if match.reason:
+            refused.append((match.model, match.guide, match.reason))
+        else:
+            good.append(match.guide)
+    rows = [(model, data, ", ".join(guides) or "none") for (model, data), guides in models.items()]
+    yield _table("pairs that go together", ("model", "tried on", "guides"), rows)
+    if refused:
+        yield _table("pairs that do not", ("model", "guide", "why"), refused)
+
+
+def described_tables(found: Described) -> Iterator[RenderableType]:
+    """Yield what a name stands for, its options, and the pairs that it was tried in."""
+    yield Text(f"{found.kind} {found.name}", style="bold")
+    yield Text(found.about)
+    if found.options:
+        rows = [(name, one.type, one.default, one.help) for name, one in found.options.items()]
+        yield _table("options", ("option", "type", "default", "what it is"), rows)
+    else:
+        yield Text("It has no options.")
+    if found.example:
+        yield Text(f"Options are given in parentheses: {found.example}")
+    other = "guide" if found.kind == "model" else "model"
+    if found.pairs:
+        good = [getattr(match, other) for match in found.pairs if not match.reason]
+        yield Text(f"It goes with the {other}s: {', '.join(good) or 'none'}")
+    refused = [(getattr(match, other), match.reason) for match in found.pairs if match.reason]
+    if refused:
+        yield _table("It does not go with", (other, "why"), refused)
+
+
+def text_of(parts: Iterable[RenderableType]) -> str:
+    """Print parts into a text as wide as the terminal."""
+    file = io.StringIO()
+    console = Console(file=file, width=shutil.get_terminal_size((110, 24)).columns, highlight=False)
+    for part in parts:
+        console.print(part)
+    return file.getvalue().rstrip("\n")
+
+
+def _table(title: str, columns: Iterable[str], rows: Iterable[Row], right: tuple[int, ...] = ()) -> Table:
+    shown = Table(title=title, title_justify="left", caption_justify="left")
+    folded = _folded(rows)
+    for i, column in enumerate(columns):
+        # Names stay whole; columns of sentences take the rest of the width.
+        whole = all(" " not in row[i] and len(row[i]) <= LONG for row in folded)
+        shown.add_column(column, justify="right" if i in right else "left", overflow="fold", no_wrap=whole)
+    for row in folded:
+        shown.add_row(*map(Text, row))  # as texts, because rich reads what is in brackets as markup
+    return shown
+
+
+def _folded(rows: Iterable[Row]) -> list[Row]:
+    """Make one row of several that differ by the numbers in their names alone: the sites ``z_0``, ``z_1``, …"""
+    rows = list(rows)
+    keys = [(_unnumbered(row[0]), *map(_quoted, row[1:])) for row in rows]
+    groups: dict[Row, list[Row]] = {}
+    for key, row in zip(keys, rows, strict=True):
+        groups.setdefault(key, []).append(row)
+    shown: list[Row] = []
+    for key, row in zip(keys, rows, strict=True):
+        group = groups[key]
+        if len(group) < ALIKE:
+            shown.append(row)
+        elif row is group[0]:
+            shown.append((f"{row[0]} … {group[-1][0]} ({len(group)})", *row[1:]))
+    return shown
+
+
+def _unnumbered(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
+
+
+def _quoted(cell: str) -> str:
+    """A cell without the numbers in the names that it quotes."""
+    return re.sub(r"'[^']*'", lambda found: _unnumbered(found[0]), cell)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "-"
