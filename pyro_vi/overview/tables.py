@@ -73,7 +73,7 @@ def _rows(layout: Layout) -> Iterator[str]:
     aside = f" ({rows.why})"
     yield f"rows: {rows.note}" + (aside if rows.why and aside not in rows.note else "")
     if rows.plate is None:
-        yield "data plate: none; the numbers of a fit are per row of the first argument"
+        yield "data plate: none; the numbers of a fit are per row of the first column"
     else:
         yield f"data plate: '{rows.plate}'; a datum is one row of it, and the numbers of a fit are per datum"
 
