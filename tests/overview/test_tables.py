@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from catalogue import CATALOGUE
 
 from pyro_vi.overview import Layout, show
 from pyro_vi.overview.layouts import LaidParameter
@@ -13,7 +14,8 @@ from pyro_vi.overview.tables import described_tables, layout_tables, shelf_table
 
 @pytest.fixture(scope="module")
 def layout() -> Layout:
-    return show("linear_gaussian(latent_dim=2)", "diag_normal(hidden=(4,))", "digits(standardize=True)")
+    entry = CATALOGUE["linear_gaussian_full_rank"]
+    return show(*entry.build(), entry.batch)
 
 
 @pytest.fixture(autouse=True)
@@ -24,13 +26,12 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_layout_fits_80_columns(layout):
     lines = text_of(layout_tables(layout)).splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[:2] == [
-        "linear_gaussian(latent_dim=2) with guide diag_normal(hidden=(4,)) on ",
-        "digits(standardize=True), estimator mean_field",
-    ]
-    assert "│ z    │ local latent │ data   │ 128 | 2  │ real    │ Normal       │" in lines
-    assert "│ z    │ Normal       │ analytic │ KL(Normal || Normal) has a closed form │" in lines
-    assert lines[-1].strip() == "numbers in all: model 184, guide 268"
+    assert lines[0] == "LinearGaussian with guide WrongGuide on array, estimator mean_field"
+    assert "│ data  │  -1 │   50 │         7 │ the rows of data │" in lines
+    assert "│ z    │ local latent │ data   │ 7 | 2 │ real    │ Normal       │" in lines
+    assert any(line.startswith("│ z    │ MultivariateNormal │ analytic │ KL(MultivariateNormal ||") for line in lines)
+    assert "│ guide.log_scale │ guide │ 2     │       2 │ real       │" in lines
+    assert lines[-1].strip() == "numbers in all: model 12, guide 8"
 
 
 def test_many_alike_are_one_row_and_the_rest_are_counted(layout):
