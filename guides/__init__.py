@@ -10,6 +10,7 @@ TABLE: dict[str, str] = {
     "student": "pyro_vi.guides.student:Student",
     "flow": "pyro_vi.guides.flow:Flow",
     "mixture": "pyro_vi.guides.mixture:Mixture",
+    "structured": "pyro_vi.guides.structured:Structured",
     "point": "pyro_vi.guides.point:Point",
     "prior": "pyro_vi.guides.prior:Prior",
     "exact": "pyro_vi.guides.exact:Exact",

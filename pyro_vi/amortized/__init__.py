@@ -4,7 +4,7 @@
 * `frame` reads the model's latent sites: rows, plates, masks and supports. `shapes` turns a site's numbers into a vector for
   each row, and `series` finds the sites that are steps of one sequence.
 * `blocks` holds the numbers of q; `placing` and `discrete` make distributions of sites from them, `flows` those of zuko.
-* `density` is log p(x, z) on the unconstrained scale.
+* `parents` finds the sites that a site depends on. `density` is log p(x, z) on the unconstrained scale.
 * `guide` puts it together: `AmortizedGuide`, of which a family is a subclass.
 """
 
@@ -12,6 +12,7 @@ from pyro_vi.amortized.blocks import Block, Part
 from pyro_vi.amortized.flows import FLOWS, Pushforward, flow_layers
 from pyro_vi.amortized.frame import Call, Frame
 from pyro_vi.amortized.guide import AmortizedGuide, lower_triangle
+from pyro_vi.amortized.parents import Parent, aligned, labelled, parents_of
 
 __all__ = [
     "FLOWS",
@@ -19,8 +20,12 @@ __all__ = [
     "Block",
     "Call",
     "Frame",
+    "Parent",
     "Part",
     "Pushforward",
+    "aligned",
     "flow_layers",
+    "labelled",
     "lower_triangle",
+    "parents_of",
 ]

@@ -32,7 +32,7 @@ def log_joint(frame: Frame, call: Call, values: Mapping[str, Tensor]) -> tuple[T
         trace.compute_log_prob()
     some = next(iter(values.values()))
     shared, dim = some.new_zeros(()), None if frame.data is None else frame.plates[frame.data].dim
-    length = 0 if frame.data is None else len(call.plates[frame.data])
+    length = 0 if frame.data is None else call.plates[frame.data].subsample_size
     local = some.new_zeros(length)
     for name, node in trace.nodes.items():
         if node["type"] != "sample":

@@ -152,7 +152,7 @@ class Encoder(nn.Module):
         wide = max((v.shape[: len(p.column.plates)] for p, v, _ in parts), key=len)
         for part, value, seen in parts:
             for x in part(value, seen):
-                plates, shape = part.column.plates, part.column.shape
+                plates, shape = part.column.plates, x.shape[len(part.column.plates) :]
                 lead = [n if name in plates else 1 for name, n in zip(self.plates, wide, strict=True)]
                 inputs.append(x.reshape(*lead, *shape).expand(*wide, *shape))
         return inputs

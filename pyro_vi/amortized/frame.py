@@ -87,7 +87,7 @@ class Frame:
             self._find_steps()
         self.shapes = {name: self.shape(site) for name, site in self.sites.items()}
         self._sizes: dict[int, int] = {}
-        self._memory: dict[Any, Mapping[str, Latent]] = {}
+        self._lengths: dict[tuple[int, ...], Mapping[str, Latent]] = {}
         masked = {datum.name for datum in read.data.values() if datum.mask is not None}
         self._masked = any(c.site in masked or any(name in masked for _, name in c.observed) for c in self.columns)
         self._refuse(batch)
@@ -145,7 +145,7 @@ class Frame:
                 f"the columns of the batch have {', '.join(str(len(c)) for c in columns)} rows; give all the same"
             )
         read = self.read(args, kwargs, columns) if self._follows else None
-        sites = self.sites if read is None else self._served(read)
+        sites = self._of_length(args, kwargs, columns) if read is None else self._served(read)
         length = len(columns[0]) if columns else None if numbers is None else len(numbers)
         plates = {name: self._plate(plate, length, args, kwargs) for name, plate in self.plates.items()}
         index = {name: plates[name].indices for name, plate in self.plates.items() if plate.drawn and not every}
@@ -194,7 +194,21 @@ class Frame:
         self.steps = {name: step for name, step in steps.items() if counts[step.stem] in along}
 
     def _served(self, read: Reading) -> Mapping[str, Latent]:
-        return {n: s for n, s in read.latents.items() if not (s.enumerated and s.support.is_discrete)}
+        sites = {n: s for n, s in read.latents.items() if not (s.enumerated and s.support.is_discrete)}
+        if self.steps and not sites.keys() <= self.sites.keys():
+            # A longer sequence than the example has further steps of the same series.
+            stems = {step.stem for step in self.steps.values()}
+            self.steps.update({n: step for n, step in steps_of(sites).items() if step.stem in stems})
+        return sites
+
+    def _of_length(self, args: Batch, kwargs: Mapping[str, Any], columns: list[Tensor]) -> Mapping[str, Latent]:
+        """The sites on a batch of sequences, which may have other steps than the example."""
+        lengths = tuple(value.shape[len(c.plates)] for c, value in zip(self.columns, columns, strict=True) if c.steps)
+        if not self.steps or lengths == tuple(c.shape[0] for c in self.columns if c.steps):
+            return self.sites
+        if lengths not in self._lengths:
+            self._lengths[lengths] = self._served(self.read(args, kwargs, columns))
+        return self._lengths[lengths]
 
     def _held(self, columns: list[Tensor]) -> dict[str, Tensor]:
         """The centre of each site in a batch of other rows; the model is held there while it is read."""

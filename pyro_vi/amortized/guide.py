@@ -90,6 +90,8 @@ class AmortizedGuide(nn.Module, ABC):
                 dtype=dtype,
             )
         self.blocks = self._grouped()
+        self.hidden = hidden
+        self.prepare(model, batch)
         self.q = nn.ModuleDict({key: block for key, block in self._made(dtype)})
         self.to(dtype)
 
@@ -105,6 +107,10 @@ class AmortizedGuide(nn.Module, ABC):
 
         It is a distribution of vectors, event shape (D,), or of D independent numbers in the last batch dimension.
         """
+
+    def prepare(self, model: nn.Module, batch: Batch) -> None:
+        """Find out what the family needs to know of the model; called once, before the parameters are made."""
+        return
 
     def extra(self, block: Block, width: int) -> nn.Module | None:
         """Return a network that the family needs besides the numbers, for features of that width; None for none.
@@ -188,7 +194,12 @@ class AmortizedGuide(nn.Module, ABC):
     def key(self, name: str) -> str:
         """The key of a site's block."""
         step = self.frame.step(name)
-        if step is None:
+        if step is None or (self.joint and name not in self.blocks):
+            if name not in self.blocks:
+                raise InputError(
+                    f"guide '{self.name}' was made without site '{name}', which the model has on this batch; build it on "
+                    "a batch that has all sites, or use guide 'diag_normal' or 'structured' for sequences of any length"
+                )
             return self.blocks[name]
         # A longer sequence than the example has further steps of the same series.
         return self.blocks.get(name) or next(
@@ -217,7 +228,7 @@ class AmortizedGuide(nn.Module, ABC):
         texts = {
             name: name
             if members.count(label) == 1
-            else label
+            else label.strip("_.[] ")
             if isinstance(label, str)
             else "_".join(label) or "shared"
             for name, label in labels.items()

@@ -11,7 +11,7 @@ _NUMBERED = re.compile(r"^(.*?)(\d+)(\D*)$")
 
 @dataclass(frozen=True)
 class Step:
-    """The place of a site in a series: its stem (``"z_"``) and its step, counted from 0."""
+    """The place of a site in a series: its stem (``"z_"`` of ``"z_3"``) and its step, counted from 0."""
 
     stem: str
     step: int
@@ -30,7 +30,7 @@ def steps_of(sites: Mapping[str, Latent]) -> dict[str, Step]:
     for name in sites:
         match = _NUMBERED.match(name)
         if match:
-            found.setdefault(f"{match[1]}*{match[3]}", []).append((int(match[2]), name))
+            found.setdefault(match[1] + match[3], []).append((int(match[2]), name))
     steps = {}
     for stem, members in found.items():
         kinds = {_kind(sites[name]) for _, name in members}

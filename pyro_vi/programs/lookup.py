@@ -1,9 +1,9 @@
 """Lookup of programs by name.
 
-A program is named by a registered name (``vae``), one of Pyro's AutoGuides (``AutoNormal``), ``path/file.py:Name`` or
-``package.module:Name``, each with options as Python literals in parentheses: ``vae(latent_dim=8)``. The name may be dotted:
-``vae.py:vae.model`` is a method of the object ``vae``. `resolve` finds the program of a name; `available` lists the
-registered names.
+A program is named by a registered name (``vae``), one of Pyro's AutoGuides (``auto_normal`` or ``AutoNormal``),
+``path/file.py:Name`` or ``package.module:Name``, each with options as Python literals in parentheses: ``vae(latent_dim=8)``.
+The name may be dotted: ``vae.py:vae.model`` is a method of the object ``vae``. `resolve` finds the program of a name;
+`available` lists the registered names.
 """
 
 import importlib.util
@@ -20,6 +20,20 @@ from pyro_vi.errors import InputError, UsageError, kind_and_line
 from pyro_vi.programs.isolation import isolated
 from pyro_vi.programs.layout import title
 from pyro_vi.support import parse, unknown
+
+AUTOGUIDES = {
+    "auto_normal": "AutoNormal",
+    "auto_diagonal_normal": "AutoDiagonalNormal",
+    "auto_multivariate_normal": "AutoMultivariateNormal",
+    "auto_low_rank": "AutoLowRankMultivariateNormal",
+    "auto_iaf": "AutoIAFNormal",
+    "auto_structured": "AutoStructured",
+    "auto_gaussian": "AutoGaussian",
+    "auto_laplace": "AutoLaplaceApproximation",
+    "auto_delta": "AutoDelta",
+    "auto_discrete": "AutoDiscreteParallel",
+}
+"""Pyro's guides for latents that all data share, by the names that they have here; those of Pyro serve too."""
 
 Kind = Literal["model", "guide"]
 Source = str | type | Callable[..., Any]
@@ -53,11 +67,11 @@ def resolve(text: str, kind: Kind) -> tuple[Source, dict[str, Any]]:
         table = _table(kind)
         if target.endswith(".py") or "/" in target:
             raise UsageError(f"{kind} '{target}' names a file but no program in it; write '{target}:Name'")
-        if target not in table and kind == "guide" and isinstance(getattr(autoguide, target, None), type):
-            return getattr(autoguide, target), options
+        pyros = AUTOGUIDES.get(target, target)
+        if target not in table and kind == "guide" and isinstance(getattr(autoguide, pyros, None), type):
+            return getattr(autoguide, pyros), options
         if target not in table:
-            pyros = [name for name in autoguide.__all__ if name.startswith("Auto")] if kind == "guide" else []
-            raise unknown(kind, target, [*table, *pyros])
+            raise unknown(kind, target, [*table, *(AUTOGUIDES if kind == "guide" else ())])
         return _load(table[target]), options
     path, _, name = target.rpartition(":")
     module = _from_file(path, kind) if path.endswith(".py") else _from_package(path, kind)
