@@ -44,7 +44,16 @@ def kept_buffers(program: Program) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for buffer, value in before:
-                buffer.copy_(value)
+                # Writing into a buffer spoils the gradients of what was computed from it, even if the values are the same.
+                if not _equal(buffer, value):
+                    buffer.copy_(value)
+
+
+def _equal(buffer: torch.Tensor, value: torch.Tensor) -> bool:
+    try:
+        return torch.equal(buffer, value)
+    except RuntimeError:  # a traced tensor has no value to compare
+        return False
 
 
 ALONE = threading.RLock()

@@ -1,0 +1,147 @@
+"""Guides with one density for several sites: the chain over the sites has the joint density, computed here by hand."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from binding_toys import bind_one
+from catalogue import number, scalars
+from pyro import poutine
+from torch import nn
+from torch.distributions import biject_to, constraints, kl_divergence
+
+from pyro_vi.amortized import lower_triangle
+from pyro_vi.elbo.decomposition import terms
+from pyro_vi.guides.flow import Flow
+from pyro_vi.guides.full_normal import FullNormal
+from pyro_vi.guides.low_rank_normal import LowRankNormal
+from pyro_vi.guides.mixture import DiagonalNormals, Mixture
+from pyro_vi.programs.isolation import isolated
+
+FAMILIES = {"full_normal": FullNormal, "low_rank_normal": LowRankNormal, "mixture": Mixture, "flow": Flow}
+
+
+def three_sites(x):
+    """A real number, a positive one and a vector of a plate, for all data; and the same for each datum."""
+    a = pyro.sample("a", dist.Normal(number(1.0), 2.0))
+    b = pyro.sample("b", dist.Gamma(number(2.0), 1.0))
+    with pyro.plate("three", 3):
+        c = pyro.sample("c", dist.Normal(number(0.0), 1.0))
+    with pyro.plate("data", len(x)):
+        d = pyro.sample("d", dist.Normal(a, b))
+        e = pyro.sample("e", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(d + e.sum(-1) + c.sum(), 1.0), obs=x)
+
+
+def perturbed(guide: nn.Module) -> nn.Module:
+    """The guide away from its start, where all numbers matter."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return guide
+
+
+def joint_by_hand(guide, block, numbers, v):
+    """log q(v) of the vector of all sites of a block."""
+    if isinstance(guide, LowRankNormal):
+        scale = numbers["log_scale"].exp()
+        law = dist.LowRankMultivariateNormal(numbers["loc"], scale.unsqueeze(-1) * numbers["factor"], scale.square())
+        return law.log_prob(v)
+    if isinstance(guide, Mixture):
+        each = dist.Normal(numbers["loc"], numbers["log_scale"].exp()).log_prob(v.unsqueeze(-2)).sum(-1)
+        return (numbers["logits"].log_softmax(-1) + each).logsumexp(-1)
+    tril = lower_triangle(numbers["log_scale"], numbers["lower"])
+    return dist.MultivariateNormal(numbers["loc"], scale_tril=tril).log_prob(v)
+
+
+@pytest.mark.parametrize("name", ["full_normal", "low_rank_normal", "mixture"])
+def test_the_densities_of_the_sites_multiply_to_the_joint_density(name):
+    x = scalars()
+    guide = perturbed(FAMILIES[name](bind_one(three_sites, (x,)), (x,), hidden=(4,)))
+    with isolated(1):
+        trace = poutine.trace(guide).get_trace(x)
+    trace.compute_log_prob()
+    call = guide.frame.call((x,), {})
+    numbers = dict(guide.numbers(call))
+    bijection = biject_to(constraints.positive)
+    values = {site: trace.nodes[site]["value"] for site in "abcde"}
+    u = {**values, "b": bijection.inv(values["b"])}
+    for sites, rows in (("abc", ()), ("de", (len(x),))):
+        block = guide.block(sites[0])
+        vector = torch.cat([u[s].reshape(*rows, -1) for s in sites], -1)
+        expected = joint_by_hand(guide, block, numbers[sites[0]], (vector - block.start) / block.spread)
+        expected = expected - block.spread.log().sum()
+        if "b" in sites:
+            expected = expected - bijection.log_abs_det_jacobian(u["b"], values["b"])
+        found = sum(trace.nodes[s]["log_prob"].reshape(*rows, -1).sum(-1) for s in sites)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["spline", "affine", "coupling"])
+def test_the_density_of_a_flow_is_that_of_its_draws(kind):
+    """log q of a draw, kept from drawing it, is what the inverse of the flow gives; and E_q[p / q] = 1 for a normal p."""
+    x = scalars()
+    guide = perturbed(Flow(bind_one(three_sites, (x,)), (x,), hidden=(4,), flow_hidden=(8,), kind=kind, init_scale=1.5))
+    with isolated(1), torch.no_grad():
+        trace = poutine.trace(guide).get_trace(x)
+        kept = {s: trace.nodes[s]["fn"].log_prob(trace.nodes[s]["value"]) for s in "abcde"}
+        anew = poutine.trace(poutine.condition(guide, {s: trace.nodes[s]["value"].clone() for s in "abcde"})).get_trace(
+            x
+        )
+        for s in "abcde":
+            found = anew.nodes[s]["fn"].log_prob(anew.nodes[s]["value"])
+            torch.testing.assert_close(found, kept[s], rtol=1e-6, atol=1e-6)
+        law = trace.nodes["e"]["fn"]
+        draws = law.sample((4000,))
+        weight = (dist.Normal(number(0.0), 0.5).log_prob(draws).sum(-1) - law.log_prob(draws)).exp()
+    error = weight.std(0) / math.sqrt(len(draws))
+    assert bool(((weight.mean(0) - 1).abs() < 4 * error).all())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_flow_starts_as_a_full_normal_and_every_parameter_gets_a_gradient(name):
+    x = scalars()
+    guide = FAMILIES[name](bind_one(three_sites, (x,)), (x,), hidden=(4,))
+    model = bind_one(three_sites, (x,))
+    terms(model, guide, x, kl="sampled", seed=1).loss.backward()
+    assert all(bool((p.grad != 0).any()) for p in guide.parameters())
+
+
+@pytest.mark.parametrize("name", ["full_normal", "low_rank_normal"])
+def test_normals_over_several_sites_have_closed_form_kls(name):
+    """The KL of a site given the draws before it; its mean is that of log q − log p (4 standard errors)."""
+    x = scalars()
+    model = bind_one(three_sites, (x,))
+    guide = perturbed(FAMILIES[name](model, (x,), hidden=(4,)))
+    sources = terms(model, guide, x, seed=0).sources
+    assert {site: sources[site].kind for site in "abde"} == dict.fromkeys("abde", "analytic")
+    differences = []
+    with isolated(1), torch.no_grad():
+        for _ in range(100):
+            q = poutine.trace(guide).get_trace(x)
+            p = poutine.trace(poutine.replay(model, q)).get_trace(x)
+            pairs = [(q.nodes[site]["fn"], p.nodes[site]["fn"], q.nodes[site]["value"]) for site in "abde"]
+            exact = [kl_divergence(a, b).sum() for a, b, _ in pairs]
+            drawn = [(a.log_prob(z) - b.log_prob(z)).sum() for a, b, z in pairs]
+            differences.append(torch.stack(exact) - torch.stack(drawn))
+    found = torch.stack(differences)
+    assert bool((found.mean(0).abs() < 4 * found.std(0) / math.sqrt(len(found))).all())
+
+
+def test_the_gradient_of_a_mixture_of_single_numbers_is_that_of_its_mean_square():
+    """E z² = Σ w (μ² + σ²): pathwise gradients, also in the weights, agree with it at 4 standard errors."""
+    logits = torch.tensor([0.3, -0.2], dtype=torch.float64).expand(20000, 2).clone().requires_grad_()
+    loc = torch.tensor([[-1.0], [2.0]], dtype=torch.float64).expand(20000, 2, 1).clone().requires_grad_()
+    scale = torch.tensor([[0.5], [1.5]], dtype=torch.float64).expand(20000, 2, 1).clone().requires_grad_()
+    torch.manual_seed(0)
+    z = DiagonalNormals(loc, scale, logits).rsample()
+    found = torch.autograd.grad(z.square().sum(), (logits, loc, scale))
+    one = [v[:1].detach().clone().requires_grad_() for v in (logits, loc, scale)]
+    weights = one[0].softmax(-1)
+    exact = torch.autograd.grad((weights * (one[1] ** 2 + one[2] ** 2).squeeze(-1)).sum(), one)
+    for some, right in zip(found, exact, strict=True):
+        error = some.std(0) / math.sqrt(len(some))
+        assert bool(((some.mean(0) - right[0]).abs() < 4 * error).all())
