@@ -42,7 +42,7 @@ class AmortizedGuide(nn.Module, ABC):
             sequences, a set encoder for plates of elements within a datum. Or its name, or a module that is called with the
             standardised columns and returns features (rows, width).
         hidden: widths of the encoder's hidden layers.
-        activation: as in `pyro_vi.networks.mlp_body`.
+        activation: ``"tanh"``, ``"relu"``, ``"elu"``, ``"gelu"`` or ``"softplus"``.
         init_scale: initial standard deviations, on the unconstrained scale. By default those of the prior for encoded sites,
             and for free parameters a tenth of them, at most 0.1: a wider start takes thousands of steps to become narrow.
         amortized: False gives local sites free parameters for each row too; the batch must then be all data in one order.

@@ -22,7 +22,7 @@ from pyro_vi.errors import InputError, of_program
 from pyro_vi.overview.options import Option, about, options_from, plain
 from pyro_vi.programs import Pair, Source, build_pair, isolated
 from pyro_vi.programs.build import options_of
-from pyro_vi.programs.lookup import Kind, available, resolve
+from pyro_vi.programs.lookup import AUTOGUIDES, Kind, available, resolve
 from pyro_vi.support import parse, unknown
 
 
@@ -150,7 +150,7 @@ def described(text: str) -> list[Described]:
     every = names()
     if name in every["models"]:
         found.append(_program(name, "model", tuple(matches(models=[name]))))
-    if name in every["guides"] or isinstance(getattr(autoguide, name, None), type):
+    if name in every["guides"] or isinstance(getattr(autoguide, AUTOGUIDES.get(name, name), None), type):
         found.append(_program(name, "guide", tuple(matches(guides=[name]))))
     if name in DATASETS:
         entry = DATASETS[name]

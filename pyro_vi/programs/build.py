@@ -188,5 +188,14 @@ def _make(program: Source, kind: Kind, contract: tuple[Any, ...]) -> object:
 def options_of(program: type, kind: Kind) -> list[inspect.Parameter]:
     """Return the options of a class: the arguments after those that the contract of its kind passes."""
     skip = 1 if kind == "model" or issubclass(program, PYROS) else 2
-    parameters = list(inspect.signature(program).parameters.values())[skip:]
-    return [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    found: dict[str, inspect.Parameter] = {}
+    for cls in inspect.getmro(program):
+        if cls is not program and "__init__" not in vars(cls):
+            continue
+        own = list(inspect.signature(cls).parameters.values())
+        for p in own[skip:]:
+            if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD):
+                found.setdefault(p.name, p)
+        if not any(p.kind is p.VAR_KEYWORD for p in own):  # else the other options are those of the class below
+            break
+    return list(found.values())
