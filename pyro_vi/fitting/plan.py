@@ -109,7 +109,8 @@ def plan(
     if not split and bool(data.num_heldout) == bool(reason):
         data = loaded(0.0 if reason else None)
         if made:
-            pair = built(data, min(size, data.spec.num_data))
+            rows = data.spec.num_data
+            pair = built(data, rows if reason and batch_size is None else min(size, rows))
     if batch_size is None:
         batch_size = data.spec.num_data if reason else min(MINIBATCH, data.spec.num_data)
     whole = data.spec.num_data + data.num_heldout

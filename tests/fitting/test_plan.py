@@ -163,6 +163,13 @@ def test_a_named_model_is_made_for_the_rows_that_are_fitted():
     assert plan(Shared, lambda x: None, scalars(20)).data.num_heldout == 0
 
 
+def test_a_named_model_that_needs_all_rows_is_built_on_all_of_them():
+    """Of 20 rows, 2 would be held out; one of Pyro's guides with a row for each datum is set up on the rows that it sees."""
+    planned = plan(LINEAR, "AutoNormal", scalars(20).unsqueeze(-1))
+    assert (planned.batch_size, planned.data.num_heldout) == (20, 0)
+    assert planned.pair.guide(*planned.data.example(20))["z"].shape == (20, 2)
+
+
 def test_what_is_asked_for_is_done():
     planned = plan(local, local_guide, scalars(20), batch_size=5, heldout=0.25, shuffle=False, drop_last=True)
     assert (planned.batch_size, planned.data.spec.num_data, planned.data.num_heldout) == (5, 15, 5)
