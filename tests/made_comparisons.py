@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from pyro_vi.comparison import Comparison, Result
+from pyro_vi.comparing import Comparison, Result
 from pyro_vi.data.dataset import Data
 from pyro_vi.data.loading import load
 from pyro_vi.elbo.heldout import Evaluation

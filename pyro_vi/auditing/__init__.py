@@ -8,6 +8,7 @@
 from pyro_vi.auditing.advice import advise
 from pyro_vi.auditing.auditor import audit, audit_pair
 from pyro_vi.auditing.evaluator import Evaluator
+from pyro_vi.auditing.moments import holm
 from pyro_vi.auditing.qmc import KINDS, noise
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "advise",
     "audit",
     "audit_pair",
+    "holm",
     "noise",
 ]

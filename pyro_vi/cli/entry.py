@@ -29,7 +29,7 @@ from pyro_vi.support import finite, slug, write_json
 
 
 def _compare(command: Compare) -> int:
-    from pyro_vi.comparison import compare
+    from pyro_vi.comparing import compare
     from pyro_vi.reporting.datatree import datatree_of_pair, history_dataset, write
     from pyro_vi.reporting.document import to_dict
     from pyro_vi.reporting.saving import save

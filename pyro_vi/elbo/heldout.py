@@ -21,12 +21,14 @@ class Evaluation:
         kl: the KL, or NaN.
         unsplit: the ELBO of a pair in which sites are summed out, where it does not split.
         log_joint: log p(x, z) of a point estimate, which has no ELBO.
+        of_draws: mean ELBO over data of each draw, of shape ``(draws,)``: its spread is the Monte Carlo error.
     """
 
     reconstruction: Tensor
     kl: Tensor
     unsplit: Tensor | None = None
     log_joint: Tensor | None = None
+    of_draws: Tensor | None = None
 
     @property
     def elbo_per_datum(self) -> Tensor:
@@ -70,7 +72,7 @@ def evaluate(
         rows: how many data at a time.
         num_data: N, by which the KL of latents that all data share is divided; by default the size of the data plate.
     """
-    parts = []
+    parts, of_draws = [], torch.zeros(draws)
     with evaluating(pair), isolated(seed, validation=False):
         if length_of(args) > rows and not pair.separable(args, rows):
             rows = length_of(args)
@@ -78,10 +80,15 @@ def evaluate(
         for start in range(0, length_of(args), rows):
             batch = part_of(args, start, start + rows)
             totals: list[Tensor] = [torch.zeros(()), torch.zeros(())]
+            sums = []
             for terms in stream(pair, batch, draws, kl=kl, vectorized=vectorized):
                 if num_data is not None:
                     terms = replace(terms, num_data=num_data)
-                for i, part in enumerate((terms.reconstruction, terms.kl)):
-                    totals[i] = totals[i] + part.reshape(-1, terms.rows).sum(0)
+                both = [part.reshape(-1, terms.rows) for part in (terms.reconstruction, terms.kl)]
+                for i, part in enumerate(both):
+                    totals[i] = totals[i] + part.sum(0)
+                sums.append((both[0] - both[1]).sum(1))
             parts.append([total / draws for total in totals])
-    return Evaluation(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+            of_draws = of_draws.to(sums[0]) + torch.cat(sums)
+    reconstruction, divergence = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return Evaluation(reconstruction, divergence, of_draws=of_draws / len(divergence))

@@ -49,21 +49,23 @@ def measure(
     """
     if not facts.points and not facts.summed:
         return evaluate(pair, args, draws=draws, kl=kl, seed=seed, rows=rows, num_data=num_data)
-    parts = []
+    parts, of_draws = [], torch.zeros(draws)
     with evaluating(pair), isolated(seed, validation=False):
         for batch in blocks(pair, args, rows):
-            total = torch.zeros(())
+            total, sums = torch.zeros(()), []
             for weight in stream_weights(pair, batch, draws, facts):
                 share = weight.shared.unsqueeze(-1) / (num_data or length_of(args))
                 # Without a data plate everything is shared, and the row stands for the whole data set.
-                value = weight.local + share
-                total = total + value.reshape(-1, value.shape[-1]).sum(0)
+                value = (weight.local + share).reshape(-1, weight.local.shape[-1])
+                total = total + value.sum(0)
+                sums.append(value.sum(1))
             parts.append(total / draws)
+            of_draws = of_draws.to(sums[0]) + torch.cat(sums)
     value = torch.cat(parts)
     nothing = torch.full_like(value, math.nan)
     if facts.points:
         return Evaluation(nothing, nothing, log_joint=value)
-    return Evaluation(nothing, nothing, unsplit=value)
+    return Evaluation(nothing, nothing, unsplit=value, of_draws=of_draws / len(value))
 
 
 def log_predictive(

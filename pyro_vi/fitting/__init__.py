@@ -13,6 +13,7 @@ from pyro_vi.fitting.checks import Finding, check, check_pair, refuse
 from pyro_vi.fitting.folder import config_of, holds_run, load_parameters
 from pyro_vi.fitting.loop import Loop, Settings
 from pyro_vi.fitting.optimizers import recipe_of
+from pyro_vi.fitting.plan import Plan
 from pyro_vi.fitting.settings import Options
 from pyro_vi.fitting.svi import Run, fit, fit_pair, names_of, plan_of
 
@@ -20,6 +21,7 @@ __all__ = [
     "Finding",
     "Loop",
     "Options",
+    "Plan",
     "Run",
     "Settings",
     "check",

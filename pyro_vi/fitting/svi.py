@@ -224,6 +224,7 @@ def fit_pair(
     names: Mapping[str, Any],
     options: Options,
     snapshots: Any = (),
+    title: str = "",
 ) -> Run:
     """`fit` for a pair that is bound already; the fit may change the pair.
 
@@ -234,6 +235,7 @@ def fit_pair(
         names: see `names_of`.
         options: the options of `fit`.
         snapshots: fractions of the run at which parameters are kept.
+        title: title of the progress bar; by default the name of the estimator.
     """
     options_of_elbo = plain_options(estimator)  # before it learns about the pair
     adapted, pair, data, batch_size = estimator_of(estimator), planned.pair, planned.data, planned.batch_size
@@ -271,7 +273,7 @@ def fit_pair(
     config.update(loop.stepper.description)
     folder = RunFolder(options.out, config, resume=options.resume) if options.out is not None else None
     try:
-        loop.run(name, folder, resume=options.resume, progress=options.progress, note=planned.note)
+        loop.run(title or name, folder, resume=options.resume, progress=options.progress, note=planned.note)
     finally:
         if folder is not None:
             folder.close()

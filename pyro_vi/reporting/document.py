@@ -8,7 +8,7 @@ from typing import Any
 import xarray as xr
 from torch import Tensor
 
-from pyro_vi.comparison import Comparison, Result
+from pyro_vi.comparing import Comparison, Result
 from pyro_vi.reporting.summary import conclude
 from pyro_vi.support import versions
 

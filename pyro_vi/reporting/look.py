@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
-from pyro_vi.comparison import Comparison
+from pyro_vi.comparing import Comparison
 
 LOOK: dict[Any, Any] = {
     "font.size": 9,

@@ -20,7 +20,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vi.comparison import Comparison
+from pyro_vi.comparing import Comparison
 from pyro_vi.data import Batch, length_of
 from pyro_vi.errors import InputError
 from pyro_vi.programs import Pair, Site, evaluating, isolated, role_of

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from pyro_vi.comparison import Comparison
+from pyro_vi.comparing import Comparison
 from pyro_vi.reporting.look import LOOK, heading, legend, looks
 
 PARTS = ("model", "guide")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pyro_vi.comparison import Comparison
+from pyro_vi.comparing import Comparison
 from pyro_vi.errors import InputError
 from pyro_vi.reporting import plots_of_draws as pictures
 from pyro_vi.reporting import plots_of_fits as plots

@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from pyro_vi.auditing import advise
-from pyro_vi.comparison import Comparison, Result
+from pyro_vi.comparing import Comparison, Result
 from pyro_vi.diagnostics import UNRELIABLE
 from pyro_vi.elbo import ELBO, standard_error
 

@@ -54,6 +54,19 @@ def test_evaluate_averages_to_the_exact_elbo(kl):
     assert found.elbo_se == pytest.approx(float(found.elbo_per_datum.std()) / 20**0.5, rel=1e-12)
 
 
+@pytest.mark.parametrize("rows", [1000, 3])
+def test_the_elbo_of_each_draw_is_the_mean_over_data(rows):
+    """At the exact posterior each draw gives log p(x), with the KL sampled; otherwise the draws average to the ELBO."""
+    pair, args = pair_of(*exact_pair(), (columns(),)), (columns(),)
+    found = evaluate(pair, args, draws=7, kl="sampled", rows=rows)
+    assert found.of_draws is not None and found.of_draws.shape == (7,)
+    assert float(found.of_draws.std()) < 1e-10 and abs(float(found.of_draws[0]) - found.elbo_mean) < 1e-10
+    pair = pair_of(linear_gaussian(), WrongGuide(), args)
+    found = evaluate(pair, args, draws=7, rows=rows)
+    assert found.of_draws is not None and float(found.of_draws.std()) > 0.01
+    assert abs(float(found.of_draws.mean()) - found.elbo_mean) < 1e-10
+
+
 def test_the_data_may_be_taken_in_parts():
     """Of an exact guide every draw is the evidence, in parts of any size, the last one shorter."""
     model, guide = exact_pair()

@@ -3,7 +3,7 @@
 from made_comparisons import NAMES, comparison
 from matplotlib.colors import to_hex
 
-from pyro_vi.comparison import Comparison
+from pyro_vi.comparing import Comparison
 from pyro_vi.reporting.look import looks
 from pyro_vi.reporting.plots_of_fits import value_against_gradient
 

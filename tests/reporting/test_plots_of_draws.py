@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vi.comparison import Comparison, Result
+from pyro_vi.comparing import Comparison, Result
 from pyro_vi.data.loading import load
 from pyro_vi.elbo.heldout import Evaluation
 from pyro_vi.errors import InputError

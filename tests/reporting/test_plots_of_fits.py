@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
-from pyro_vi.comparison import Comparison
+from pyro_vi.comparing import Comparison
 from pyro_vi.reporting.look import looks
 from pyro_vi.reporting.plots_of_fits import gradient_variance, training_curves, value_against_gradient
 

@@ -7,7 +7,7 @@ from made_comparisons import comparison
 from PIL import Image
 
 from pyro_vi.auditing.auditor import audit
-from pyro_vi.comparison import Comparison
+from pyro_vi.comparing import Comparison
 from pyro_vi.reporting.saving import save
 
 

@@ -44,7 +44,7 @@ def linear(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
 @pytest.fixture
 def one_audit(monkeypatch: pytest.MonkeyPatch) -> None:
     """The name `pyro_vi.compare` is the function's."""
-    monkeypatch.setattr("pyro_vi.comparison.AUDITED", (0.0,))
+    monkeypatch.setattr("pyro_vi.comparing.of_estimators.AUDITED", (0.0,))
 
 
 def regression(x: Tensor) -> None:

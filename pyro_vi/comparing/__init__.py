@@ -1,0 +1,14 @@
+"""Comparisons: one pair under several estimators, or one model with several guides under one estimator.
+
+* `comparer` checks what was asked for, which `asked` holds, and repeats the comparison under each seed.
+* `of_estimators` fits and audits one pair under several estimators; `of_guides` fits a model with several guides, on plans
+  that `joint` makes; `evaluating` evaluates the fits; `results` holds them.
+* `differences` compares numbers of fits; `standings` ranks the fits by each of their numbers.
+"""
+
+from pyro_vi.comparing.comparer import compare
+from pyro_vi.comparing.differences import CERTAIN, Difference, Spread, Standing
+from pyro_vi.comparing.results import Comparison, Result
+from pyro_vi.comparing.standings import standings
+
+__all__ = ["CERTAIN", "Comparison", "Difference", "Result", "Spread", "Standing", "compare", "standings"]
