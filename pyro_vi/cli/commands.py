@@ -73,12 +73,17 @@ class FittingCommand(PairCommand):
 
 @dataclass(frozen=True)
 class Compare(FittingCommand):
-    """Fit one pair under several ELBO estimators and compare them (the main command)."""
+    """Fit one pair under several ELBO estimators, or one model with several guides, and compare the fits (the main command)."""
 
-    elbos: tuple[str, ...] = ("trace", "mean_field")
-    """ELBO estimators; all are audited at parameters from the fit of the first."""
+    more: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="GUIDE ...")] = ()
+    """More guides, to compare with the first under one estimator."""
+    elbos: tuple[str, ...] | None = None
+    """ELBO estimators, by default trace and mean_field; all are audited at parameters from the fit of the first. One for
+    several guides, by default mean_field, or another that serves them."""
+    seeds: int = 1
+    """Number of seeds, from --seed on; the comparison is repeated under each, and gives ± over seeds."""
     audit_draws: int = 1000
-    """Draws per audit; 0 for no audits."""
+    """Draws per audit of estimators; 0 for no audits."""
     particles: int = 1000
     """Importance draws for the evidence of each held-out datum, unless the evidence is exact."""
 

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from pyro_vi.cli.commands import Audit, Check, Compare, Evidence, Fit, FittingCommand, List, PairCommand, Show
 from pyro_vi.errors import FitError, InputError, UsageError, first_line, kind_and_line
-from pyro_vi.support import finite, slug, write_json
+from pyro_vi.support import finite, make_folder, slug, write_json
 
 
 def _compare(command: Compare) -> int:
@@ -38,21 +38,31 @@ def _compare(command: Compare) -> int:
     out = Path(command.out or "")
     result = compare(
         command.model,
-        command.guide,
+        [command.guide, *command.more],
         command.data,
         elbos=command.elbos,
+        seeds=command.seeds,
         audit_draws=command.audit_draws,
         particles=command.particles,
         out=out,
         progress=True,
         **command.options(),
     )
-    audits = {"audit": result.audit_dataset()} if result.audits else {}
     written = []
-    for name, one in result.results.items():
-        groups = {"fit": history_dataset(one.run.history), **audits}
-        tree = datatree_of_pair(one.run.pair, result.pictured()[1], draws=100, seed=command.seed, groups=groups)
-        written.append(write(tree, out / slug(name) / "result.nc"))
+    for comparison in result.every:
+        audits = {"audit": comparison.audit_dataset()} if comparison.audits else {}
+        for name, one in comparison.results.items():
+            groups = {"fit": history_dataset(one.run.history), **audits}
+            batch, folder = comparison.pictured()[1], comparison.folder_of(name)
+            try:
+                tree = datatree_of_pair(one.run.pair, batch, draws=100, seed=comparison.seed, groups=groups)
+            except Exception as error:
+                if comparison.across == "estimators":
+                    raise
+                warnings.warn(f"no result.nc for guide {name}: {kind_and_line(error)}", stacklevel=2)
+                continue
+            # A pair without parameters has no run folder yet.
+            written.append(write(tree, make_folder(folder or out) / "result.nc"))
     plots = save(result, out)
     document = finite(to_dict(result, plots))
     write_json(out / "result.json", document)
@@ -234,7 +244,11 @@ def _folder(command: FittingCommand) -> Path:
         return Path(command.out)
     if command.resume:
         raise UsageError("--resume needs the folder of a run; give it with --out FOLDER")
-    parts = (command.model, command.guide, command.data, f"seed{command.seed}")
+    guides = [command.guide, *getattr(command, "more", ())]
+    named = guides if len(guides) <= 3 else [f"{len(guides)}guides"]
+    count = getattr(command, "seeds", 1)
+    seeds = f"seed{command.seed}" if count < 2 else f"seeds{command.seed}to{command.seed + count - 1}"
+    parts = (command.model, *named, command.data, seeds)
     stem = "-".join(slug(part) for part in parts)
     numbered = (Path("runs") / (stem if i == 1 else f"{stem}-{i}") for i in range(1, 10_000))
     return next(path for path in numbered if not path.exists())

@@ -9,6 +9,17 @@
 from pyro_vi.comparing.comparer import compare
 from pyro_vi.comparing.differences import CERTAIN, Difference, Spread, Standing
 from pyro_vi.comparing.results import Comparison, Result
-from pyro_vi.comparing.standings import standings
+from pyro_vi.comparing.standings import plain_ranks, spread_of, standings
 
-__all__ = ["CERTAIN", "Comparison", "Difference", "Result", "Spread", "Standing", "compare", "standings"]
+__all__ = [
+    "CERTAIN",
+    "Comparison",
+    "Difference",
+    "Result",
+    "Spread",
+    "Standing",
+    "compare",
+    "plain_ranks",
+    "spread_of",
+    "standings",
+]

@@ -1,6 +1,7 @@
 """Reports of comparisons and audits: tables, sentences, figures, JSON, and ArviZ's DataTree.
 
-* `summary` makes tables and conclusions; `document` makes the JSON document.
-* `plots_of_fits` and `plots_of_draws` make figures, in the style of `look`; `saving` writes them.
+* `summary` makes tables and conclusions, and `guides` those of several guides, from the `sentences` that they share and numbers
+  that `cells` writes; `document` makes the JSON document.
+* `plots_of_fits`, `plots_of_standings` and `plots_of_draws` make figures, in the style of `look`; `saving` writes them.
 * `datatree` exports a fitted pair to ArviZ, with the sites that `exported` describes.
 """

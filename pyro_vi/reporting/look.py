@@ -54,14 +54,31 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
     # Later lines are thinner and drawn over earlier ones, so that two coinciding lines are both visible.
     widths = np.linspace(2.6, 1.0, len(listed)) if len(listed) > 1 else [1.6]
     return {
-        name: Look(_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)], float(widths[i]))
+        # Of more than eight, those of one colour have different markers.
+        name: Look(_COLOURS[i % 8], _MARKERS[(i + i // 8) % 8], float(widths[i]))
         for i, name in enumerate(listed)
     }
 
 
-def heading(figure: Figure, comparison: Comparison, what: str) -> None:
-    """Title a figure with what it shows, and with the model, the guide and the data."""
-    of = f"model {comparison.model}, guide {comparison.guide}, data {comparison.data.spec.name}"
+def heading(
+    figure: Figure, comparison: Comparison, what: str, drawn: Iterable[str] | None = None, *, all_seeds: bool = False
+) -> None:
+    """Title a figure with what it shows, and with the model, the guide (or the estimator, of several guides) and the data.
+
+    Args:
+        figure: the figure.
+        comparison: the comparison that it shows.
+        what: what it shows.
+        drawn: the fits that it shows, if these may not be all.
+        all_seeds: it shows the fits under all seeds, and not under the first alone.
+    """
+    absent = [name for name in comparison.results if drawn is not None and name not in drawn]
+    if absent:
+        what += f" (not applicable to {', '.join(absent)})"
+    one = f"guide {comparison.guide}" if comparison.across == "estimators" else f"estimator {comparison.estimator}"
+    of = f"model {comparison.model}, {one}, data {comparison.data.spec.name}"
+    if comparison.repeats:
+        of += f", seeds {comparison.seed} to {comparison.seeds[-1]}" if all_seeds else f", seed {comparison.seed}"
     width = int(13 * figure.get_figwidth())
     text = "\n".join([*textwrap.wrap(what, width), *textwrap.wrap(of, width)])
     # Names come from users: a dollar sign in one must not start mathematics.

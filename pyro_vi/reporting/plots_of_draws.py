@@ -69,7 +69,8 @@ def reconstructions(comparison: Comparison, *, n: int = 10, seed: int = 0) -> Fi
                 _draw_lines(axes, values[group], styles[name].colour, name, styles[name].marker, styles[name].width)
         _label(panels, len(groups), across, f"{on} datum" if data.shape[1] == 1 else "feature", "x")
         legend(figure)
-    heading(figure, comparison, f"{on.capitalize()} data and reconstructions E[x | z] at one draw z ~ q(z | x)")
+    what = f"{on.capitalize()} data and reconstructions E[x | z] at one draw z ~ q(z | x)"
+    heading(figure, comparison, what, found)
     return figure
 
 
@@ -115,7 +116,7 @@ def prior_samples(comparison: Comparison, *, rows: int = 4, columns: int = 8, se
     x = "draw" if data.shape[1] == 1 else "feature"
     _label(panels, len(shown), across, *((x, "x") if shape is None else ("", "")))
     legend(figure)
-    heading(figure, comparison, f"E[x | z] at {count} draws from the prior, z ~ p(z)")
+    heading(figure, comparison, f"E[x | z] at {count} draws from the prior, z ~ p(z)", found)
     return figure
 
 
@@ -173,16 +174,28 @@ def latent_traversal(comparison: Comparison, *, datum: int = 0, seed: int = 0) -
                 axes.label_outer()
         if not single:
             legend(figure, {f"{at:+g} sd": line for at, line in zip(SPREAD, drawn, strict=True)})
-    heading(figure, comparison, f"E[x | z], one latent dimension varied, from {on} datum {datum + 1}")
+    heading(figure, comparison, f"E[x | z], one latent dimension varied, from {on} datum {datum + 1}", traversals)
     return figure
 
 
 def _of_each_pair(comparison: Comparison, seed: int, read: Callable[[Pair], T]) -> dict[str, T]:
-    """Apply ``read`` to each fitted pair, in evaluation mode and with the same seed; return the results by estimator."""
-    found = {}
+    """Apply ``read`` to each fitted pair, in evaluation mode and with the same seed; return the results by name.
+
+    Of several guides, those to which the figure does not apply are left out, as long as there are others: a guide with free
+    parameters for each datum, for example, cannot be called with a few of them.
+    """
+    found: dict[str, T] = {}
+    errors: list[Exception] = []
     for name, result in comparison.results.items():
-        with evaluating(result.run.pair), isolated(seed, validation=False), torch.no_grad():
-            found[name] = read(result.run.pair)
+        try:
+            with evaluating(result.run.pair), isolated(seed, validation=False), torch.no_grad():
+                found[name] = read(result.run.pair)
+        except Exception as error:
+            if comparison.across == "estimators":
+                raise
+            errors.append(error)
+    if not found:
+        raise next((e for e in errors if isinstance(e, InputError)), InputError(f"no guide can be drawn: {errors[0]}"))
     return found
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from pyro_vi.comparing import Comparison
+from pyro_vi.comparing import Comparison, Result
 from pyro_vi.reporting.look import LOOK, heading, legend, looks
 
 PARTS = ("model", "guide")
@@ -27,23 +27,35 @@ def training_curves(comparison: Comparison) -> Figure:
     Where latents are shared by all data, the held-out curve is the log predictive density of held-out data. Where the guide is
     a point estimate, the first panel shows log p(x, z), as there is no ELBO.
 
+    A pair without parameters, which is not fitted, is a level line.
+
     The vertical ranges are those of the steps after the first quarter: with the first steps, all later ones would look flat.
     """
     records = [record for result in comparison.results.values() for record in result.run.history]
     predictive = any("heldout_lpd" in record for record in records)
-    objective = (
-        ("log_joint", "heldout_log_joint") if any("log_joint" in r for r in records) else ("elbo", "heldout_elbo")
-    )
+    fitted = [result for result in comparison.results.values() if result.run.history]
+    # Next to guides that have an ELBO, a point estimate has no curve.
+    only_points = bool(fitted) and all("log_joint" in result.run.history[0] for result in fitted)
+    objective = ("log_joint", "heldout_log_joint") if only_points else ("elbo", "heldout_elbo")
     panels = {
         "log p(x, z) (MAP: no ELBO)" if objective[0] == "log_joint" else "ELBO": (*objective, "heldout_lpd"),
         "reconstruction": ("reconstruction",),
         "KL": ("kl",),
     }
     styles = looks(comparison.results)
-    figure = Figure(figsize=(10.5, 3.9), layout="constrained")
+    figure, drawn = Figure(figsize=(10.5, 3.9), layout="constrained"), set[str]()
     for axes, (title, keys) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         late: list[np.ndarray] = []
+        levels = []
         for name, result in comparison.results.items():
+            level = _level(result, keys[0])
+            if level is not None:
+                line = "--" if comparison.on == "held-out" and len(keys) > 1 else "-"
+                axes.axhline(
+                    level, color=styles[name].colour, linestyle=line, linewidth=1.0, label=f"{name}, {keys[0]}"
+                )
+                levels.append(level)
+                drawn.add(name)
             for key in keys:
                 steps, values = _series(result.run.history, key)
                 if not len(steps):
@@ -62,8 +74,9 @@ def training_curves(comparison: Comparison) -> Figure:
                     label=f"{name}, {key}",
                 )
                 late.append(values[steps >= steps.max() / 4])
-        if late:
-            _limit(axes, np.concatenate(late))
+                drawn.add(name)
+        if late or levels:
+            _limit(axes, np.concatenate([*late, np.repeat(levels, sum(map(len, late)) or 1)]))
         else:
             reason = (
                 "a point estimate has no KL" if objective[0] == "log_joint" else "does not split: sites are summed out"
@@ -71,7 +84,7 @@ def training_curves(comparison: Comparison) -> Figure:
             axes.set(xticks=[], yticks=[])
             axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", fontsize=8, color="0.3")
         axes.set(title=title, xlabel="step", ylabel="nats per datum")
-    entries = {name: Line2D([], [], color=look.colour, linewidth=2) for name, look in styles.items()}
+    entries = {name: Line2D([], [], color=look.colour, linewidth=2) for name, look in styles.items() if name in drawn}
     entries |= {
         text: Line2D([], [], color="0.3", linestyle=line)
         for text, line in (
@@ -81,9 +94,8 @@ def training_curves(comparison: Comparison) -> Figure:
         if line == "-" or comparison.data.num_heldout
     }
     legend(figure, entries)
-    heading(
-        figure, comparison, "Training (vertical ranges: 1 to 99 % of the values after the first quarter of the steps)"
-    )
+    what = "Training (vertical ranges: 1 to 99 % of the values after the first quarter of the steps)"
+    heading(figure, comparison, what, drawn)
     return figure
 
 
@@ -169,6 +181,15 @@ def value_against_gradient(comparison: Comparison) -> Figure:
     legend(figure)
     heading(figure, comparison, "Spread of the value against spread of the gradient (numbers: step of the audit)")
     return figure
+
+
+def _level(result: Result, key: str) -> float | None:
+    """The value of a pair that was not fitted; None for others, or if it has none."""
+    evaluation = result.evaluation
+    parts = {"elbo": evaluation.elbo_per_datum, "reconstruction": evaluation.reconstruction, "kl": evaluation.kl}
+    if result.run.steps or key not in parts or bool(parts[key].isnan().any()):
+        return None
+    return float(parts[key].mean())
 
 
 def _series(history: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:

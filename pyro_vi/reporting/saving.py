@@ -6,6 +6,7 @@ from pyro_vi.comparing import Comparison
 from pyro_vi.errors import InputError
 from pyro_vi.reporting import plots_of_draws as pictures
 from pyro_vi.reporting import plots_of_fits as plots
+from pyro_vi.reporting.plots_of_standings import behind_the_best
 
 
 def save(comparison: Comparison, out: Path) -> list[Path]:
@@ -20,6 +21,8 @@ def save(comparison: Comparison, out: Path) -> list[Path]:
     """
     out.mkdir(parents=True, exist_ok=True)
     drawn = [plots.training_curves]
+    if comparison.across == "guides" or comparison.repeats:
+        drawn.append(behind_the_best)
     if comparison.audits:
         drawn += [plots.gradient_variance, plots.value_against_gradient]
     drawn += [pictures.reconstructions, pictures.prior_samples, pictures.latent_traversal]

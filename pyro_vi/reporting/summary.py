@@ -1,4 +1,7 @@
-"""Tables of comparisons and audits, and the conclusions that the numbers of a comparison support."""
+"""Tables of comparisons and audits, and the conclusions that the numbers of a comparison support.
+
+Those of several guides are in `pyro_vi.reporting.guides`.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,20 +14,28 @@ from rich.table import Table
 from torch import Tensor
 
 from pyro_vi.auditing import advise
-from pyro_vi.comparing import Comparison, Result
-from pyro_vi.diagnostics import UNRELIABLE
+from pyro_vi.comparing import Comparison, Result, Spread, spread_of, standings
 from pyro_vi.elbo import ELBO, standard_error
+from pyro_vi.reporting import cells
+from pyro_vi.reporting.guides import conclude_guides, guide_table
+from pyro_vi.reporting.sentences import ranked, remarks
 
 CERTAIN = 2.0
 """Number of standard errors beyond which a difference is reported."""
 
 
 def table(comparison: Comparison) -> Table:
-    """Return the table of a comparison: one row per quantity, one column per estimator; values in nats per datum."""
-    results, on = comparison.results, comparison.on
+    """Return the table of a comparison, with values in nats per datum: one row per quantity and one column per estimator; or
+    one row per guide and one column per quantity."""
+    if comparison.across == "guides":
+        return guide_table(comparison)
+    results, on, data = comparison.results, comparison.on, comparison.data
+    seeds = (
+        f"seed {comparison.seed}" if not comparison.repeats else f"seeds {comparison.seed} to {comparison.seeds[-1]}"
+    )
     shown = Table(
-        title=f"{comparison.model} with guide {comparison.guide} on {comparison.data.spec.name} "
-        f"({comparison.data.spec.num_data} training data, {len(comparison.data.heldout[0])} held out, seed {comparison.seed})",
+        title=f"{comparison.model} with guide {comparison.guide} on {data.spec.name} "
+        f"({data.spec.num_data} training data, {len(data.heldout[0])} held out, {seeds})",
         caption=_caption(comparison),
         title_justify="left",
         caption_justify="left",
@@ -33,62 +44,75 @@ def table(comparison: Comparison) -> Table:
     for name in results:
         shown.add_column(name, justify="right")
 
-    def row(label: str, value: Callable[[str, Result], str]) -> None:
-        shown.add_row(label, *(value(name, result) for name, result in results.items()))
+    def row(
+        label: str, cell: Callable[[str, Result], str], read: Callable[[Result], float | None] | None = None
+    ) -> None:
+        if comparison.repeats and read is not None:
+            shown.add_row(label, *(cells.over_seeds(spread_of(comparison, name, read)) for name in results))
+        else:
+            shown.add_row(label, *(cell(name, result) for name, result in results.items()))
 
     row("Pyro class", lambda name, result: result.cls)
     row("KL", lambda name, result: _sources(result))
     shown.add_section()
     points = any(result.objective != ELBO for result in results.values())
     if points:
-        row(f"{on} log p(x, z) (MAP)", lambda name, result: _mean(result.evaluation.log_joint))
+        row(
+            f"{on} log p(x, z) (MAP)",
+            lambda name, result: cells.mean(result.evaluation.log_joint),
+            lambda result: _number(result.evaluation.log_joint),
+        )
     if not all(result.objective != ELBO for result in results.values()):
-        row(f"{on} ELBO", lambda name, result: _mean(result.evaluation.elbo_per_datum))
+        row(
+            f"{on} ELBO",
+            lambda name, result: cells.mean(result.evaluation.elbo_per_datum),
+            lambda result: result.elbo_mean,
+        )
         if not all(result.evaluation.kl.isnan().all() for result in results.values()):
-            row("  reconstruction", lambda name, result: _mean(result.evaluation.reconstruction, error=False))
-            row("  KL", lambda name, result: _mean(result.evaluation.kl, error=False))
+            row(
+                "  reconstruction",
+                lambda name, result: cells.mean(result.evaluation.reconstruction, error=False),
+                lambda result: _number(result.evaluation.reconstruction),
+            )
+            row(
+                "  KL",
+                lambda name, result: cells.mean(result.evaluation.kl, error=False),
+                lambda result: _number(result.evaluation.kl),
+            )
     if any(result.lpd is not None for result in results.values()):
-        row("held-out log predictive density", lambda name, result: _mean(result.lpd))
-    row(f"evidence{_method(results)}", lambda name, result: _evidence(result))
-    row("gap (evidence - ELBO)", lambda name, result: "-" if result.gap is None else f"{result.gap:.2f}")
+        row(
+            "held-out log predictive density",
+            lambda name, result: cells.mean(result.lpd),
+            lambda result: _number(result.lpd),
+        )
+    row(f"evidence{_method(results)}", lambda name, result: cells.evidence(result), _evidence_value)
+    row(
+        "gap (evidence - ELBO)",
+        lambda name, result: "-" if result.gap is None else f"{result.gap:.2f}",
+        lambda result: result.gap,
+    )
     if comparison.audits:
         shown.add_section()
-        first, *_, last = (*comparison.audits, *comparison.audits)
         for part in ("guide", "model"):
-            for when, step in (("start", first), ("end", last)):
-                row(f"gradient variance, {part}, {when}", _variance(comparison.audits[step], part))
+            for when, which in (("start", 0), ("end", -1)):
+                found = (_variance(comparison, part, which, name) for name in results)
+                shown.add_row(f"gradient variance, {part}, {when}", *found)
     shown.add_section()
-    row("ms per step", lambda name, result: f"{1000 * result.run.seconds / result.run.steps:.2f}")
+    row("ms per step", lambda name, result: f"{_milliseconds(result):.2f}", _milliseconds)
     return shown
 
 
 def conclude(comparison: Comparison) -> list[str]:
     """Return the conclusions that the numbers support, as sentences; a difference within its error is reported as none."""
+    if comparison.across == "guides":
+        return conclude_guides(comparison)
     sentences = _heldout(comparison) if len(comparison.results) > 1 else []
     if comparison.audits and len(comparison.results) > 1:
         sentences.append(_gradients(comparison))
         first, *_, last = (*comparison.audits, *comparison.audits)
         for stage, step in (("early", first), ("at the end", last)):
             sentences += [advice.text for advice in advise(comparison.audits[step], stage=stage)]
-    for name, result in comparison.results.items():
-        for site, source in result.kl_source.items():
-            if "(" in source:
-                sentences.append(f"Under {name} the KL of site '{site}' is {source}.")
-        if result.objective != ELBO:
-            sentences.append(f"{name}: {result.note}.")
-        elif result.note:
-            sentences.append(f"No evidence for {name}: {result.note}.")
-        elif result.evidence is not None and _unsure(result.evidence):
-            sentences.append(
-                f"Under {name} the evidence is probably too low: {_half(result.evidence, comparison)} fewer than 10 "
-                "effective draws; use more particles."
-            )
-        elif result.evidence is not None and _heavy(result.evidence):
-            sentences.append(
-                f"Under {name} the error of the evidence is not to be trusted: k-hat of its weights is "
-                f"{float(np.nanmedian(result.evidence.khat)):.2f} (median), above {UNRELIABLE}; use a guide with heavier tails."
-            )
-    return sentences
+    return sentences + remarks(comparison)
 
 
 def audit_table(audit: xr.Dataset, title: str) -> Table:
@@ -136,6 +160,8 @@ def audit_table(audit: xr.Dataset, title: str) -> Table:
 
 
 def _caption(comparison: Comparison) -> str:
+    if comparison.repeats:
+        return f"Nats per datum, ± one standard error over {len(comparison.seeds)} seeds."
     rows = int(next(iter(comparison.results.values())).evaluation.kl.numel())
     what = "the held-out data" if comparison.on == "held-out" else "training data"
     if rows < 2:
@@ -144,22 +170,16 @@ def _caption(comparison: Comparison) -> str:
     return f"{comparison.on.capitalize()} rows: nats per datum, ± one standard error over {count or ''}{what}."
 
 
-def _mean(values: Tensor | None, *, error: bool = True) -> str:
-    if values is None or bool(values.isnan().all()):
-        return "-"
-    mean, spread = float(values.mean()), standard_error(values)
-    return f"{mean:.2f} ± {spread:.2f}" if error and not math.isnan(spread) else f"{mean:.2f}"
+def _number(values: Tensor | None) -> float | None:
+    return None if values is None else float(values.mean())
 
 
-def _half(evidence: xr.Dataset, comparison: Comparison) -> str:
-    if evidence.attrs.get("per") == "data set":
-        return "it rests on"
-    return f"for half of the {comparison.on} data it rests on"
+def _evidence_value(result: Result) -> float | None:
+    return None if result.evidence is None else float(result.evidence.attrs["value"])
 
 
-def _heavy(evidence: xr.Dataset) -> bool:
-    values = evidence.khat.values[~np.isnan(evidence.khat.values)] if "khat" in evidence else np.zeros(0)
-    return bool(values.size) and float(np.median(values)) > UNRELIABLE
+def _milliseconds(result: Result) -> float:
+    return 1000 * result.run.seconds / result.run.steps
 
 
 def _sources(result: Result) -> str:
@@ -177,28 +197,28 @@ def _method(results: Mapping[str, Result]) -> str:
     return ""
 
 
-def _evidence(result: Result) -> str:
-    if result.evidence is None:
-        return "-"
-    value, error = (float(result.evidence.attrs[key]) for key in ("value", "se"))
-    return f"{value:.2f}" if math.isnan(error) else f"{value:.2f} ± {error:.2f}"
+def _variance(comparison: Comparison, part: str, which: int, name: str) -> str:
+    """The gradient variance at the first or the last audit, with its error: over draws, or over seeds."""
 
+    def read(one: Comparison, key: str) -> float:
+        return float(one.audits[list(one.audits)[which]][key].sel(elbo=name, part=part))
 
-def _variance(audit: xr.Dataset, part: str) -> Callable[[str, Result], str]:
-    def cell(name: str, result: Result) -> str:
-        value, error = (float(audit[key].sel(elbo=name, part=part)) for key in ("part_grad_var", "part_grad_var_se"))
-        return f"{value:.3g} ± {error:.1g}"
-
-    return cell
-
-
-def _unsure(evidence: xr.Dataset) -> bool:
-    return evidence.attrs["method"] == "iw" and float(evidence.ess.median()) < 10
+    value, error = read(comparison, "part_grad_var"), read(comparison, "part_grad_var_se")
+    if comparison.repeats:
+        spread = Spread.of([read(one, "part_grad_var") for one in comparison.every if one.audits])
+        value, error = spread.mean, spread.se
+    return f"{value:.3g} ± {error:.1g}"
 
 
 def _heldout(comparison: Comparison) -> list[str]:
     results = comparison.results
     sentences = []
+    if comparison.repeats:
+        found, bounds = standings(comparison), {result.target for result in results.values()}
+        for key, what in (("elbo", "ELBO"), ("lpd", "log predictive density"), ("evidence", "evidence")):
+            if key in found and (key != "evidence" or len(bounds) > 1):
+                sentences += ranked(found[key], what, comparison, on="held-out" if key == "lpd" else "")
+        return sentences
     values = {n: r.evaluation.elbo_per_datum for n, r in results.items() if r.objective == ELBO}
     if len(values) > 1 and next(iter(values.values())).numel() > 1:
         sentences.append(_ranked(values, "ELBO", comparison.on))
@@ -206,10 +226,12 @@ def _heldout(comparison: Comparison) -> list[str]:
     if len(densities) > 1:
         sentences.append(_ranked(densities, "log predictive density", "held-out"))
     # A fit of another bound does not maximise the ELBO, so such fits are compared by their evidence.
-    found = {n: torch.as_tensor(r.evidence.log_evidence.values) for n, r in results.items() if r.evidence is not None}
-    rows = {values.numel() for values in found.values()}
-    if len({result.target for result in results.values()}) > 1 and len(found) > 1 and rows.isdisjoint({1}):
-        sentences.append(_ranked(found, "evidence", comparison.on))
+    evidences = {
+        n: torch.as_tensor(r.evidence.log_evidence.values) for n, r in results.items() if r.evidence is not None
+    }
+    rows = {values.numel() for values in evidences.values()}
+    if len({result.target for result in results.values()}) > 1 and len(evidences) > 1 and rows.isdisjoint({1}):
+        sentences.append(_ranked(evidences, "evidence", comparison.on))
     return sentences
 
 

@@ -219,6 +219,24 @@ def test_compare_in_json_is_one_document(folder, capsys):
 
 
 @pytest.mark.slow
+def test_guides_are_compared_under_two_seeds(folder, capsys):
+    """One of them has nothing to fit, one is refused."""
+    model, one, two = "linear_gaussian(latent_dim=2, learn=False)", SMALL[1], "diag_normal(init_scale=0.0)"
+    args = ["compare", model, one, two, "exact", *QUICK, "--seeds", "2", "--out", "them"]
+    assert cli.main(args) == 0
+    out, _ = capsys.readouterr()
+    assert "with 3 guides under mean_field on five" in out and "Over 2 seeds, on held-out data, exact has the" in out
+    assert "is not compared: init_scale is a standard deviation" in out
+    document = json.loads(Path("them/result.json").read_text())
+    assert list(document["guides"]) == [one, "exact", two] and document["seeds"] == [0, 1]
+    assert [Path(path).name for path in document["plots"]][:2] == ["training_curves.png", "behind_the_best.png"]
+    paths = out[out.rindex("\n\n") :].split()
+    assert sum(path.endswith("result.nc") for path in paths) == 4 and all(Path(path).is_file() for path in paths)
+    assert cli.main([*args, "--resume", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["guides"]["exact"]["elbo"] == document["guides"]["exact"]["elbo"]
+
+
+@pytest.mark.slow
 def test_compare_for_people_has_the_table_and_paths_that_exist(folder, capsys):
     args = [
         "compare",

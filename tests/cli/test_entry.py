@@ -26,6 +26,13 @@ BAD: dict[str, tuple[tuple[str, ...], int, str]] = {
     "unknown estimator": (("fit", "--elbo", "tracee"), 2, "no ELBO estimator named 'tracee'; did you mean 'trace'?"),
     "unknown estimators": (("compare", "--elbos", "trace", "mean_feild"), 2, "no ELBO estimator named 'mean_feild'"),
     "an estimator twice": (("compare", "--elbos", "trace", "trace"), 2, "'trace' is named twice"),
+    "a guide twice": (("compare", "vae", "exact", "exact"), 2, "guide 'exact' is named twice"),
+    "guides and estimators": (
+        ("compare", "vae", "diag_normal", "exact", "--elbos", "trace", "stl"),
+        2,
+        "several guides are compared under one estimator, not under trace, stl",
+    ),
+    "no seeds": (("compare", "--seeds", "0"), 2, "seeds must be a whole number of at least 1, not 0"),
     "unknown option": (("fit", "vae(latent=3)"), 2, "has no option 'latent'; did you mean 'latent_dim'?"),
     "unreadable options": (("fit", "vae(latent_dim=open('x'))"), 2, "is not a Python literal"),
     "unbalanced options": (("fit", "vae(latent_dim=3"), 2, "cannot read 'vae(latent_dim=3'"),

@@ -310,3 +310,28 @@ def test_a_comparison_is_resumed(tmp_path):
     assert (config["guide"], config["elbo"]) == ("exact", "mean_field")
     with pytest.raises(UsageError, match="holds no comparison to resume"):
         compare(LEARNT, [DIAGONAL, "exact"], data, out=tmp_path / "none", resume=True, **QUICK)
+
+
+def test_seeds_repeat_the_comparison(tmp_path):
+    """The second of two seeds is what it is alone; each has a folder."""
+    data, guides = columns(60), [DIAGONAL, "exact"]
+    found = compare(LEARNT, guides, data, seeds=2, seed=3, out=tmp_path / "out", **QUICK)
+    alone = compare(LEARNT, guides, data, seed=4, **QUICK)
+    assert found.seeds == (3, 4) and found.out == tmp_path / "out"
+    for name, result in found.repeats[0].results.items():
+        assert torch.equal(result.evaluation.elbo_per_datum, alone.results[name].evaluation.elbo_per_datum)
+    assert found.folder_of("exact") == tmp_path / "out" / "seed3" / "exact"
+    assert found.repeats[0].folder_of("exact") == tmp_path / "out" / "seed4" / "exact"
+    assert all((tmp_path / "out" / f"seed{seed}" / "exact" / "checkpoint.pt").exists() for seed in (3, 4))
+    spread = standings(found)["elbo"].differences
+    values = [one.results["exact"].elbo_mean - one.results[DIAGONAL].elbo_mean for one in found.every]
+    (behind,) = spread.values()
+    assert behind.seeds is not None and [abs(v) for v in behind.seeds.values] == pytest.approx([abs(v) for v in values])
+
+
+def test_seeds_of_estimators():
+    found = compare(LEARNT, DIAGONAL, columns(60), elbos=("trace", "stl"), seeds=2, audit_draws=20, **QUICK)
+    assert (found.seeds, found.across, list(found.repeats[0].results)) == ((0, 1), "estimators", ["trace", "stl"])
+    assert list(found.repeats[0].audits) == list(found.audits) == [0, 3, 6]
+    one = compare(LEARNT, [DIAGONAL], columns(60), elbos=("trace", "stl"), seed=1, audit_draws=0, **QUICK)
+    assert one.results["stl"].elbo_mean == found.repeats[0].results["stl"].elbo_mean
