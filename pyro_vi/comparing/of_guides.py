@@ -101,7 +101,10 @@ def compare_guides(
             errors[name] = error
             continue
         target = estimator_of(elbo).traits.target
-        results[name] = result_of(run, type(run.guide).__name__, target, example, facts[name], asked)
+        try:
+            results[name] = result_of(run, type(run.guide).__name__, target, example, facts[name], asked)
+        except Exception as error:  # the other fits are not lost
+            errors[name] = InputError(f"it was fitted, but its evaluation fails: {kind_and_line(error)}")
     if not results:
         raise _all_failed({name: errors[name] for name in guides})
     some, kept = next(iter(plans)), next(iter(plans.values()))

@@ -165,7 +165,8 @@ def latent_traversal(comparison: Comparison, *, datum: int = 0, seed: int = 0) -
         marker = "." if len(features) < 4 else ""
         rainbow = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, STEPS))
         for row, (name, (dims, _, values)) in zip(panels, traversals.items(), strict=True):
-            row[0].set_ylabel(f"{name}\nE[x | z]", color=styles[name].colour, parse_math=False)
+            small = min(9.0, 150 / len(name))  # a long name is no longer than its panel
+            row[0].set_ylabel(f"{name}\nE[x | z]", color=styles[name].colour, parse_math=False, fontsize=small)
             for axes, d, lines in zip(row, dims, values, strict=False):
                 axes.set_prop_cycle(color=[styles[name].colour] if single else rainbow)
                 axes.set(title=f"$z_{{{d + 1}}}$", xlabel="prior sd" if single else "feature")

@@ -27,7 +27,7 @@ def training_curves(comparison: Comparison) -> Figure:
     Where latents are shared by all data, the held-out curve is the log predictive density of held-out data. Where the guide is
     a point estimate, the first panel shows log p(x, z), as there is no ELBO.
 
-    A pair without parameters, which is not fitted, is a level line.
+    A pair without parameters, which is not fitted, is a level line, if it is near the curves; the legend has its number.
 
     The vertical ranges are those of the steps after the first quarter: with the first steps, all later ones would look flat.
     """
@@ -76,7 +76,10 @@ def training_curves(comparison: Comparison) -> Figure:
                 late.append(values[steps >= steps.max() / 4])
                 drawn.add(name)
         if late or levels:
-            _limit(axes, np.concatenate([*late, np.repeat(levels, sum(map(len, late)) or 1)]))
+            values = np.concatenate(late) if late else np.array(levels)
+            low, high = np.quantile(values, (0.01, 0.99))
+            near = [level for level in levels if abs(level - (low + high) / 2) <= 1.5 * (high - low)]
+            _limit(axes, np.concatenate([values, np.repeat(near, len(values))]))
         else:
             reason = (
                 "a point estimate has no KL" if objective[0] == "log_joint" else "does not split: sites are summed out"
@@ -84,7 +87,14 @@ def training_curves(comparison: Comparison) -> Figure:
             axes.set(xticks=[], yticks=[])
             axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", fontsize=8, color="0.3")
         axes.set(title=title, xlabel="step", ylabel="nats per datum")
-    entries = {name: Line2D([], [], color=look.colour, linewidth=2) for name, look in styles.items() if name in drawn}
+    fixed = {name: _level(result, "elbo") for name, result in comparison.results.items()}
+    entries = {
+        name if fixed[name] is None else f"{name} ({fixed[name]:.2f}, not fitted)": Line2D(
+            [], [], color=look.colour, linewidth=2
+        )
+        for name, look in styles.items()
+        if name in drawn
+    }
     entries |= {
         text: Line2D([], [], color="0.3", linestyle=line)
         for text, line in (

@@ -88,7 +88,13 @@ def _draw_differences(axes: Axes, standing: Standing, places: Mapping[str, int],
                 values, np.full(len(values), places[name] - 0.22), ".", color=look.colour, alpha=0.6, markersize=4
             )
     axes.margins(x=0.08)
-    axes.locator_params(axis="x", nbins=4)
+    distances = [one.value for one in standing.differences.values() if one.value > 0]
+    if distances and max(distances) > 20 * min(distances):  # one fit far behind would hide the others' distances
+        axes.set_xscale("symlog", linthresh=min(distances))
+        powers = range(math.ceil(math.log10(min(distances))), math.ceil(math.log10(max(distances))) + 1)
+        axes.set_xticks([0, *(10.0**k for k in powers)], ["0", *(f"{10.0**k:g}" for k in powers)])
+    else:
+        axes.locator_params(axis="x", nbins=4)
 
 
 def _interval(one: Difference) -> tuple[float, float]:

@@ -19,7 +19,14 @@ from pyro_vi.data.loading import load
 WEIGHT = [[1.0, 0.5], [0.3, -0.8], [0.7, 0.2]]
 FIXED = f"linear_gaussian(latent_dim=2, weight={WEIGHT}, learn=False)"
 LEARNT, DIAGONAL, SMALL = "linear_gaussian(latent_dim=2)", "diag_normal(hidden=(4,))", "diag_normal(hidden=(3,))"
-QUICK: dict[str, Any] = {"steps": 6, "particles": 20, "draws": 10, "progress": False, "batch_size": 20}
+QUICK: dict[str, Any] = {
+    "steps": 6,
+    "particles": 20,
+    "draws": 10,
+    "progress": False,
+    "batch_size": 20,
+    "compile": False,
+}
 
 
 def posterior(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,6 +104,7 @@ def test_a_pair_without_parameters_is_its_own_fit(known):
         compare(FIXED, "exact", load(columns(40)), **QUICK)
 
 
+@pytest.mark.slow
 def test_the_order_of_the_guides_changes_no_number():
     data = load(columns(60))
     one = compare(LEARNT, [DIAGONAL, "exact", SMALL], data, **QUICK)
@@ -111,7 +119,7 @@ def test_a_guide_is_fitted_as_by_itself():
     """One of the guides draws random numbers when it is built; a model by name starts as in any fit of this seed."""
     data = load(columns(60))
     found = compare(LEARNT, [DIAGONAL, "exact"], data, **QUICK).results[DIAGONAL]
-    alone = fit(LEARNT, DIAGONAL, data, steps=6, batch_size=20, progress=False)
+    alone = fit(LEARNT, DIAGONAL, data, steps=6, batch_size=20, progress=False, compile=False)
     assert all(torch.equal(a, b) for a, b in zip(found.run.pair.parameters(), alone.pair.parameters(), strict=True))
     assert found.parameters == {"guide": 3 * 4 + 4 + 4 * 4 + 4, "model": 3 * 2 + 3 + 1}
 
@@ -216,6 +224,21 @@ def test_a_fit_that_fails_loses_no_other():
         compare(LEARNT, [infinite], load(columns(60)), elbos="mean_field", **{**QUICK, "lr": 0.5})
 
 
+def test_a_guide_that_fails_with_many_draws_loses_no_other():
+    """Single draws of the 54 data are fewer numbers than 10 draws of those that are held out, which come after the fit."""
+
+    def few(x: Tensor) -> None:
+        with pyro.plate("data", 54, subsample=torch.arange(len(x))):
+            z = pyro.sample("z", dist.Normal(pyro.param("loc", number(0.0)) + x.new_zeros(len(x), 2), 1.0).to_event(1))
+        if z.numel() > 2 * 54:
+            raise ValueError("too many draws")
+
+    found = compare(LEARNT, [few, DIAGONAL], load(columns(60)), **QUICK)
+    assert list(found.results) == [DIAGONAL]
+    (why,) = found.refused.values()
+    assert why.startswith("it was fitted, but its evaluation fails: ValueError: too many draws")
+
+
 def regression(x: Tensor) -> None:
     w = pyro.sample("w", dist.Normal(number(0.0), 2.0))
     with pyro.plate("data", 72, subsample=torch.arange(len(x))):
@@ -269,7 +292,7 @@ def linear(x: Tensor) -> None:
 
 def test_the_estimator_is_one_that_serves_the_guides():
     """`mean_field` cannot sum the site that is left to the estimator."""
-    found = compare(marked, [linear, "diag_normal"], load(scalars(40)), **{**QUICK, "compile": False})
+    found = compare(marked, [linear, "diag_normal"], load(scalars(40)), **QUICK)
     assert found.estimator == "enum" and list(found.results) == ["linear", "diag_normal"]
 
 
@@ -329,9 +352,9 @@ def test_seeds_repeat_the_comparison(tmp_path):
     assert behind.seeds is not None and [abs(v) for v in behind.seeds.values] == pytest.approx([abs(v) for v in values])
 
 
+@pytest.mark.slow
 def test_seeds_of_estimators():
-    found = compare(LEARNT, DIAGONAL, columns(60), elbos=("trace", "stl"), seeds=2, audit_draws=20, **QUICK)
+    found = compare(LEARNT, DIAGONAL, columns(60), elbos=("trace", "stl"), seeds=2, audit_draws=0, **QUICK)
     assert (found.seeds, found.across, list(found.repeats[0].results)) == ((0, 1), "estimators", ["trace", "stl"])
-    assert list(found.repeats[0].audits) == list(found.audits) == [0, 3, 6]
     one = compare(LEARNT, [DIAGONAL], columns(60), elbos=("trace", "stl"), seed=1, audit_draws=0, **QUICK)
     assert one.results["stl"].elbo_mean == found.repeats[0].results["stl"].elbo_mean
