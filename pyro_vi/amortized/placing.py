@@ -4,6 +4,7 @@
 * `OfVectors` serves every other case: any distribution of vectors, along any plates and on any support.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -115,6 +116,7 @@ class OfVectors(dist.TorchDistribution):
     ) -> None:
         self.vectors, self.layout, self.start, self.spread, self.site = vectors, shape, start, spread, site
         own = shape.batch_of(vectors.batch_shape)
+        self._own = len(own)
         self._bijection = site.bijection_on(start.device)
         constrained = self._bijection.forward_shape(torch.Size((*own, *shape.event)))
         event = constrained[len(own) :]
@@ -147,7 +149,7 @@ class OfVectors(dist.TorchDistribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw values of the site."""
-        lead = (*sample_shape, *self._left)
+        lead = self._lead((*sample_shape, *self._left))
         v = self.vectors.rsample(lead) if self.has_rsample else self.vectors.sample(lead)
         u = self.layout.to_site(self.start + self.spread * v)
         event = u.shape[u.dim() - len(self.layout.event) :]
@@ -165,20 +167,35 @@ class OfVectors(dist.TorchDistribution):
         """Return the vectors of values of the site, (*particles, *rows, D)."""
         if self._last is not None and self._last[0] is value:
             return self._last[1]
-        return (self.layout.to_vector(self._bijection.inv(value)) - self.start) / self.spread
+        left = value.shape[: value.dim() - len(self.event_shape) - self._own]
+        u = self._bijection.inv(value)
+        spaced = u.reshape((*self._lead(left), *self._padding, *u.shape[len(left) :]))
+        return (self.layout.to_vector(spaced) - self.start) / self.spread
+
+    @property
+    def _padding(self) -> tuple[int, ...]:
+        """Ones for the dimensions of plates to the left of the site's own."""
+        return (1,) * max(0, self.layout.nesting - self._own)
+
+    def _lead(self, left: Sequence[int]) -> tuple[int, ...]:
+        """The dimensions of particles among those to the left of the site's own: without the ones where it has no plate."""
+        ones = self._padding
+        if len(left) < len(ones):
+            return () if all(n == 1 for n in left) else tuple(left)
+        particles = len(left) - len(ones)
+        return tuple(left[:particles] if tuple(left[particles:]) == ones else left)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log q = log p(v) − Σ log spread − log |∂ value / ∂ u|, with batch shape."""
         v = self.vector(value)
         joint = self.vectors.log_prob(v) - self.spread.log().sum()
         share: Tensor = self.layout.place(joint) / self.layout.along_plates
+        batch = value.shape[: value.dim() - len(self.event_shape)]
         u = self.layout.to_site(self.start + self.spread * v)
-        event = u.shape[u.dim() - len(self.layout.event) :]
-        u = u.reshape((*value.shape[: value.dim() - len(self.event_shape)], *event))
+        u = u.reshape((*batch, *u.shape[u.dim() - len(self.layout.event) :]))
         jacobian = self._bijection.log_abs_det_jacobian(u, value)
-        dims = jacobian.dim() - (value.dim() - len(self.event_shape))
+        dims = jacobian.dim() - len(batch)
         if dims:
             jacobian = jacobian.flatten(-dims).sum(-1)
-        while share.dim() > jacobian.dim() and share.shape[0] == 1:
-            share = share.squeeze(0)
-        return share - jacobian
+        own = share.shape[share.dim() - self._own :]
+        return share.reshape((*batch[: len(batch) - self._own], *own)) - jacobian

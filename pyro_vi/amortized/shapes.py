@@ -83,7 +83,7 @@ class Shape:
         """
         extra = value.dim() - last - len(self.rows)
         shape = value.shape[: extra + len(self.rows)]
-        ones = value.reshape(*shape, *(1 for _ in self.others), *value.shape[value.dim() - last :])
+        ones = value.reshape((*shape, *(1 for _ in self.others), *value.shape[value.dim() - last :]))
         return self._back(ones, extra, len(self.others), last)
 
     def _rows(self, extra: int) -> list[int]:
@@ -96,6 +96,6 @@ class Shape:
         """Move rows and other dimensions, (*particles, *rows, *others, *last), to the places of the site."""
         places: Sequence[int] = [*range(extra), *self._rows(extra), *self._rest(extra)]
         inverse = sorted(range(len(places)), key=lambda i: places[i])
-        moved = value.permute(*inverse, *range(len(places), len(places) + last))
+        moved = value.permute((*inverse, *range(len(places), len(places) + last)))
         drop = 0 if extra else self.nesting - len(self.batch)
         return moved.reshape(moved.shape[drop:])
