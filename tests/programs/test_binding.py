@@ -255,6 +255,15 @@ def test_kept_buffers_puts_them_back_on_an_error():
     assert not norm.running_mean.any()
 
 
+def test_kept_buffers_writes_to_none_that_has_not_changed():
+    """A write would spoil the gradients of what has been computed with it."""
+    norm = nn.BatchNorm1d(3).double().eval()
+    with kept_buffers(norm):
+        loss = norm(columns()).sum()
+    loss.backward()
+    assert bool(norm.weight.grad.isfinite().all())
+
+
 def test_a_pyro_module_in_a_closure_is_bound_under_its_registered_name():
     net = PyroModule[nn.Linear](3, 2).double()
 
