@@ -35,7 +35,8 @@ class Standard(nn.Module):
         low, high = (float(edge) for edge in (x.min(), x.max())) if x.numel() else (0.0, 0.0)
         if low >= 0 and high <= 1:
             variance = variance.mean().expand(variance.shape)
-        constant = variance <= 1e-12 * (1 + mean.square())
+        digits = torch.finfo(value.dtype if value.is_floating_point() else torch.float64).eps
+        constant = variance <= (4 * digits * mean).square()
         self.register_buffer("mean", mean.to(dtype).clone())
         self.register_buffer("scale", torch.where(constant, 1, variance).sqrt().to(dtype).clone())
 

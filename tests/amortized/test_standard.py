@@ -1,0 +1,73 @@
+"""The input of an encoder has mean 0 and standard deviation 1, whatever its units, and no missing values."""
+
+import math
+
+import pytest
+import torch
+from catalogue import columns
+
+from pyro_vi.amortized.columns import Column
+from pyro_vi.amortized.standard import Standard
+
+ROWS = Column(0, ("data",), (0, 1), (3,))
+X = columns(40)
+
+
+def standard(value, present=None, column=ROWS, dtype=torch.float64):
+    return Standard(column, value, present, dtype)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [X, 1e-9 * X, 1e9 * X, 1.7e9 + X, (100 * X).round().long(), (1e-3 * X).float()],
+    ids=["units", "small", "large", "far away", "integers", "float32"],
+)
+def test_each_feature_has_mean_0_and_standard_deviation_1(value):
+    (found,) = standard(value)(value, None)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.mean(0), torch.zeros(3).double(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.std(0, unbiased=False), torch.ones(3).double(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e6 + 0.1, 1e-12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_constant_feature_is_centred_only(value, dtype):
+    x = torch.full((7, 3), value, dtype=dtype)
+    found = standard(x)
+    assert bool((found.scale == 1).all())
+    torch.testing.assert_close(found(x, None)[0], torch.zeros(7, 3).double(), rtol=0, atol=1e-6 * max(value, 1.0))
+
+
+def test_pixels_share_a_standard_deviation():
+    """One in 40 is 1 in the first feature, none in the second, half in the third: variances .024375, 0 and .25."""
+    x = torch.zeros(40, 3)
+    x[0, 0], x[:20, 2] = 1, 1
+    scale = math.sqrt((0.025 * 0.975 + 0.25) / 3)
+    torch.testing.assert_close(standard(x).scale, torch.full((3,), scale).double(), rtol=1e-6, atol=0)
+
+
+def test_the_moments_are_over_rows_elements_and_steps():
+    column = Column(0, ("data", "members"), (0, 1, 2), (5, 2), steps=True)
+    x = columns(12, 10).reshape(4, 3, 5, 2)
+    found = standard(x, column=column)
+    torch.testing.assert_close(found.mean, x.mean((0, 1, 2)))
+    torch.testing.assert_close(found.scale, x.reshape(-1, 2).std(0, unbiased=False))
+
+
+def test_missing_and_masked_values_count_neither_in_the_moments_nor_in_the_input():
+    x, present = X.clone(), torch.arange(40) % 4 > 0
+    x[1, 0], x[2, 1], x[~present] = math.nan, math.inf, 1e6
+    found = standard(x, present)
+    kept = x[3:][present[3:]]
+    torch.testing.assert_close(found.mean[2], x[present, 2].mean())
+    value, known = found(x, present)
+    assert bool(value.isfinite().all()) and found.channels == 2
+    assert not value[~known.bool()].any() and int(known.sum()) == 3 * 30 - 2
+    torch.testing.assert_close(value[3:][present[3:]], (kept - found.mean) / found.scale)
+    again, _ = found(torch.where(present.unsqueeze(-1), x, -1e9), present)
+    assert torch.equal(value, again)
+    # Values that are missing in a later batch only are at the mean.
+    later = standard(X)(torch.where(X > 1, math.nan, X), None)
+    assert len(later) == 1 and bool((later[0][X > 1] == 0).all())
+    nothing = standard(torch.full((4, 3), math.nan))
+    assert not nothing(torch.full((4, 3), math.nan), None)[0].any()
