@@ -81,7 +81,7 @@ class Block(nn.Module):
         self.shapes = {name: part.start.shape for name, part in parts.items()}
         if self.lengths is not None:
             for name, part in parts.items():
-                wide = part.start.expand(*self.lengths, *part.start.shape).clone()
+                wide = part.start.expand((*self.lengths, *part.start.shape)).clone()
                 self.register_parameter(name, nn.Parameter(wide))
             return
         self.head = nn.Linear(width, sum(shape.numel() for shape in self.shapes.values()))

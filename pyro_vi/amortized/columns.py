@@ -4,18 +4,22 @@
   tells its plates; an argument that is not observed (a covariate, a label) has its rows in the first dimension.
 * A plate inside of a row holds *elements*: members of a group. They are encoded one by one and pooled if the model has latents
   for them, or if log p(x) stays the same when they change places. All other dimensions are features.
+* `read_apart` tells which elements may change places.
 * A dimension of *steps* is one whose slices are observed one after another: a sequence.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
-from pyro_vi.data import Batch
-from pyro_vi.programs import Datum, LatentPlate, Reading
+from pyro_vi.amortized.series import NUMBERED
+from pyro_vi.data import Batch, fresh
+from pyro_vi.programs import Datum, Latent, LatentPlate, Reading, isolated, kept_buffers, moved_parameters
 
 Run = Callable[[Batch], Reading]
 
@@ -47,6 +51,14 @@ class Column:
         value: Tensor = values[self.position].permute(self.order)
         return value
 
+    def observed_at(self, step: int) -> str:
+        """The observed site of a step, also of one that a longer sequence than the example has; "" for none."""
+        last, name = self.observed[-1]
+        if step <= last:
+            return dict(self.observed).get(step, "")
+        match = NUMBERED.match(name)
+        return "" if match is None else f"{match[1]}{int(match[2]) + step - last}{match[3]}"
+
     def like(self, datum: Datum, value: Tensor) -> Tensor:
         """Return numbers of the observed site, such as its mask, as (rows, *elements), or as (1, …) where they are shared."""
         while value.dim() < max(-dim for dim in datum.plates.values()):
@@ -76,7 +88,7 @@ def columns_of(batch: Batch, read: Reading, data: str, run: Run) -> list[Column]
         batch: the arguments of the model.
         read: a run of the model on them.
         data: the name of the data plate.
-        run: reads the model on other arguments.
+        run: reads the model on other arguments, each time with the same latents and parameters.
     """
     plate = read.plates[data]
     rows = plate.size if plate.drawn else plate.length
@@ -164,15 +176,41 @@ def _elements(batch: Batch, read: Reading, data: str, places: Mapping[int, _Plac
     return [name for name in names if name in local or _exchangeable(batch, read, name, places, run)]
 
 
+def read_apart(model: Any, sites: Mapping[str, Latent], args: Batch) -> Reading:
+    """Read a model away from its start, on any arguments at the same latents and parameters.
+
+    At the start, the elements of a plate may be alike that are not so later: the pixels under a decoder of z = 0.
+    """
+    noise = torch.Generator().manual_seed(0)
+    values = {
+        name: site.start + site.spread * torch.randn(site.start.shape, generator=noise).to(site.start)
+        for name, site in sites.items()
+        if site.bijection is not None
+    }
+    kept = (torch.no_grad(), isolated(0, validation=False), kept_buffers(model), moved_parameters(model, noise))
+    with ExitStack() as stack:
+        for block in (*kept, poutine.block()):
+            stack.enter_context(block)
+        read = stack.enter_context(Reading(values))
+        model(*fresh(tuple(args)))
+    return read
+
+
 def _exchangeable(batch: Batch, read: Reading, name: str, places: Mapping[int, _Place], run: Run) -> bool:
     """True if log p(x) of each row is the same when the elements along a plate change places."""
+    order = torch.randperm(read.plates[name].length, generator=torch.Generator().manual_seed(0))
+    if len(order) > 1 and bool((order == torch.arange(len(order))).all()):
+        order = order.roll(1)
     moved = list(batch)
     for position, place in places.items():
         if name in place.plates:
-            moved[position] = moved[position].roll(1, place.plates[name])
+            moved[position] = moved[position].index_select(place.plates[name], order.to(moved[position].device))
     if all(same(moved[position], batch[position]) for position in places):
         return False
-    now = run(tuple(moved))
+    try:
+        read, now = run(batch), run(tuple(moved))
+    except Exception:  # whatever a program does away from its start
+        return False
     for datum in read.data.values():
         other, dim = now.data.get(datum.name), datum.plates.get(name)
         if other is None or dim is None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_vi.amortized.columns import Column
 from pyro_vi.amortized.standard import Standard
-from pyro_vi.errors import InputError
+from pyro_vi.errors import InputError, of_program
 from pyro_vi.networks import ACTIVATIONS, mlp_body
 from pyro_vi.support import unknown
 
@@ -78,6 +78,8 @@ class Encoder(nn.Module):
         super().__init__()
         if isinstance(kind, str) and kind not in KINDS:
             raise unknown("encoder", kind, KINDS)
+        if not isinstance(kind, str | nn.Module):
+            raise InputError(f"encoder must be one of {', '.join(KINDS)} or a module of torch, not {kind!r}")
         self.columns = tuple(columns)
         self.standard = nn.ModuleList(
             Standard(c, value, seen, dtype) for c, value, seen in zip(columns, examples, present, strict=True)
@@ -93,9 +95,7 @@ class Encoder(nn.Module):
             channels = [part.channels for part in self._parts()]
             self.network = _network(self._inner, columns, channels, hidden, activation)
         self.to(dtype)
-        with torch.no_grad():
-            found = self.network(*self._inputs(examples, present))
-        self.width = _checked(found, self.plates, self.kind).shape[-1]
+        self.width = self._tried(self._inputs(examples, present))
         joined = {level: self.width * (1 if level == self.plates[:1] else 2) for level in levels}
         self.mixes = nn.ModuleDict()
         if len(self.plates) > 1:
@@ -133,8 +133,28 @@ class Encoder(nn.Module):
             "yours": "your network",
         }
         inputs = " and ".join(c.site or f"argument {c.position}" for c in self.columns)
-        within = f" of each {' and '.join(self.plates[1:])}, pooled over the others" if len(self.plates) > 1 else ""
+        within = (
+            f" for each row of {' and '.join(self.plates[1:])}, pooled over the others" if len(self.plates) > 1 else ""
+        )
         return f"{names[self._inner if self._inner in names else 'mlp']} of {inputs}{within}, {self.width} features"
+
+    def _tried(self, inputs: list[Tensor]) -> int:
+        """The width of the features that the network returns for the example."""
+        try:
+            with torch.no_grad():
+                found = self.network(*inputs)
+        except Exception as error:
+            if not self.given:
+                raise
+            shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
+            raise InputError(f"the encoder fails on columns of shape {shapes}: {of_program(error)}") from error
+        tensor = found.summary if isinstance(found, _Steps) else found
+        wanted = inputs[0].shape[: len(self.plates)]
+        if not isinstance(tensor, Tensor) or tensor.shape[:-1] != wanted:
+            shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(found).__name__
+            dims = ", ".join(map(str, wanted))
+            raise InputError(f"the encoder must return features of shape ({dims}, width) here, not {shape}")
+        return tensor.shape[-1]
 
     @property
     def _inner(self) -> str:
@@ -187,15 +207,6 @@ def _pooled(value: Tensor, weight: Tensor | None, dims: Sequence[int]) -> Tensor
     if weight is None:
         return value.mean(dims)
     return (value * weight).sum(dims) / weight.sum(dims).clamp(min=1)
-
-
-def _checked(found: object, plates: Level, kind: str) -> Tensor:
-    tensor = found.summary if isinstance(found, _Steps) else found
-    if not isinstance(tensor, Tensor) or tensor.dim() != len(plates) + 1:
-        shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(found).__name__
-        dims = ", ".join(("rows", *plates[1:], "width"))
-        raise InputError(f"the encoder must return features of shape ({dims}), not {shape}")
-    return tensor
 
 
 def _image(shape: tuple[int, ...]) -> bool:

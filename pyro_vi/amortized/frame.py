@@ -6,6 +6,7 @@ the encoder, and the sites with the masks and bounds that they have on this batc
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pyro
@@ -13,11 +14,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vi.amortized.columns import Column, columns_of
+from pyro_vi.amortized.columns import Column, columns_of, read_apart
 from pyro_vi.amortized.discrete import one_hot, refuse_states
 from pyro_vi.amortized.series import Step, steps_of
 from pyro_vi.amortized.shapes import Shape
-from pyro_vi.data import Batch, fresh
+from pyro_vi.data import Batch, fresh, tensors_in
 from pyro_vi.errors import InputError
 from pyro_vi.programs import Latent, LatentPlate, Reading, isolated, kept_buffers, prototype
 
@@ -79,14 +80,16 @@ class Frame:
         self.nesting = max(
             [-plate.dim for plate in read.plates.values()] + [len(s.batch_shape) for s in self.sites.values()]
         )
+        self.dtype = self._dtype(batch, read)
         self.columns: list[Column] = []
         if amortized and self.data is not None:
-            self.columns = columns_of(batch, read, self.data, self._read_alone)
+            self.columns = columns_of(batch, read, self.data, partial(read_apart, model, self.sites))
         self.steps: dict[str, Step] = {}
+        self.shifts: dict[str, int] = {}
         if self.columns:
             self._find_steps()
         self.shapes = {name: self.shape(site) for name, site in self.sites.items()}
-        self._sizes: dict[int, int] = {}
+        self._sizes: dict[tuple[str, int], int] = {}
         self._lengths: dict[tuple[int, ...], Mapping[str, Latent]] = {}
         masked = {datum.name for datum in read.data.values() if datum.mask is not None}
         self._masked = any(c.site in masked or any(name in masked for _, name in c.observed) for c in self.columns)
@@ -94,6 +97,13 @@ class Frame:
         self._follows = self._masked or any(
             site.mask is not None or site.scale != 1 or self._varies(site) for site in self.sites.values()
         )
+
+    def _dtype(self, batch: Batch, read: Reading) -> torch.dtype:
+        """The floating dtype of q: that of the continuous latents; without them, that of the data."""
+        continuous = [site.dtype for site in self.sites.values() if site.bijection is not None]
+        data = [datum.value.dtype for datum in read.data.values()] + [value.dtype for value in tensors_in(batch)]
+        floating = [dtype for dtype in (*reversed(continuous), *data) if dtype.is_floating_point]
+        return floating[0] if floating else torch.get_default_dtype()
 
     @property
     def elements(self) -> tuple[str, ...]:
@@ -146,8 +156,10 @@ class Frame:
             )
         read = self.read(args, kwargs, columns) if self._follows else None
         sites = self._of_length(args, kwargs, columns) if read is None else self._served(read)
-        length = len(columns[0]) if columns else None if numbers is None else len(numbers)
-        plates = {name: self._plate(plate, length, args, kwargs) for name, plate in self.plates.items()}
+        lengths = self._rows(columns)
+        if numbers is not None and self.data is not None:
+            lengths[self.data] = len(numbers)
+        plates = {name: self._plate(plate, lengths.get(name), args, kwargs) for name, plate in self.plates.items()}
         index = {name: plates[name].indices for name, plate in self.plates.items() if plate.drawn and not every}
         if numbers is not None and self.data is not None:
             index[self.data] = numbers.long()
@@ -155,7 +167,7 @@ class Frame:
             columns = [column.index_select(0, index[self.data]) for column in columns]
         present: list[Tensor | None] = [None] * len(columns)
         if read is not None and self._masked:
-            present = [self._present(column, read) for column in self.columns]
+            present = [self._present(column, read, value) for column, value in zip(self.columns, columns, strict=True)]
         return Call(values, plates, index, sites, columns, present)
 
     def present(self, batch: Batch) -> list[Tensor | None]:
@@ -163,7 +175,7 @@ class Frame:
         if not self._masked:
             return [None] * len(self.columns)
         read = self.read(batch, {}, {})
-        return [self._present(column, read) for column in self.columns]
+        return [self._present(column, read, column.of(batch)) for column in self.columns]
 
     def read(self, args: Batch, kwargs: Mapping[str, Any], columns: Any) -> Reading:
         """Read the model on a batch, without a trace of it elsewhere."""
@@ -172,11 +184,6 @@ class Frame:
         with torch.no_grad(), kept_buffers(model), poutine.block(), Reading(values) as read:
             model(*fresh(tuple(args)), **kwargs)
         return read
-
-    def _read_alone(self, args: Batch) -> Reading:
-        """Read the model on other arguments, from the same draws as the prototype."""
-        with isolated(0, validation=False):
-            return self.read(args, {}, {})
 
     def _find_steps(self) -> None:
         """Find the series of sites whose steps are those of a column."""
@@ -190,8 +197,13 @@ class Frame:
             self.columns = [
                 replace(c, steps=True) if len(c.shape) > 1 and c.shape[0] in lengths else c for c in self.columns
             ]
-        along = {column.shape[0] for column in self.columns if column.steps}
-        self.steps = {name: step for name, step in steps.items() if counts[step.stem] in along}
+        # A series may have a start before the first step of the data, or only what happens between two steps.
+        lengths = {column.shape[0] for column in self.columns if column.steps}
+        for stem, count in counts.items():
+            for length in sorted(lengths, key=lambda n: abs(n - count)):
+                if length == count or (abs(length - count) == 1 and count > 2):
+                    self.shifts.setdefault(stem, length - count)
+        self.steps = {name: step for name, step in steps.items() if step.stem in self.shifts}
 
     def _served(self, read: Reading) -> Mapping[str, Latent]:
         sites = {n: s for n, s in read.latents.items() if not (s.enumerated and s.support.is_discrete)}
@@ -224,30 +236,39 @@ class Frame:
                 found[name] = site.start.to(columns[0].device)
         return found
 
-    def _present(self, column: Column, read: Reading) -> Tensor | None:
+    def _present(self, column: Column, read: Reading, value: Tensor) -> Tensor | None:
         if column.site is not None:
             datum = read.data.get(column.site)
             if datum is None or not isinstance(datum.mask, Tensor):
                 return None
             return column.like(datum, datum.mask)
-        parts = [read.data[name] for _, name in column.observed if name in read.data]
-        if not any(isinstance(part.mask, Tensor) for part in parts):
+        steps = value.shape[len(column.plates)] if column.observed else 0
+        found = [read.data.get(column.observed_at(step)) for step in range(steps)]
+        if not any(datum is not None and isinstance(datum.mask, Tensor) for datum in found):
             return None
-        masks = [torch.as_tensor(True if part.mask is None else part.mask).to(part.value.device) for part in parts]
-        seen = [column.like(part, mask) for part, mask in zip(parts, masks, strict=True)]
-        rows = max(len(s) for s in seen)
-        return torch.stack([s.expand(rows, *s.shape[1:]) for s in seen], len(column.plates))
+        seen = []
+        for datum in found:
+            mask = torch.tensor(True) if datum is None or datum.mask is None else torch.as_tensor(datum.mask)
+            seen.append(mask.reshape((1,) * len(column.plates)) if datum is None else column.like(datum, mask))
+        device = next(datum.value.device for datum in found if datum is not None)
+        wide = torch.broadcast_shapes(*(mask.shape for mask in seen))
+        return torch.stack([mask.to(device).expand(wide) for mask in seen], len(column.plates))
+
+    def _rows(self, columns: list[Tensor]) -> dict[str, int]:
+        """The rows of the data plate and of the plates of elements in a batch."""
+        found = zip(self.columns, columns, strict=True)
+        return {name: n for column, value in found for name, n in zip(column.plates, value.shape, strict=False)}
 
     def _plate(self, plate: LatentPlate, length: int | None, args: Any, kwargs: Any) -> Any:
-        if plate.name != self.data or length is None or plate.drawn:
+        if length is None or plate.drawn:
             drawn = plate.length if plate.drawn else None
             return pyro.plate(plate.name, plate.size, subsample_size=drawn, dim=plate.dim)
         size = plate.size
         if length != plate.length and plate.size == plate.length:
             # Its size may be the length of any batch, or of all data; the model knows.
-            if length not in self._sizes:
-                self._sizes[length] = self.read(args, kwargs, {}).plates[plate.name].size
-            size = self._sizes[length]
+            if (plate.name, length) not in self._sizes:
+                self._sizes[plate.name, length] = self.read(args, kwargs, {}).plates[plate.name].size
+            size = self._sizes[plate.name, length]
         if size <= length:
             return pyro.plate(plate.name, length, dim=plate.dim)
         # The row numbers do not matter: the batch is passed as values, and the scale depends on the number of rows only.

@@ -20,13 +20,15 @@ from torch import Tensor, nn
 
 from pyro_vi.amortized.blocks import Block, Part
 from pyro_vi.amortized.discrete import distribution_of, infer_of, parts_of
-from pyro_vi.amortized.encoders import Encoder, Features
+from pyro_vi.amortized.encoders import KINDS, Encoder, Features
 from pyro_vi.amortized.frame import Call, Frame
 from pyro_vi.amortized.placing import OfVectors, placed
+from pyro_vi.amortized.series import Step
 from pyro_vi.amortized.shapes import Shape
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
 from pyro_vi.programs import Latent
+from pyro_vi.support import unknown
 
 NARROW = 0.1
 """Standard deviations of free parameters at the start, at most, and as a fraction of the prior's."""
@@ -75,8 +77,9 @@ class AmortizedGuide(nn.Module, ABC):
         self.frame = Frame(model, batch, self.name, amortized=amortized, numbered=numbered)
         for name, site in self.frame.sites.items():
             self.refuse(name, site)
-        dtypes = [site.dtype for site in self.frame.sites.values() if site.dtype.is_floating_point]
-        dtype = dtypes[-1] if dtypes else torch.get_default_dtype()
+        if isinstance(encoder, str) and encoder not in KINDS:
+            raise unknown("encoder", encoder, KINDS)
+        dtype = self.frame.dtype
         self.encoder: Encoder | None = None
         if self.frame.columns and any(map(self.frame.encoded, self.frame.sites.values())):
             self.encoder = Encoder(
@@ -157,7 +160,7 @@ class AmortizedGuide(nn.Module, ABC):
         found: dict[str, dict[str, Tensor]] = {}
         for name in call.sites:
             key, block = self.key(name), self.block(name)
-            if key not in found or self.frame.step(name) is not None:
+            if key not in found or self.own_step(name) is not None:
                 given = self.features(name, block, features)
                 found[key] = block(given, call.index)
                 if block.extra is not None and given is not None:
@@ -193,8 +196,8 @@ class AmortizedGuide(nn.Module, ABC):
 
     def key(self, name: str) -> str:
         """The key of a site's block."""
-        step = self.frame.step(name)
-        if step is None or (self.joint and name not in self.blocks):
+        step = self.own_step(name)
+        if step is None:
             if name not in self.blocks:
                 raise InputError(
                     f"guide '{self.name}' was made without site '{name}', which the model has on this batch; build it on "
@@ -206,6 +209,14 @@ class AmortizedGuide(nn.Module, ABC):
             self.blocks[other] for other, found in self.frame.steps.items() if found.stem == step.stem
         )
 
+    def own_step(self, name: str) -> Step | None:
+        """The step of a site in a series with one block for all steps; None for a site by itself or of a joint family."""
+        step = self.frame.step(name)
+        if step is None or not self.joint:
+            return step
+        first = next(other for other, found in self.frame.steps.items() if found.stem == step.stem)
+        return None if self.frame.sites[first].states is None else step
+
     def block(self, name: str) -> Block:
         """The block of a site."""
         block = self.q[self.key(name)]
@@ -216,9 +227,10 @@ class AmortizedGuide(nn.Module, ABC):
         """The features of a site's rows: those of its step in a sequence, or of its level."""
         if not block.encoded or features is None:
             return None
-        step = self.frame.step(name)
-        if step is not None and not self.joint and features.steps is not None and step.step < features.steps.shape[1]:
-            return features.steps[:, step.step]
+        step = self.own_step(name)
+        if step is not None and features.steps is not None:
+            last = features.steps.shape[1] - 1
+            return features.steps[:, min(max(step.step + self.frame.shifts[step.stem], 0), last)]
         return features.levels[block.rows]
 
     def _grouped(self) -> dict[str, str]:
@@ -251,7 +263,7 @@ class AmortizedGuide(nn.Module, ABC):
         width = 0 if self.encoder is None else self.encoder.width
         for key in dict.fromkeys(self.blocks.values()):
             names = [name for name, k in self.blocks.items() if k == key]
-            if self.frame.step(names[0]) is not None and not self.joint:
+            if self.own_step(names[0]) is not None:
                 names = names[:1]  # the steps of a series have one vector each
             site = self.frame.sites[names[0]]
             rows = self.frame.rows(site)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from pyro_vi.programs import Latent, innermost
 
-_NUMBERED = re.compile(r"^(.*?)(\d+)(\D*)$")
+NUMBERED = re.compile(r"^(.*?)(\d+)(\D*)$")
+"""The name of a step: what is before its number, the number, and what is after it."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ def steps_of(sites: Mapping[str, Latent]) -> dict[str, Step]:
     """
     found: dict[str, list[tuple[int, str]]] = {}
     for name in sites:
-        match = _NUMBERED.match(name)
+        match = NUMBERED.match(name)
         if match:
             found.setdefault(match[1] + match[3], []).append((int(match[2]), name))
     steps = {}

@@ -9,7 +9,7 @@
 from pyro_vi.programs.binding import draw, trace_of_guide
 from pyro_vi.programs.build import build_pair, called, pair_and_args, pair_of
 from pyro_vi.programs.handlers import Give, Relax, Straighten, Values
-from pyro_vi.programs.isolation import Program, evaluating, isolated, kept_buffers
+from pyro_vi.programs.isolation import Program, evaluating, isolated, kept_buffers, moved_parameters
 from pyro_vi.programs.latents import Datum, Latent, LatentPlate, Reading
 from pyro_vi.programs.layout import (
     ModelPlate,
@@ -60,6 +60,7 @@ __all__ = [
     "isolated",
     "kept_buffers",
     "masked_by",
+    "moved_parameters",
     "name_of",
     "pair_and_args",
     "pair_of",

@@ -1,7 +1,8 @@
 """Running of programs without side effects: in a parameter store of their own, with all global state restored.
 
 * `isolated` is the block in which every program runs.
-* `kept_buffers` restores buffers, such as running statistics; `evaluating` sets evaluation mode for a block.
+* `kept_buffers` restores buffers, such as running statistics; `moved_parameters` moves parameters for a block; `evaluating`
+  sets evaluation mode for a block.
 """
 
 import inspect
@@ -54,6 +55,23 @@ def _equal(buffer: torch.Tensor, value: torch.Tensor) -> bool:
         return torch.equal(buffer, value)
     except RuntimeError:  # a traced tensor has no value to compare
         return False
+
+
+@contextmanager
+def moved_parameters(program: Program, generator: torch.Generator) -> Iterator[None]:
+    """Move every parameter of ``program`` a little at random within the block: its sign stays, and none stays at 0."""
+    seen = {id(p): p for module in modules_of(program) for p in module.parameters(False) if p.is_floating_point()}
+    before = [(parameter, parameter.detach().clone()) for parameter in seen.values()]
+    try:
+        with torch.no_grad():
+            for parameter, value in before:
+                noise = torch.randn(value.shape, generator=generator).to(value)
+                parameter.add_(noise.clamp(-2, 2) * torch.where(value == 0, 0.02, 0.05 * value))
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in before:
+                parameter.copy_(value)
 
 
 ALONE = threading.RLock()
