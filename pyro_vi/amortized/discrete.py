@@ -52,7 +52,27 @@ def distribution_of(site: Latent, shape: Shape, logits: Tensor) -> Any:
     if _binary(site):
         return dist.Bernoulli(logits=shape.to_site(logits)).to_event(event_dim)
     placed = torch.stack([shape.to_site(part) for part in logits.unbind(-1)], -1)
-    return (dist.OneHotCategorical if one_hot(site) else dist.Categorical)(logits=placed).to_event(event_dim)
+    assert site.states is not None
+    family = (
+        dist.OneHotCategorical if one_hot(site) else Counts if site.states.is_floating_point() else dist.Categorical
+    )
+    return family(logits=placed).to_event(event_dim)
+
+
+class Counts(dist.Categorical):
+    """A Categorical whose values have a floating dtype, as those of a Binomial: a model may multiply them by a matrix."""
+
+    described = "Categorical"
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw numbers of states."""
+        value: Tensor = super().sample(torch.Size(sample_shape))
+        return value.to(self.logits.dtype)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """All numbers of states, the first dimension over them."""
+        states: Tensor = super().enumerate_support(expand)
+        return states.to(self.logits.dtype)
 
 
 def infer_of(shape: Shape) -> dict[str, Any]:
