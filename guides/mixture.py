@@ -86,8 +86,16 @@ class DiagonalNormals(MixtureOfDiagNormals):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw vectors with a pathwise gradient."""
-        value: Tensor = super().rsample(torch.Size(sample_shape))
+        # Pyro's draws of several at once do not go with a batch shape.
+        wide = self.expand(torch.Size(sample_shape) + self.batch_shape) if sample_shape else self
+        value: Tensor = super(DiagonalNormals, wide).rsample()
         return value[..., :1] if self._single else value
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "DiagonalNormals":
+        """Return the distribution with further dimensions on the left."""
+        size = 1 if self._single else self.dim
+        locs, scale = (part[..., :size].expand(*batch_shape, -1, -1) for part in (self.locs, self.coord_scale))
+        return DiagonalNormals(locs, scale, self.component_logits.expand(*batch_shape, -1))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log Σ_k w_k N(z; μ_k, σ_k²)."""
