@@ -33,6 +33,7 @@ class FullNormal(AmortizedGuide):
 
     name = "full_normal"
     joint = True
+    rooted = True
 
     def parts(self, block: Block) -> dict[str, Part]:
         """μ, the logarithms of the diagonal of L, and what is below it in units of the diagonal."""
@@ -45,7 +46,7 @@ class FullNormal(AmortizedGuide):
 
     def conditional(self, name: str, block: Block, numbers: Mapping[str, Tensor], call: Call) -> Any:
         """N(μ_k + L_k,<k ε_<k, L_kk L_kkᵀ) of the k-th site."""
-        loc, tril = numbers["loc"], self.tril(numbers)
+        loc, tril = self.normal(block, numbers)
         place, noise = block.slice(name), self.noise(name, block, numbers, call)
         mean, own = loc[..., place], tril[..., place, place]
         if noise is not None:
@@ -57,10 +58,11 @@ class FullNormal(AmortizedGuide):
         before = self.drawn(block, name, call)
         if before is None:
             return None
+        loc, tril = self.normal(block, numbers)
         first = slice(0, block.slice(name).start)
-        offset = (before - numbers["loc"][..., first]).unsqueeze(-1)
-        return torch.linalg.solve_triangular(self.tril(numbers)[..., first, first], offset, upper=False).squeeze(-1)
+        offset = (before - loc[..., first]).unsqueeze(-1)
+        return torch.linalg.solve_triangular(tril[..., first, first], offset, upper=False).squeeze(-1)
 
-    def tril(self, numbers: Mapping[str, Tensor]) -> Tensor:
-        """The Cholesky factor L, (*rows, D, D)."""
-        return lower_triangle(numbers["log_scale"], numbers["lower"])
+    def normal(self, block: Block, numbers: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """μ, (*rows, D), and the Cholesky factor L, (*rows, D, D)."""
+        return block.correlated(numbers["loc"], lower_triangle(numbers["log_scale"], numbers["lower"]))

@@ -23,20 +23,25 @@ class Part:
 class Block(nn.Module):
     """The numbers of q for sites that share them: those of one site, of a series, or of all sites of a level.
 
-    Vectors are in units of the prior: u = start + spread · v on the unconstrained scale, so that one learning rate suits
-    parameters of any size.
+    Vectors are in units of the prior, or of a fitted start: u = start + spread · v on the unconstrained scale, so that one
+    learning rate suits parameters of any size.
 
     Args:
         sites: names of the sites, in the order of the model.
         sizes: length of each site's vector.
         rows: the plates whose rows have numbers of their own.
         lengths: the full sizes of these plates if the numbers are free parameters; None if an encoder gives them.
-        start: centre of the prior, all sites' vectors in one.
-        spread: the prior's standard deviation there.
+        start: centre of the prior or of a fitted start, all sites' vectors in one.
+        spread: the standard deviation there.
+
+    Attributes:
+        fitted: the units are those of a fitted start (`pyro_vi.amortized.starts`).
+        root: Cholesky factor of its correlations in these units, (D, D); None where there are none.
     """
 
     start: Tensor
     spread: Tensor
+    root: Tensor | None
 
     def __init__(
         self,
@@ -51,6 +56,8 @@ class Block(nn.Module):
         self.sites, self.sizes, self.rows, self.lengths = tuple(sites), tuple(sizes), rows, lengths
         self.register_buffer("start", start)
         self.register_buffer("spread", spread)
+        self.register_buffer("root", None)
+        self.fitted = False
         self.shapes: dict[str, torch.Size] = {}
         self.head: nn.Linear | None = None
         self.extra: nn.Module | None = None
@@ -75,6 +82,18 @@ class Block(nn.Module):
         place = self.slice(site if site in self.sites else self.sites[0])
         # Copies: buffers are written back after a run that is to leave no trace, which spoils gradients of what they are in.
         return self.start[place].clone(), self.spread[place].clone()
+
+    def set_fitted(self, root: Tensor | None) -> None:
+        """Take the units as those of a fitted start, with its correlations."""
+        self.fitted = True
+        self.root = None if root is None else root.to(self.spread.dtype)
+
+    def correlated(self, loc: Tensor, tril: Tensor) -> tuple[Tensor, Tensor]:
+        """Return loc and Cholesky factor of a normal in units of the start's correlations, as those of v."""
+        if self.root is None:
+            return loc, tril
+        root = self.root.clone()  # as in `units`
+        return (root @ loc.unsqueeze(-1)).squeeze(-1), root @ tril
 
     def make(self, parts: Mapping[str, Part], width: int) -> None:
         """Make the parameters: a linear layer on ``width`` features, or free parameters, with the given start."""

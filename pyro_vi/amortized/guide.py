@@ -25,13 +25,14 @@ from pyro_vi.amortized.frame import Call, Frame
 from pyro_vi.amortized.placing import OfVectors, placed
 from pyro_vi.amortized.series import Step
 from pyro_vi.amortized.shapes import Shape
+from pyro_vi.amortized.starts import NARROW, Start, start_of
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
 from pyro_vi.programs import Latent
 from pyro_vi.support import unknown
 
-NARROW = 0.1
-"""Standard deviations of free parameters at the start, at most, and as a fraction of the prior's."""
+STARTS = ("fit", "prior")
+"""Where free parameters start."""
 
 
 class AmortizedGuide(nn.Module, ABC):
@@ -46,7 +47,11 @@ class AmortizedGuide(nn.Module, ABC):
         hidden: widths of the encoder's hidden layers.
         activation: ``"tanh"``, ``"relu"``, ``"elu"``, ``"gelu"`` or ``"softplus"``.
         init_scale: initial standard deviations, on the unconstrained scale. By default those of the prior for encoded sites,
-            and for free parameters a tenth of them, at most 0.1: a wider start takes thousands of steps to become narrow.
+            and for free parameters those of ``start``.
+        start: start of a guide all of whose numbers are free parameters. ``"fit"``: the best normal for fixed draws, found
+            from the prior's median, which is the unit of the parameters too (see `pyro_vi.amortized.starts`). ``"prior"``: the
+            prior's median, and a tenth of its standard deviations, at most 0.1, as a wider start takes thousands of steps to
+            become narrow. It is also taken where ``"fit"`` does not apply, and with ``init_scale``.
         amortized: False gives local sites free parameters for each row too; the batch must then be all data in one order.
 
     Raises:
@@ -57,6 +62,8 @@ class AmortizedGuide(nn.Module, ABC):
     """Name of the family in messages."""
     joint: ClassVar[bool] = False
     """True if one distribution covers all sites of a level."""
+    rooted: ClassVar[bool] = False
+    """True if the family has the correlations of a start as its unit: see `Block.correlated`."""
 
     def __init__(
         self,
@@ -67,12 +74,15 @@ class AmortizedGuide(nn.Module, ABC):
         hidden: tuple[int, ...] = (64,),
         activation: str = "tanh",
         init_scale: float | None = None,
+        start: str = "fit",
         amortized: bool = True,
         numbered: bool = False,
     ) -> None:
         super().__init__()
         if init_scale is not None and not init_scale > 0:
             raise InputError(f"init_scale is a standard deviation and must be positive, not {init_scale!r}")
+        if start not in STARTS:
+            raise InputError(f"start must be 'fit' or 'prior', not {start!r}")
         self.init_scale = init_scale
         self.frame = Frame(model, batch, self.name, amortized=amortized, numbered=numbered)
         for name, site in self.frame.sites.items():
@@ -95,7 +105,8 @@ class AmortizedGuide(nn.Module, ABC):
         self.blocks = self._grouped()
         self.hidden = hidden
         self.prepare(model, batch)
-        self.q = nn.ModuleDict({key: block for key, block in self._made(dtype)})
+        found = start_of(self.frame, batch, rooted=self.rooted) if start == "fit" and init_scale is None else None
+        self.q = nn.ModuleDict({key: block for key, block in self._made(dtype, found)})
         self.to(dtype)
 
     # What a family is.
@@ -258,7 +269,7 @@ class AmortizedGuide(nn.Module, ABC):
         step = self.frame.step(name)
         return name if step is None else step.stem
 
-    def _made(self, dtype: torch.dtype) -> Iterator[tuple[str, Block]]:
+    def _made(self, dtype: torch.dtype, found: Start | None) -> Iterator[tuple[str, Block]]:
         """The blocks with their parameters."""
         width = 0 if self.encoder is None else self.encoder.width
         for key in dict.fromkeys(self.blocks.values()):
@@ -269,9 +280,11 @@ class AmortizedGuide(nn.Module, ABC):
             rows = self.frame.rows(site)
             free = None if self.frame.encoded(site) else [self.frame.plates[plate].size for plate in rows]
             sizes = [self.frame.shapes[name].numel for name in names]
-            centres = [self.frame.centre(name) for name in names]
-            start, spread = (torch.cat(values).to(dtype) for values in zip(*centres, strict=True))
+            units = [self.frame.centre(name) if found is None else found.units[name] for name in names]
+            start, spread = (torch.cat(values).to(dtype) for values in zip(*units, strict=True))
             block = Block(names, sizes, rows, free, start, spread)
+            if found is not None:
+                block.set_fitted(found.root)
             if site.states is not None:
                 block.make(parts_of(site, block.dim), width)
             else:
@@ -283,7 +296,7 @@ class AmortizedGuide(nn.Module, ABC):
         """The logarithms of the standard deviations at the start, in units of the prior: (D,)."""
         if self.init_scale is not None:
             return (self.init_scale / block.spread).log()
-        if block.encoded:
+        if block.encoded or block.fitted:
             return torch.zeros_like(block.spread)
         return (NARROW * (1 / block.spread).clamp(max=1.0)).log()
 

@@ -131,7 +131,7 @@ def test_it_starts_at_the_given_scale_on_the_unconstrained_scale():
 )
 def test_a_global_site_starts_where_the_prior_is_and_narrower(prior, loc, scale):
     """At the mean of a real prior, and at a tenth of its standard deviation (of 100 draws) or 0.1."""
-    now_loc, now_scale = guide_for(model_of(prior, False), (scalars(),)).parameters_of(scalars())["z"]
+    now_loc, now_scale = guide_for(model_of(prior, False), (scalars(),), start="prior").parameters_of(scalars())["z"]
     assert float(now_loc.detach()) == pytest.approx(loc)
     assert float(now_scale.detach()) == pytest.approx(scale, rel=0.3)
 
@@ -143,7 +143,7 @@ def test_a_prior_that_cannot_be_drawn_from_is_served():
             with pyro.plate("data", len(x)):
                 pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    guide = DiagNormal(Improper(), (scalars(),))
+    guide = DiagNormal(Improper(), (scalars(),), start="prior")
     loc, scale = guide.parameters_of(scalars())["z"]
     assert (float(loc.detach()), float(scale.detach())) == (0.0, pytest.approx(0.1))
     assert float(guide(scalars())["z"].detach()) > 0
@@ -318,7 +318,7 @@ def test_a_model_without_rows_of_data_gets_a_parameter_for_each():
             pyro.sample("x", dist.Normal(z, 1.0), obs=data[rows])
 
     for args in ((), (BATCH,)):
-        guide = guide_for(model, args)
+        guide = guide_for(model, args, start="prior")
         assert guide.parameters_of(*args)["z"][0].shape == (NUM_DATA,)
         with torch.no_grad():
             guide.q["z"].loc.view(-1).copy_(data)
