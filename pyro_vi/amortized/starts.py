@@ -7,8 +7,8 @@ it, with correlations for families that have them. What it finds is the unit of 
 
 It applies to a guide all of whose numbers are free parameters, for continuous latents and a model without parameters of its
 own: the posterior at the first values of such parameters is not the one to be found, and may be far too narrow for it. The
-model must give the same log p(x, z) each time, and work under `torch.func.vmap`. Where any of this is not so, there is no start,
-and the guide begins at the prior. Evaluations are limited, and not seconds, so that a busy machine gives the same result.
+model must give the same log p(x, z) each time, and work under `torch.func.vmap`. Where any of this is not so, there is no
+start, and the guide begins at the prior. Evaluations are limited, not seconds, so that a busy machine gives the same result.
 """
 
 import warnings
