@@ -4,8 +4,8 @@
 * `frame` reads the model's latent sites: rows, plates, masks and supports. `shapes` turns a site's numbers into a vector for
   each row, and `series` finds the sites that are steps of one sequence.
 * `blocks` holds the numbers of q; `placing` and `discrete` make distributions of sites from them, `flows` those of zuko.
-* `parents` finds the sites that a site depends on. `density` is log p(x, z) on the unconstrained scale, and `starts` finds from
-  it where free parameters start.
+* `parents` finds the sites that a site depends on. `density` is log p(x, z) on the unconstrained scale; `starts` finds from it
+  where free parameters start, and `newton` the mode and the curvature there.
 * `guide` puts it together: `AmortizedGuide`, of which a family is a subclass.
 """
 

@@ -103,6 +103,8 @@ class Block(nn.Module):
                 wide = part.start.expand((*self.lengths, *part.start.shape)).clone()
                 self.register_parameter(name, nn.Parameter(wide))
             return
+        if not parts:
+            return
         self.head = nn.Linear(width, sum(shape.numel() for shape in self.shapes.values()))
         with torch.no_grad():
             self.head.bias.copy_(torch.cat([part.start.flatten() for part in parts.values()]))

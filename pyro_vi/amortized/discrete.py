@@ -12,8 +12,9 @@ from torch.distributions import constraints
 
 from pyro_vi.amortized.blocks import Part
 from pyro_vi.amortized.shapes import Shape
+from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
-from pyro_vi.programs import Latent, innermost
+from pyro_vi.programs import Latent, innermost, prototype
 
 ENUMERATED = {"enumerate": "parallel"}
 
@@ -33,6 +34,16 @@ def refuse_states(site: Latent, guide: str) -> None:
             f"guide '{guide}' cannot serve site '{site.name}': the values of {site.distribution} are not 0, 1, 2, …; number "
             "them from 0 in the model"
         )
+
+
+def refuse_discrete(model: Any, batch: Batch, guide: str) -> None:
+    """Raise InputError if a latent site is discrete, for a guide that needs derivatives of log p(x, z)."""
+    for name, site in prototype(model, batch).latents.items():
+        if site.support.is_discrete:
+            raise InputError(
+                f"guide '{guide}' needs derivatives of log p(x, z), and site '{name}' ({site.distribution}) is discrete; sum "
+                "it out in the model, or use guide 'diag_normal'"
+            )
 
 
 def one_hot(site: Latent) -> bool:

@@ -34,7 +34,9 @@ class Call:
         sites: the latent sites on this batch.
         columns: the encoder's columns.
         present: which of their values count; None for all.
+        seen: all plates of the model on this batch, where it was read.
         vectors: what has been drawn, by site, as vectors in units of the prior.
+        draws: what has been drawn, by site.
     """
 
     args: Batch
@@ -43,7 +45,9 @@ class Call:
     sites: Mapping[str, Latent]
     columns: list[Tensor]
     present: list[Tensor | None]
+    seen: Mapping[str, LatentPlate] = field(default_factory=dict)
     vectors: dict[str, Tensor] = field(default_factory=dict)
+    draws: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Frame:
@@ -55,13 +59,23 @@ class Frame:
         guide: name of the guide in messages.
         amortized: encode the columns; otherwise no site is encoded.
         numbered: the guide addresses the rows of the data plate itself, by row numbers in the last argument.
+        whole: the rows are those of the data plate, whatever plates are inside of them.
 
     Raises:
         InputError: the model has no latent site, or one that no guide of this kind serves.
     """
 
-    def __init__(self, model: Any, batch: Batch, guide: str, *, amortized: bool = True, numbered: bool = False) -> None:
-        self.guide, self.numbered = guide, numbered
+    def __init__(
+        self,
+        model: Any,
+        batch: Batch,
+        guide: str,
+        *,
+        amortized: bool = True,
+        numbered: bool = False,
+        whole: bool = False,
+    ) -> None:
+        self.guide, self.numbered, self.whole = guide, numbered, whole
         self.model = (model,)  # in a tuple, so that the guide that holds it does not own the model's parameters
         with Reading() as read:
             layout = prototype(model, batch)
@@ -94,8 +108,10 @@ class Frame:
         masked = {datum.name for datum in read.data.values() if datum.mask is not None}
         self._masked = any(c.site in masked or any(name in masked for _, name in c.observed) for c in self.columns)
         self._refuse(batch)
-        self._follows = self._masked or any(
-            site.mask is not None or site.scale != 1 or self._varies(site) for site in self.sites.values()
+        self._follows = (
+            whole
+            or self._masked
+            or any(site.mask is not None or site.scale != 1 or self._varies(site) for site in self.sites.values())
         )
 
     def _dtype(self, batch: Batch, read: Reading) -> torch.dtype:
@@ -108,10 +124,13 @@ class Frame:
     @property
     def elements(self) -> tuple[str, ...]:
         """The data plate and the plates of elements within a row, as the encoder has them."""
-        return max((column.plates for column in self.columns), key=len, default=())
+        found = max((column.plates for column in self.columns), key=len, default=())
+        return found[:1] if self.whole else found
 
     def rows(self, site: Latent) -> tuple[str, ...]:
         """The plates whose rows have numbers of their own at a site: those of the encoder, or those that are addressed."""
+        if self.whole:
+            return tuple(name for name in site.plates if name == self.data)
         if self.encoded(site):
             return tuple(name for name in self.elements if name in site.plates)
         return tuple(name for name in site.plates if self.addressed(name))
@@ -154,21 +173,22 @@ class Frame:
             raise InputError(
                 f"the columns of the batch have {', '.join(str(len(c)) for c in columns)} rows; give all the same"
             )
-        read = self.read(args, kwargs, columns) if self._follows else None
-        sites = self._of_length(args, kwargs, columns) if read is None else self._served(read)
         lengths = self._rows(columns)
         if numbers is not None and self.data is not None:
             lengths[self.data] = len(numbers)
         plates = {name: self._plate(plate, lengths.get(name), args, kwargs) for name, plate in self.plates.items()}
-        index = {name: plates[name].indices for name, plate in self.plates.items() if plate.drawn and not every}
+        drawn = {name: plates[name].indices for name, plate in self.plates.items() if plate.drawn and not every}
+        index = dict(drawn)
         if numbers is not None and self.data is not None:
             index[self.data] = numbers.long()
         elif self.data in index:
             columns = [column.index_select(0, index[self.data]) for column in columns]
+        read = self.read(args, kwargs, columns, drawn) if self._follows else None
+        sites = self._of_length(args, kwargs, columns) if read is None else self._served(read)
         present: list[Tensor | None] = [None] * len(columns)
         if read is not None and self._masked:
             present = [self._present(column, read, value) for column, value in zip(self.columns, columns, strict=True)]
-        return Call(values, plates, index, sites, columns, present)
+        return Call(values, plates, index, sites, columns, present, {} if read is None else read.plates)
 
     def present(self, batch: Batch) -> list[Tensor | None]:
         """Which values of the columns of the example count; None for all."""
@@ -177,11 +197,14 @@ class Frame:
         read = self.read(batch, {}, {})
         return [self._present(column, read, column.of(batch)) for column in self.columns]
 
-    def read(self, args: Batch, kwargs: Mapping[str, Any], columns: Any) -> Reading:
-        """Read the model on a batch, without a trace of it elsewhere."""
+    def read(
+        self, args: Batch, kwargs: Mapping[str, Any], columns: Any, drawn: Mapping[str, Tensor] | None = None
+    ) -> Reading:
+        """Read the model on a batch, and on rows of its plates that are drawn already, without a trace of it elsewhere."""
         (model,) = self.model
+        model = poutine.condition(model, data=dict(drawn)) if drawn else model
         values = self._held(columns) if columns else {}
-        with torch.no_grad(), kept_buffers(model), poutine.block(), Reading(values) as read:
+        with torch.no_grad(), kept_buffers(self.model[0]), poutine.block(), Reading(values) as read:
             model(*fresh(tuple(args)), **kwargs)
         return read
 

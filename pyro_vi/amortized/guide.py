@@ -64,6 +64,8 @@ class AmortizedGuide(nn.Module, ABC):
     """True if one distribution covers all sites of a level."""
     rooted: ClassVar[bool] = False
     """True if the family has the correlations of a start as its unit: see `Block.correlated`."""
+    whole: ClassVar[bool] = False
+    """True for a family without parameters, which finds one vector for each datum, or one for everything, at each call."""
 
     def __init__(
         self,
@@ -84,14 +86,14 @@ class AmortizedGuide(nn.Module, ABC):
         if start not in STARTS:
             raise InputError(f"start must be 'fit' or 'prior', not {start!r}")
         self.init_scale = init_scale
-        self.frame = Frame(model, batch, self.name, amortized=amortized, numbered=numbered)
+        self.frame = Frame(model, batch, self.name, amortized=amortized, numbered=numbered, whole=self.whole)
         for name, site in self.frame.sites.items():
             self.refuse(name, site)
         if isinstance(encoder, str) and encoder not in KINDS:
             raise unknown("encoder", encoder, KINDS)
         dtype = self.frame.dtype
         self.encoder: Encoder | None = None
-        if self.frame.columns and any(map(self.frame.encoded, self.frame.sites.values())):
+        if not self.whole and self.frame.columns and any(map(self.frame.encoded, self.frame.sites.values())):
             self.encoder = Encoder(
                 self.frame.columns,
                 [column.of(batch) for column in self.frame.columns],
@@ -149,7 +151,7 @@ class AmortizedGuide(nn.Module, ABC):
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw every latent site for the batch; return the draws by site."""
         call = self.frame.call(args, kwargs)
-        draws = {}
+        draws = call.draws
         for name, numbers in self.numbers(call):
             site, block = call.sites[name], self.block(name)
             distribution, infer = self._distribution(name, site, block, numbers, call)
@@ -317,13 +319,17 @@ class AmortizedGuide(nn.Module, ABC):
 
     def placed(self, vectors: Any, name: str, site: Latent, shape: Shape, block: Block) -> Any:
         """The distribution of a site from that of its vectors."""
-        return placed(vectors, site, shape, *block.units(name))
+        return placed(vectors, site, shape, *self.units(name, site, block))
+
+    def units(self, name: str, site: Latent, block: Block) -> tuple[Tensor, Tensor]:
+        """The prior's centre and spread for the vector of a site, (D,) each."""
+        return block.units(name)
 
     def _vector(self, name: str, site: Latent, value: Tensor, distribution: Any, block: Block) -> Tensor:
         """What has been drawn, in units of the prior: (*particles, *rows, D)."""
         if isinstance(distribution, OfVectors):
             return distribution.vector(value)
-        start, spread = block.units(name)
+        start, spread = self.units(name, site, block)
         u = self.shape(name, site).to_vector(site.bijection_on(value.device).inv(value))
         return (u - start) / spread
 
