@@ -11,6 +11,7 @@ TABLE: dict[str, str] = {
     "flow": "pyro_vi.guides.flow:Flow",
     "mixture": "pyro_vi.guides.mixture:Mixture",
     "structured": "pyro_vi.guides.structured:Structured",
+    "semi_amortized": "pyro_vi.guides.semi_amortized:SemiAmortized",
     "laplace": "pyro_vi.guides.laplace:Laplace",
     "point": "pyro_vi.guides.point:Point",
     "prior": "pyro_vi.guides.prior:Prior",

@@ -5,7 +5,7 @@
   each row, and `series` finds the sites that are steps of one sequence.
 * `blocks` holds the numbers of q; `placing` and `discrete` make distributions of sites from them, `flows` those of zuko.
 * `parents` finds the sites that a site depends on. `density` is log p(x, z) on the unconstrained scale; `starts` finds from it
-  where free parameters start, and `newton` the mode and the curvature there.
+  where free parameters start, `newton` the mode and the curvature there, and `refining` ascends the ELBO of each datum.
 * `guide` puts it together: `AmortizedGuide`, of which a family is a subclass.
 """
 
