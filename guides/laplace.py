@@ -62,8 +62,8 @@ class Laplace(AmortizedGuide):
         peak = self._peak(self.frame.call(batch, {}))
         if peak.rising:
             raise InputError(
-                f"guide 'laplace' finds no mode of log p(x, z) in {iterations} steps: it still rises, and may have no upper "
-                "bound; use guide 'full_normal', or write the model with noncentred latents"
+                f"guide 'laplace' finds no mode of log p(x, z) within {iterations} steps: it still rises, and may have no "
+                "upper bound; use guide 'full_normal', or write the model with noncentred latents"
             )
 
     def parts(self, block: Block) -> dict[str, Part]:

@@ -17,6 +17,8 @@ from pyro_vi.errors import InputError
 
 Numbers = dict[str, dict[str, Tensor]]
 """μ and log σ of each local site, each (*particles, *rows, D)."""
+MOST, FEW = 32, 8
+"""Most draws by default, and those for data with more numbers than half of that."""
 
 
 class SemiAmortized(AmortizedGuide):
@@ -32,13 +34,11 @@ class SemiAmortized(AmortizedGuide):
         model: the generative program; all its latent sites must be continuous, and some of them local.
         batch: an example batch.
         steps: number of refining steps.
-        draws: number of noise draws, even. With fewer than twice as many as numbers in a datum, the correlations of the
-            posterior disturb the refinement.
+        draws: number of noise draws, even. With fewer than twice the numbers of a datum, only μ is refined: the noise of few
+            draws is correlated, and log σ would follow it. By default twice the numbers up to 32, and 8 for larger data.
         rate: their rate at the start; at 1, each step goes to the optimum of an uncorrelated normal.
-        encoder: see `pyro_vi.amortized.AmortizedGuide`.
-        hidden: the same.
-        activation: the same.
-        init_scale: the same.
+
+    Other arguments: see `pyro_vi.amortized.AmortizedGuide`.
 
     Raises:
         InputError: a site or a model that it cannot serve.
@@ -61,27 +61,24 @@ class SemiAmortized(AmortizedGuide):
         batch: Batch,
         *,
         steps: int = 5,
-        draws: int = 8,
+        draws: int | None = None,
         rate: float = 0.5,
-        encoder: str | nn.Module = "auto",
-        hidden: tuple[int, ...] = (64,),
-        activation: str = "tanh",
-        init_scale: float | None = None,
+        **options: Any,
     ) -> None:
         if steps < 1:
             raise InputError(f"steps must be a whole number of at least 1, not {steps!r}; guide 'diag_normal' has none")
-        if draws < 2 or draws % 2:
+        if draws is not None and (draws < 2 or draws % 2):
             raise InputError(f"draws must be an even number of at least 2, not {draws!r}")
         if not rate > 0:
             raise InputError(f"rate must be positive, not {rate!r}")
         refuse_discrete(model, batch, self.name)
-        super().__init__(model, batch, encoder=encoder, hidden=hidden, activation=activation, init_scale=init_scale)
+        super().__init__(model, batch, **options)
         if self.encoder is None:
             raise InputError(
                 "guide 'semi_amortized' refines what an encoder gives, and the model has no latent site for the rows of a "
                 "column; use guide 'diag_normal'"
             )
-        self.steps, self.draws = steps, draws
+        self.steps = steps
         some = next(iter(self.q.buffers()))
         local = {key for name, key in self.blocks.items() if self.frame.encoded(self.frame.sites[name])}
         start = torch.full((2,), math.log(rate), dtype=some.dtype)
@@ -90,7 +87,8 @@ class SemiAmortized(AmortizedGuide):
             call = self.frame.call(batch, {})
             found = self._local(call, dict(super().numbers(call)))
             size = sum(numbers["loc"][0].numel() for numbers in found.values())
-            self.register_buffer("noise", fixed_normals(draws, size).to(some.dtype))
+            self.draws = draws or (2 * max(size, 4) if 2 * size <= MOST else FEW)
+            self.register_buffer("noise", fixed_normals(self.draws, size).to(some.dtype))
         self.at_once = False
         self._try(call, found)
 
@@ -138,7 +136,8 @@ class SemiAmortized(AmortizedGuide):
             ]
             return self._log_joint(call, now, noise, given) + torch.stack(entropy).sum(0)
 
-        state = refined(elbo, flat, rates, self.steps)
+        enough = 2 * sum(numbers["loc"][0].numel() for numbers in start.values()) <= self.draws
+        state = refined(elbo, flat, rates, self.steps, scales=enough)
         return {name: dict(zip(_PARTS, state[2 * i : 2 * i + 2], strict=True)) for i, name in enumerate(names)}
 
     def _log_joint(

@@ -21,7 +21,7 @@ HALVINGS = 15
 
 @dataclass(frozen=True)
 class Peak:
-    """Modes, (*rows, D); ``rising`` says that a density still rises there."""
+    """Modes, (*rows, D); ``rising`` says that a density still rises there, after all steps or where the digits end."""
 
     mode: Tensor
     rising: bool
@@ -35,11 +35,13 @@ def peak_of(density: Density, start: Tensor, iterations: int) -> Peak:
     v = start.detach()
     eps = torch.finfo(v.dtype).eps
     moving = torch.ones(v.shape[:-1], dtype=torch.bool, device=v.device)
+    lost = torch.zeros_like(moving)
     for _ in range(iterations):
         value, slope, hessian = _derivatives(density, v)
         with torch.no_grad():
             step = _solve(_positive(-hessian, at_least=1e-3), slope)
-            step = torch.where(step.isfinite(), step, 0)
+            whole = step.isfinite().all(-1)
+            step = torch.where(whole.unsqueeze(-1), step, 0)
             reach = REACH * math.sqrt(v.shape[-1])
             step = step * (reach / step.norm(dim=-1, keepdim=True).clamp(min=reach))
             gain = (slope * step).sum(-1)
@@ -54,10 +56,13 @@ def peak_of(density: Density, start: Tensor, iterations: int) -> Peak:
             else:
                 size = torch.where(bad, 0, size)
             v = v + size.unsqueeze(-1) * step
+            # Stopped by rounding: the curvature is so large that its digits no longer hold the prior's.
+            ends = ~whole | (~last & (size == 0) & (100 * eps * hessian.abs().amax((-2, -1)) > 1))
+            lost = lost | (moving & ends)
             moving = moving & ~last & (size > 0)
         if not bool(moving.any()):
             break
-    return Peak(v, bool(moving.any()))
+    return Peak(v, bool((moving | lost).any()))
 
 
 def covariance_factor(density: Density, peak: Peak, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -77,7 +82,8 @@ def covariance_factor(density: Density, peak: Peak, scale: float = 1.0) -> tuple
         _, _, hessian = _derivatives(density, mode)
         with torch.no_grad():
             precision = _positive(-hessian)
-        mode = mode + _solve(precision, slope - slope.detach())
+        step = _solve(precision, slope - slope.detach())
+        mode = mode + torch.where(step.isfinite(), step, 0)
     _, _, hessian = _derivatives(density, mode, create_graph=follows)
     precision = -hessian if follows else -hessian.detach()
     precision = precision + (_positive(precision.detach()) - precision.detach())
@@ -132,13 +138,16 @@ def _positive(precision: Tensor, at_least: float | None = None) -> Tensor:
     precision = torch.where(finite, precision, eye)
     values, vectors = torch.linalg.eigh(precision)
     size = values.abs()
-    floor = size.amax(-1, keepdim=True).clamp(min=1.0) * max(FLOOR, 10 * torch.finfo(values.dtype).eps)
-    new = size.clamp(min=at_least) if at_least is not None else torch.where(size > floor, size, 1.0)
+    lost = 10 * (10 + values.shape[-1]) * torch.finfo(values.dtype).eps * size.amax(-1, keepdim=True)
+    kept = size > lost.clamp(min=FLOOR)
+    new = size.clamp(min=at_least) if at_least is not None else torch.where(kept, size, lost.clamp(min=1.0))
     change = torch.where((new == values), 0.0, new - values)
     # The matrix itself where nothing changes: an eigendecomposition loses digits.
     return precision + (vectors * change.unsqueeze(-2)) @ vectors.mT
 
 
 def _solve(precision: Tensor, slope: Tensor) -> Tensor:
-    factor = torch.linalg.cholesky_ex(precision).L
-    return torch.cholesky_solve(slope.unsqueeze(-1), factor).squeeze(-1)
+    """P⁻¹ ∇f; NaN where rounding leaves P no Cholesky factor."""
+    factor, failed = torch.linalg.cholesky_ex(precision)
+    solved = torch.cholesky_solve(slope.unsqueeze(-1), factor).squeeze(-1)
+    return torch.where(failed.unsqueeze(-1) == 0, solved, torch.nan)

@@ -28,7 +28,11 @@ def fixed_normals(draws: int, size: int) -> Tensor:
 
 
 def refined(
-    elbo: Callable[[list[Tensor]], Tensor], start: Sequence[Tensor], rates: Sequence[Tensor], steps: int
+    elbo: Callable[[list[Tensor]], Tensor],
+    start: Sequence[Tensor],
+    rates: Sequence[Tensor],
+    steps: int,
+    scales: bool = True,
 ) -> list[Tensor]:
     """Return the numbers of normals after some steps of ascent.
 
@@ -40,6 +44,7 @@ def refined(
         start: μ and log σ in turns, each (*particles, rows, …).
         rates: the rates of μ and log σ, (2,), for each pair of ``start``.
         steps: number of steps.
+        scales: False keeps each log σ.
     """
     outer = torch.is_grad_enabled()
     state = list(start)
@@ -55,7 +60,8 @@ def refined(
             along, across = rates[i]
             move = own * along * scale * slopes[2 * i]
             proposal.append(loc + scale * FARTHEST * torch.tanh(move / FARTHEST))
-            proposal.append(log_scale + torch.tanh(own * across * slopes[2 * i + 1] / 2))
+            turn = torch.tanh(own * across * slopes[2 * i + 1] / 2)
+            proposal.append(log_scale + turn if scales else log_scale)
         with torch.no_grad():
             found = elbo(proposal)
             better = found >= best

@@ -65,6 +65,17 @@ def test_many_steps_from_an_untrained_encoder_reach_the_best_diagonal_normal():
     assert gaps[0].mean() > 3 * gaps[1].mean()
 
 
+def test_with_few_draws_only_the_means_are_refined():
+    """The mean of a pair of opposite draws is exact for a quadratic log p: μ goes to the posterior's mean."""
+    model, x = linear_gaussian(), columns()
+    guide = guide_for(model, (x,), steps=100, draws=2)
+    with torch.no_grad():
+        torch.testing.assert_close(fitted(guide, x).mean, model.posterior(x)["z"].mean, rtol=1e-6, atol=1e-6)
+        start = dict(super(SemiAmortized, guide).numbers(guide.frame.call((x,), {})))["z"]["log_scale"].exp()
+        assert torch.equal(fitted(guide, x).stddev, guide.q["z"].spread * start)
+    assert guide_for(model, (x,)).draws == 8
+
+
 def test_given_a_shared_draw_the_local_sites_are_refined_to_its_posterior():
     """w is drawn first; given w, the posterior of z_n is normal, and q(z_n | w) reaches it for each of many draws of w."""
     (x,) = CATALOGUE["global"].batch
