@@ -21,8 +21,9 @@ finally:  # zuko turns the validation of all distributions off when it is import
 
 FLOWS = ("spline", "affine", "coupling")
 """The kinds of flows."""
-SMALL = 0.01
-"""Size of a flow's last layer at the start, relative to its default."""
+SMALL = 0.1
+"""Factor of what the network of a transform gives: the transform starts near the identity, and one step of the optimizer, which
+changes all weights of a layer at once, does not throw it far off."""
 
 
 def flow_layers(
@@ -56,11 +57,21 @@ def flow_layers(
                 )
             )
     for layer in layers:
-        linear = [part for part in layer.modules() if isinstance(part, nn.Linear)]
-        with torch.no_grad():
-            for value in linear[-1].parameters() if linear else layer.parameters():
-                value.mul_(SMALL)
+        network = getattr(layer, "hyper", None)
+        if isinstance(network, nn.Sequential):
+            network.append(_Scaled())
+        else:
+            with torch.no_grad():
+                for value in layer.parameters():
+                    value.mul_(SMALL)
     return layers
+
+
+class _Scaled(nn.Module):
+    """The factor `SMALL`."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        return SMALL * value
 
 
 class Pushforward(dist.TorchDistribution):

@@ -141,7 +141,10 @@ class Reading(Messenger):
             if msg["value"] is None and fn.subsample_size not in (None, fn.size):
                 self._drawn.add(name)
             return
-        scale, frames = torch.as_tensor(msg["scale"], dtype=torch.float64), [f for f in msg["cond_indep_stack"] if f.vectorized]
+        scale, frames = (
+            torch.as_tensor(msg["scale"], dtype=torch.float64),
+            [f for f in msg["cond_indep_stack"] if f.vectorized],
+        )
         for f in frames:
             own = fn.batch_shape[f.dim] if len(fn.batch_shape) >= -f.dim else 1
             length = f.size if f.size > 0 else own  # a plate without a size is as long as its sites
