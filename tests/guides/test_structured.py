@@ -86,7 +86,7 @@ def test_rows_are_averaged_or_repeated():
 
 def test_it_holds_the_exact_posterior_of_a_funnel():
     """log Z = 0 of v ~ N(0, 9), x_i | v ~ N(0, e^v) without data; the best mean-field bound is −1.862847."""
-    guide = Structured(bind_one(funnel, ()), ())
+    guide = Structured(bind_one(funnel, ()), (), start="prior")
     v, x = guide.q["v"], guide.q["x"]
     with torch.no_grad():
         v.loc.zero_(), v.log_scale.copy_((3.0 / v.spread).log())
