@@ -3,13 +3,13 @@
 * `comparer` checks what was asked for, which `asked` holds, and repeats the comparison under each seed.
 * `of_estimators` fits and audits one pair under several estimators; `of_guides` fits a model with several guides, on plans
   that `joint` makes; `evaluating` evaluates the fits; `results` holds them.
-* `differences` compares numbers of fits; `standings` ranks the fits by each of their numbers.
+* `differences` compares numbers of fits; `ranking` ranks the fits by each of their numbers.
 """
 
 from pyro_vi.comparing.comparer import compare
 from pyro_vi.comparing.differences import CERTAIN, Difference, Spread, Standing
 from pyro_vi.comparing.results import Comparison, Result
-from pyro_vi.comparing.standings import plain_ranks, spread_of, standings
+from pyro_vi.comparing.ranking import plain_ranks, spread_of, standings
 
 __all__ = [
     "CERTAIN",

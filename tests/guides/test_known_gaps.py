@@ -28,17 +28,18 @@ def best_gap(model: LinearGaussian) -> float:
     return float(0.5 * (precision.diagonal().log().sum() - precision.logdet()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("guide", "gap"),
-    [("full_normal", 0.0), ("low_rank_normal", 0.0), ("flow", 0.0), ("diag_normal", None), ("structured", None)],
+    ("guide", "tolerance"),
+    [("full_normal", 0.01), ("low_rank_normal", 0.01), ("flow", 0.02), ("diag_normal", 0.02), ("structured", 0.02)],
 )
-def test_a_linear_encoder_reaches_the_least_gap_of_its_family(guide, gap):
+def test_a_linear_encoder_reaches_the_least_gap_of_its_family(guide, tolerance):
     """The full normal reaches the evidence within .01 nats per datum, the diagonal its closed form within .02."""
     model, x = linear(), columns(ROWS, 4)
     run = fit(
-        model, f"{guide}(hidden=())", x, elbo="stl", steps=500, lr=0.02 if guide == "flow" else 0.05, batch_size=ROWS, heldout=0.0, compile=False,
-        progress=False,
+        model, f"{guide}(hidden=())", x, elbo="stl", steps=500, lr=0.02 if guide == "flow" else 0.05, batch_size=ROWS,
+        heldout=0.0, compile=False, progress=False,
     )  # fmt: skip
     found = float(model.log_evidence(x).mean()) - evaluated(run, (x,))
-    expected = best_gap(model) if gap is None else gap
-    assert abs(found - expected) < (0.02 if gap is None else 0.01)
+    expected = best_gap(model) if guide in ("diag_normal", "structured") else 0.0
+    assert abs(found - expected) < tolerance
