@@ -8,8 +8,8 @@
 
 from pyro_vi.comparing.comparer import compare
 from pyro_vi.comparing.differences import CERTAIN, Difference, Spread, Standing
-from pyro_vi.comparing.results import Comparison, Result
 from pyro_vi.comparing.ranking import plain_ranks, spread_of, standings
+from pyro_vi.comparing.results import Comparison, Result
 
 __all__ = [
     "CERTAIN",
