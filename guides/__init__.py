@@ -15,5 +15,6 @@ TABLE: dict[str, str] = {
     "laplace": "pyro_vi.guides.laplace:Laplace",
     "point": "pyro_vi.guides.point:Point",
     "prior": "pyro_vi.guides.prior:Prior",
+    "per_datum": "pyro_vi.guides.per_datum:PerDatum",
     "exact": "pyro_vi.guides.exact:Exact",
 }

@@ -33,6 +33,8 @@ class Block(nn.Module):
         lengths: the full sizes of these plates if the numbers are free parameters; None if an encoder gives them.
         start: centre of the prior or of a fitted start, all sites' vectors in one.
         spread: the standard deviation there.
+        rate: free parameters are stored in units of ``rate``, so that a step of an optimizer such as Adam moves the numbers by
+            ``rate`` times its learning rate.
 
     Attributes:
         fitted: the units are those of a fitted start (`pyro_vi.amortized.starts`).
@@ -51,9 +53,10 @@ class Block(nn.Module):
         lengths: Sequence[int] | None,
         start: Tensor,
         spread: Tensor,
+        rate: float = 1.0,
     ) -> None:
         super().__init__()
-        self.sites, self.sizes, self.rows, self.lengths = tuple(sites), tuple(sizes), rows, lengths
+        self.sites, self.sizes, self.rows, self.lengths, self.rate = tuple(sites), tuple(sizes), rows, lengths, rate
         self.register_buffer("start", start)
         self.register_buffer("spread", spread)
         self.register_buffer("root", None)
@@ -100,7 +103,7 @@ class Block(nn.Module):
         self.shapes = {name: part.start.shape for name, part in parts.items()}
         if self.lengths is not None:
             for name, part in parts.items():
-                wide = part.start.expand((*self.lengths, *part.start.shape)).clone()
+                wide = part.start.expand((*self.lengths, *part.start.shape)) / self.rate
                 self.register_parameter(name, nn.Parameter(wide))
             return
         if not parts:
@@ -131,5 +134,5 @@ class Block(nn.Module):
             for dim, plate in enumerate(self.rows):
                 if plate in index:
                     value = value.index_select(dim, index[plate])
-            found[name] = value
+            found[name] = value if self.rate == 1 else value * self.rate
         return found

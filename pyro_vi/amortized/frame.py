@@ -18,7 +18,7 @@ from pyro_vi.amortized.columns import Column, columns_of, read_apart
 from pyro_vi.amortized.discrete import one_hot, refuse_states
 from pyro_vi.amortized.series import Step, steps_of
 from pyro_vi.amortized.shapes import Shape
-from pyro_vi.data import Batch, fresh, tensors_in
+from pyro_vi.data import Batch, fresh, length_of, tensors_in
 from pyro_vi.errors import InputError
 from pyro_vi.programs import Latent, LatentPlate, Reading, isolated, kept_buffers, prototype
 
@@ -58,7 +58,8 @@ class Frame:
         batch: an example batch.
         guide: name of the guide in messages.
         amortized: encode the columns; otherwise no site is encoded.
-        numbered: the guide addresses the rows of the data plate itself, by row numbers in the last argument.
+        numbered: the number of all rows, if the guide addresses them by row numbers in the last argument. The example batch
+            has no such argument.
         whole: the rows are those of the data plate, whatever plates are inside of them.
 
     Raises:
@@ -72,10 +73,10 @@ class Frame:
         guide: str,
         *,
         amortized: bool = True,
-        numbered: bool = False,
+        numbered: int | None = None,
         whole: bool = False,
     ) -> None:
-        self.guide, self.numbered, self.whole = guide, numbered, whole
+        self.guide, self.numbered, self.whole, self.taken = guide, numbered, whole, len(batch)
         self.model = (model,)  # in a tuple, so that the guide that holds it does not own the model's parameters
         with Reading() as read:
             layout = prototype(model, batch)
@@ -91,6 +92,10 @@ class Frame:
             name: plate for name, plate in read.plates.items() if any(name in s.plates for s in self.sites.values())
         }
         self.data = layout.data if layout.data in self.plates else None
+        plate = self.plates.get(self.data or "")
+        # A plate of another length than the batch, or one that draws its rows, does not hold the rows of the batch.
+        held = plate is not None and not plate.drawn and plate.length == length_of(batch)
+        self.total = numbered if held else None
         self.nesting = max(
             [-plate.dim for plate in read.plates.values()] + [len(s.batch_shape) for s in self.sites.values()]
         )
@@ -141,7 +146,11 @@ class Frame:
 
     def addressed(self, plate: str) -> bool:
         """True for a plate of which a run sees some rows, which are told by their numbers."""
-        return self.plates[plate].drawn or (self.numbered and plate == self.data)
+        return self.plates[plate].drawn or (self.total is not None and plate == self.data)
+
+    def count(self, plate: str) -> int:
+        """The number of rows of a plate, of which a run may see some."""
+        return self.total if self.total is not None and plate == self.data else self.plates[plate].size
 
     def shape(self, site: Latent) -> Shape:
         """The shape of a site as vectors."""
@@ -165,9 +174,10 @@ class Frame:
         """Return the view of a batch; with ``every``, of all its rows, also where the model draws a minibatch of them."""
         values = (*args, *kwargs.values())
         numbers = None
-        if self.numbered:
-            *rest, numbers = values
-            values, args = tuple(rest), tuple(rest[: len(args)])
+        if self.numbered is not None:
+            numbers = None if self.total is None else self._numbers(values)
+            args, kwargs = values[: self.taken], {}
+            values = args
         columns = [column.of(values) for column in self.columns]
         if any(len(column) != len(columns[0]) for column in columns):
             raise InputError(
@@ -180,7 +190,7 @@ class Frame:
         drawn = {name: plates[name].indices for name, plate in self.plates.items() if plate.drawn and not every}
         index = dict(drawn)
         if numbers is not None and self.data is not None:
-            index[self.data] = numbers.long()
+            index[self.data] = numbers
         elif self.data in index:
             columns = [column.index_select(0, index[self.data]) for column in columns]
         read = self.read(args, kwargs, columns, drawn) if self._follows else None
@@ -189,6 +199,16 @@ class Frame:
         if read is not None and self._masked:
             present = [self._present(column, read, value) for column, value in zip(self.columns, columns, strict=True)]
         return Call(values, plates, index, sites, columns, present, {} if read is None else read.plates)
+
+    def _numbers(self, values: Batch) -> Tensor:
+        """The row numbers of a batch."""
+        numbers = values[-1] if len(values) == self.taken + 1 else None
+        if isinstance(numbers, Tensor) and numbers.dim() == 1 and not numbers.is_floating_point():
+            return numbers.long()
+        raise InputError(
+            f"guide '{self.guide}' has parameters for each of the {self.numbered} rows that it is fitted to, and none for "
+            f"others: give the numbers of the rows as argument {self.taken}, as the batches of a fit's data have them"
+        )
 
     def present(self, batch: Batch) -> list[Tensor | None]:
         """Which values of the columns of the example count; None for all."""

@@ -35,6 +35,11 @@ STARTS = ("fit", "prior")
 """Where free parameters start."""
 
 
+ROW_RATE = 20.0
+"""Rate of parameters of numbered rows (see `Block`). A row is in one batch of an epoch, and a network's weights are in all: at
+the learning rate of a network, a row would need thousands of epochs."""
+
+
 class AmortizedGuide(nn.Module, ABC):
     """A guide made from a model: an encoder for sites in the data plate, free parameters for the others.
 
@@ -52,7 +57,10 @@ class AmortizedGuide(nn.Module, ABC):
             from the prior's median, which is the unit of the parameters too (see `pyro_vi.amortized.starts`). ``"prior"``: the
             prior's median, and a tenth of its standard deviations, at most 0.1, as a wider start takes thousands of steps to
             become narrow. It is also taken where ``"fit"`` does not apply, and with ``init_scale``.
-        amortized: False gives local sites free parameters for each row too; the batch must then be all data in one order.
+        amortized: False gives local sites free parameters for each row too; the batch must then be all data in one order,
+            unless the rows are numbered.
+        numbered: the number of all rows, if the guide is called with row numbers as a further, last argument: parameters of a
+            row then belong to its number, and a batch may have any rows.
 
     Raises:
         InputError: the model has no latent site, or one that the family cannot serve.
@@ -78,7 +86,7 @@ class AmortizedGuide(nn.Module, ABC):
         init_scale: float | None = None,
         start: str = "fit",
         amortized: bool = True,
-        numbered: bool = False,
+        numbered: int | None = None,
     ) -> None:
         super().__init__()
         if init_scale is not None and not init_scale > 0:
@@ -280,11 +288,12 @@ class AmortizedGuide(nn.Module, ABC):
                 names = names[:1]  # the steps of a series have one vector each
             site = self.frame.sites[names[0]]
             rows = self.frame.rows(site)
-            free = None if self.frame.encoded(site) else [self.frame.plates[plate].size for plate in rows]
+            free = None if self.frame.encoded(site) else [self.frame.count(plate) for plate in rows]
             sizes = [self.frame.shapes[name].numel for name in names]
             units = [self.frame.centre(name) if found is None else found.units[name] for name in names]
             start, spread = (torch.cat(values).to(dtype) for values in zip(*units, strict=True))
-            block = Block(names, sizes, rows, free, start, spread)
+            numbered = self.frame.total is not None and self.frame.data in rows
+            block = Block(names, sizes, rows, free, start, spread, ROW_RATE if numbered else 1.0)
             if found is not None:
                 block.set_fitted(found.root)
             if site.states is not None:

@@ -12,7 +12,7 @@ import torch
 
 from pyro_vi.errors import InputError, UsageError
 from pyro_vi.fitting import Options, Plan, plan_of
-from pyro_vi.programs import Pair, Source, build_pair
+from pyro_vi.programs import Pair, Source, build_pair, takes_row_numbers
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Joint:
         plans: by guide; all have the same data, the same batches and the same start of the model.
         refused: the errors of the guides that cannot be built.
         heldout: the fraction to hold out by which a fit of each guide alone has these data.
-        note: the reason why all guides see all rows, if some of them do not need them; else empty.
+        note: the reason why all guides see all rows, if some of them do not need them, and why none are held out; else empty.
     """
 
     plans: Mapping[str, Plan]
@@ -46,6 +46,8 @@ def joint_plans(model: Source, guides: Mapping[str, Source], data: Any, options:
     """
     plans: dict[str, Plan] = {}
     refused: dict[str, InputError] = {}
+    heldout: dict[str, Any] = dict.fromkeys(guides, options.heldout)
+    said = ""
 
     def planned(name: str, given: Any, settings: Options) -> Plan | None:
         try:
@@ -57,19 +59,24 @@ def joint_plans(model: Source, guides: Mapping[str, Source], data: Any, options:
         return None
 
     given, settings = data, options
-    for name in guides:
+    # A guide with parameters for each row decides on the rows of all: none are held out, and none are redrawn.
+    for name in sorted(guides, key=lambda name: not takes_row_numbers(guides[name])):
         found = planned(name, given, settings)
         if found is not None:
             plans[name] = found
             given, settings = found.data, dataclasses.replace(options, heldout=None)  # the data are read once
+            if takes_row_numbers(guides[name]) and not said:
+                data, options = given, settings
+                said = f"No rows are held out, as guide '{name}' has parameters for each row."
+                heldout = dict.fromkeys(guides, None if found.left_out else 0.0)
+    plans = {name: plans[name] for name in guides if name in plans}
     needy = next((name for name, found in plans.items() if found.reason), None)
-    heldout = dict.fromkeys(guides, options.heldout)
     if needy is None or all(found.reason for found in plans.values()):
-        return Joint(_from_one_start(plans, model, options), refused, heldout, "")
+        return Joint(_from_one_start(plans, model, options), refused, heldout, said)
     # The guide that needs all rows decides on the data, too: nothing is held out if it alone would hold out nothing.
     base = planned(needy, data, options)
     if base is None:
-        return Joint(plans, refused, heldout, "")
+        return Joint(plans, refused, heldout, said)
     settings = dataclasses.replace(options, heldout=None, batch_size=base.batch_size)
     for name, found in list(plans.items()):
         again = base if name == needy else planned(name, base.data, settings)
@@ -81,7 +88,8 @@ def joint_plans(model: Source, guides: Mapping[str, Source], data: Any, options:
             heldout[name] = 0.0
     rows = base.data.spec.num_data
     note = f"Each fit sees all {rows} rows in each step, as guide '{needy}' needs them ({base.reason})."
-    return Joint(_from_one_start(plans, model, options), refused, heldout, note if base.batch_size == rows else "")
+    notes = [said, note if base.batch_size == rows else ""]
+    return Joint(_from_one_start(plans, model, options), refused, heldout, " ".join(filter(None, notes)))
 
 
 def _from_one_start(plans: Mapping[str, Plan], model: Source, options: Options) -> Mapping[str, Plan]:

@@ -72,7 +72,7 @@ class Comparison:
         across: what is compared: ``"estimators"`` or ``"guides"``.
         estimator: name of the one estimator under which guides are compared; else empty.
         refused: guides without a result, each with the reason.
-        note: the reason why all guides see all rows in each step, if one of them needs them; else empty.
+        note: the reason why all guides see all rows in each step, or why none are held out, if one of them needs that.
         repeats: the same comparison under further seeds.
     """
 

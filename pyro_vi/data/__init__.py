@@ -6,7 +6,7 @@
 * `dataset` defines `Data`, which splits the training rows into batches. `seeds` makes the random generators for all of this.
 """
 
-from pyro_vi.data.arguments import fresh, part
+from pyro_vi.data.arguments import fresh, numbered, part
 from pyro_vi.data.dataset import Batch, Data, DataSpec, device_of, length_of, tensors_in
 from pyro_vi.data.loading import load
 from pyro_vi.data.mapped import Mapped
@@ -20,6 +20,7 @@ __all__ = [
     "fresh",
     "length_of",
     "load",
+    "numbered",
     "part",
     "tensors_in",
 ]

@@ -2,20 +2,21 @@
 
 * `Arguments` is made by `split` from what a person hands over; it puts rows of the columns into their places again.
 * `part` takes rows of arguments that are put together already; `fresh` copies their tensors.
+* `numbered` adds the row numbers to the batches of data, for a guide that has parameters for each row.
 
 A column is a tensor or array with as many rows as the first one. Everything else is passed on as it is: None, numbers, words,
 tensors of another length, and what lists, tuples and dictionaries hold besides columns.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vi.data.dataset import Batch, length_of
+from pyro_vi.data.dataset import Batch, Data, length_of
 from pyro_vi.data.files import Array
 from pyro_vi.data.mapped import to_tensor
 
@@ -111,6 +112,23 @@ def part(args: Batch, start: int, stop: int) -> Batch:
     length = length_of(args)
     rows: Batch = _map(args, lambda v: v[start:stop] if isinstance(v, Tensor) and v.dim() and len(v) == length else v)
     return rows
+
+
+def numbered(data: Data) -> Data:
+    """Return the same data with the numbers of the rows as the last argument of each batch, from 0 to `num_data` − 1.
+
+    Held-out rows have no number among those that are fitted, so they are left out. Values that are redrawn in each epoch are
+    fixed, so that a number belongs to one datum. Data without columns stay as they are.
+
+    Example:
+        >>> from pyro_vi.data.loading import load
+        >>> data = numbered(load(torch.ones(4, 2), heldout=0))
+        >>> [index.tolist() == numbers.tolist() for index, (x, numbers) in data.batches(0, batch_size=3)]
+        [True, True]
+    """
+    if not data.columns:
+        return data
+    return replace(data.fixed(), heldout=part(data.heldout, 0, 0), numbered=True)
 
 
 def fresh(args: Batch) -> Batch:

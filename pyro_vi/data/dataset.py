@@ -118,7 +118,8 @@ class Data:
     `arguments` says what a program is called with (`pyro_vi.data.arguments.Arguments`): by default the columns alone. With
     `integers`, whole numbers and truth values stay what they are; otherwise programs get floats. Without `shuffle`, batches
     keep the order of the rows; with `drop_last`, a shorter last batch of an epoch is left out. `given` holds the number of each
-    training row in the data as they were handed over, if others of those rows are held out.
+    training row in the data as they were handed over, if others of those rows are held out. With `numbered`, the last argument
+    of each batch is the row numbers, (size,): see `pyro_vi.data.arguments.numbered`.
 
     >>> from pyro_vi.data import load
     >>> data = load("digits", seed=1)
@@ -137,6 +138,7 @@ class Data:
     shuffle: bool = True
     drop_last: bool = False
     given: Tensor | None = field(default=None, repr=False)
+    numbered: bool = False
 
     @property
     def num_heldout(self) -> int:
@@ -150,7 +152,8 @@ class Data:
 
     def train(self, epoch: int = 0) -> Batch:
         """The training columns of an epoch, each (num_data, ...); mapped columns are read into memory as a whole."""
-        return self.values(tuple(first(column, self.spec.num_data) for column in self.stored(epoch)))
+        rows = self.spec.num_data
+        return self.values(tuple(first(column, rows) for column in self.stored(epoch)), self._first(rows))
 
     def per_epoch(self, batch_size: int) -> int:
         """Number of rows that come in the batches of an epoch."""
@@ -181,22 +184,28 @@ class Data:
         """
         return self._drawn(epoch, self.spec.num_data) if self.binarize else self.columns
 
-    def values(self, rows: Batch) -> Batch:
-        """Return the arguments that a program is called with, from rows of the stored columns."""
+    def values(self, rows: Batch, index: Tensor | None = None) -> Batch:
+        """Return the arguments that a program is called with, from rows of the stored columns and the numbers of these rows."""
         columns = tuple(self._value(column) for column in rows)
         filled: Batch = columns if self.arguments is None else self.arguments.fill(columns)
-        return filled
+        return filled if index is None or not self.numbered else (*filled, index)
 
     def gather(self, stored: Stored, index: Tensor) -> Batch:
         """Return the `values` of the indexed rows."""
         # Gather before converting to floats: images then take one byte per pixel.
-        return self.values(tuple(column.index_select(0, index) for column in stored))
+        return self.values(tuple(column.index_select(0, index) for column in stored), index)
+
+    def fixed(self) -> "Data":
+        """Return the same data with the 0/1 values of epoch 0 in every epoch; the same data if nothing is redrawn."""
+        if not self.binarize:
+            return self
+        return dataclasses.replace(self, columns=self.stored(0), levels=None, binarize=False)
 
     def example(self, size: int = 2) -> Batch:
         """The first rows of `train(0)`, at most `size` of them. Raises InputError if size < 1."""
         _check_positive("size", size)
         stored = self._drawn(0, size) if self.binarize else self.columns
-        return self.values(tuple(first(column, size) for column in stored))
+        return self.values(tuple(first(column, size) for column in stored), self._first(size))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Data":
         """Return the same data on another device or with another floating dtype; random draws depend on neither.
@@ -213,6 +222,11 @@ class Data:
                 c.to(device=device, dtype=dtype if c.dtype.is_floating_point else c.dtype) for c in self.columns
             ),
         )
+
+    def _first(self, size: int) -> Tensor:
+        """The numbers of the first rows."""
+        device = self.columns[0].device if self.columns else None
+        return torch.arange(min(size, self.spec.num_data), device=device)
 
     def _value(self, column: Tensor) -> Tensor:
         if self.integers and self.levels is None and not column.is_floating_point():
@@ -241,7 +255,7 @@ class Data:
                     next(rest).to(column.device) if isinstance(column, Mapped) else column.index_select(0, index)
                     for column in self.columns
                 )
-                yield index, self.values(tuple(stored))
+                yield index, self.values(tuple(stored), index)
 
     def _drawn(self, epoch: int, rows: int) -> Batch:
         assert self.levels is not None

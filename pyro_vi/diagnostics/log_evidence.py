@@ -27,7 +27,7 @@ from pyro_vi.elbo import (
     standard_error,
 )
 from pyro_vi.errors import InputError, naming_programs
-from pyro_vi.programs import Pair, Program, evaluating, isolated, pair_and_args, title
+from pyro_vi.programs import Pair, Program, evaluating, isolated, pair_and_args, title, without_numbers
 from pyro_vi.support import Whole, seed_from
 from pyro_vi.support import whole as whole_number
 
@@ -117,7 +117,7 @@ def evidence_of_pair(
         if closed is None:
             raise InputError(f"{title(pair.model)} has no closed form log_evidence(x); use method='iw'")
         with torch.no_grad(), isolated(seed, validation=False):
-            values = torch.cat([closed(*block) for block in blocks(pair, args, rows)])
+            values = torch.cat([closed(*without_numbers(pair.model, block)) for block in blocks(pair, args, rows)])
         return _exact(values, "exact", "no draws")
     facts = facts_of(pair, args)
     refuse_no_density(pair, args, facts)

@@ -4,6 +4,9 @@ A model whose latent sites all belong to data, as a VAE, is fitted in shuffled m
 Other pairs see all rows in each step, in the given order, and nothing is held out: those with latents that all data share, with
 parameters that have a row for each datum, with rows that are no plate (as in time series), or that cannot take fewer rows.
 
+A guide that takes row numbers (`pyro_vi.programs.numbering`) has parameters for each row and is fitted in minibatches all the
+same. Held-out rows have no parameters, so nothing is held out for it.
+
 * `plan` builds the pair and decides, unless the options say otherwise; `Plan.note` says what was decided.
 """
 
@@ -11,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pyro_vi.data import Data, length_of, load
+from pyro_vi.data import Data, length_of, load, numbered
 from pyro_vi.data.registered import DATASETS
 from pyro_vi.errors import InputError, UsageError
-from pyro_vi.programs import Pair, Source, build_pair, resolve
+from pyro_vi.programs import Pair, Source, build_pair, name_of, resolve, takes_row_numbers
 
 MINIBATCH = 128
 """Rows of a batch where minibatches are right."""
@@ -29,6 +32,7 @@ class Plan:
     Attributes:
         reason: why all rows are in each batch; empty for minibatches.
         whole: number of rows that were handed over.
+        left_out: number of held-out rows that came with the data and are not used.
     """
 
     pair: Pair
@@ -36,6 +40,7 @@ class Plan:
     batch_size: int
     reason: str
     whole: int
+    left_out: int = 0
 
     @property
     def note(self) -> str:
@@ -44,6 +49,8 @@ class Plan:
         if not self.data.columns:
             return "the programs hold their data themselves"
         out = f"{held} held out" if held else "none held out"
+        if self.left_out:
+            out = f"{self.left_out} others left out, as the guide has parameters for the rows that it is fitted to only"
         if self.batch_size < rows:
             order = "shuffled" if self.data.shuffle else "in the given order"
             return f"{rows} rows in batches of {self.batch_size}, {order}; {out}"
@@ -82,11 +89,17 @@ def plan(
         raise UsageError(f"batch_size {batch_size} is out of range; it must be at least 1, or None for the default")
     # A class is built from the description of the data, which counts the rows that are fitted.
     made = isinstance(resolve(model, "model")[0] if isinstance(model, str) else model, type)
+    numbers = takes_row_numbers(guide)
+    if numbers:
+        _refuse_unfitted(guide, heldout, shuffle, drop_last)
+        own = isinstance(given, Data) or _registered(given)  # split already, for every guide in the same way
+        heldout = heldout if own else 0.0
     split = heldout is not None or isinstance(given, Data) or _registered(given)
 
     def loaded(fraction: float | None) -> Data:
         found = load(given, seed=seed, heldout=fraction, integers=None if made else True)
-        return replace(found, shuffle=shuffle is not False, drop_last=drop_last)
+        found = replace(found, shuffle=shuffle is not False, drop_last=drop_last)
+        return numbered(found) if numbers else found
 
     def built(data: Data, rows: int) -> Pair:
         return build_pair(model, guide, data, seed=seed, rows=rows)
@@ -113,10 +126,20 @@ def plan(
             pair = built(data, rows if reason and batch_size is None else min(size, rows))
     if batch_size is None:
         batch_size = data.spec.num_data if reason else min(MINIBATCH, data.spec.num_data)
+    left_out = load(given, seed=seed, heldout=heldout).num_heldout if numbers and own else 0
     whole = data.spec.num_data + data.num_heldout
     if batch_size >= data.spec.num_data:
         data = replace(data, shuffle=False)
-    return Plan(pair, data, min(batch_size, data.spec.num_data), reason, whole)
+    return Plan(pair, data, min(batch_size, data.spec.num_data), reason, whole, left_out)
+
+
+def _refuse_unfitted(guide: Source, heldout: float | None, shuffle: bool | None, drop_last: bool) -> None:
+    """Raise UsageError for options that leave rows without a fit, if the guide has parameters for each row."""
+    said = f"guide '{name_of(guide)}' has parameters for the rows that it is fitted to, and none for others"
+    if heldout:
+        raise UsageError(f"{said}; leave heldout out")
+    if drop_last and shuffle is False:
+        raise UsageError(f"{said}; with shuffle=False, leave drop_last out, which drops the same rows in each epoch")
 
 
 def _registered(given: object) -> bool:

@@ -3,7 +3,8 @@
 * `lookup` finds the program that a name refers to; `copying` copies it; `binding` makes the copy a module that owns its
   parameters; `build` makes the pair of both; `pair` defines `Pair`.
 * `layout` reads sites and plates; `latents` reads the latent sites for a guide; `supports` says where a distribution has
-  values; `handlers` fix or relax draws; `isolation` runs programs without side effects.
+  values; `numbering` serves guides with parameters for each row; `handlers` fix or relax draws; `isolation` runs programs
+  without side effects.
 """
 
 from pyro_vi.programs.binding import draw, trace_of_guide
@@ -26,6 +27,7 @@ from pyro_vi.programs.layout import (
     title,
 )
 from pyro_vi.programs.lookup import Source, name_of, resolve
+from pyro_vi.programs.numbering import takes_row_numbers, without_numbers
 from pyro_vi.programs.pair import Pair
 from pyro_vi.programs.supports import bare, innermost, inside, masked_by, range_of, support_of, words_of
 from pyro_vi.programs.swapping import swapped
@@ -71,7 +73,9 @@ __all__ = [
     "shapes_of",
     "support_of",
     "swapped",
+    "takes_row_numbers",
     "title",
     "trace_of_guide",
+    "without_numbers",
     "words_of",
 ]

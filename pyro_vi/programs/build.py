@@ -14,13 +14,14 @@ from pyro.infer.autoguide import AutoGuide, AutoMessenger
 from pyro.nn import PyroModule
 from torch import nn
 
-from pyro_vi.data import Batch, Data
+from pyro_vi.data import Batch, Data, numbered
 from pyro_vi.errors import InputError, UsageError, of_program
 from pyro_vi.programs.binding import FunctionProgram, bind
 from pyro_vi.programs.copying import Copies, used_names
 from pyro_vi.programs.isolation import isolated
 from pyro_vi.programs.layout import shapes_of
 from pyro_vi.programs.lookup import Kind, Source, available, name_of, resolve
+from pyro_vi.programs.numbering import ignore_numbers, takes_row_numbers
 from pyro_vi.programs.pair import Pair
 from pyro_vi.support import check_options, parse
 
@@ -83,13 +84,20 @@ def build_pair(model: Source, guide: Source, data: Data, *, seed: int = 0, rows:
         UsageError: an unknown name or option.
         InputError: a program that cannot be built for this data, or fails on it.
     """
+    numbers = takes_row_numbers(guide)
+    data = numbered(data) if numbers else data
     args = data.example(min(data.spec.num_data, EXAMPLE_ROWS) if rows is None else rows)
     names = data.arguments.names if data.arguments is not None else ()
     copies = Copies()
     with isolated(seed):
         shell = _shell(by_name(_make(model, "model", (data.spec,)), names), copies, "model")
         # A guide class gets the model that the pair will have.
-        other = _shell(by_name(_make(guide, "guide", (shell, args)), names), copies, "guide")
+        plain = args[:-1] if data.numbered else args
+        contract = (shell, plain, data.spec.num_data) if numbers else (shell, plain)
+        other = _shell(by_name(_make(guide, "guide", contract), names), copies, "guide")
+        if data.numbered:
+            for program in (shell,) if numbers else (shell, other):
+                ignore_numbers(program, len(plain))
         return Pair(*_bind(shell, other, args, copies))
 
 

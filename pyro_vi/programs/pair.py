@@ -16,6 +16,7 @@ from pyro_vi.programs.binding import FunctionProgram, draw, trace_of_guide
 from pyro_vi.programs.copying import Copies
 from pyro_vi.programs.isolation import isolated
 from pyro_vi.programs.layout import Prototype, key_of, layout_of, running
+from pyro_vi.programs.numbering import takes_row_numbers
 from pyro_vi.support.pyro_internals import params_of
 
 
@@ -59,7 +60,9 @@ class Pair(nn.Module):
     def separable(self, args: Batch, rows: int) -> bool:
         """True if some rows of a batch can be taken by themselves: each has its own latents and no parameters of its own."""
         length = length_of(args)
-        if any(length > 1 and length in p.shape for p in self.parameters()):
+        # A guide that takes row numbers finds the parameters of a row in any batch.
+        programs = [self.model] if takes_row_numbers(self.guide) else [self.model, self.guide]
+        if any(length > 1 and length in p.shape for program in programs for p in program.parameters()):
             return False
         try:
             layout = self.layouts(part(args, 0, rows))[0]
