@@ -1,6 +1,6 @@
 """`Block`: the numbers of q for one or several sites, from an encoder's features or from free parameters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -136,3 +136,20 @@ class Block(nn.Module):
                     value = value.index_select(dim, index[plate])
             found[name] = value if self.rate == 1 else value * self.rate
         return found
+
+
+def lower_triangle(log_scale: Tensor, lower: Tensor) -> Tensor:
+    """Return the Cholesky factor L = diag(σ) (I + A), A strictly lower triangular: (…, D, D) from (…, D) and (…, D(D−1)/2)."""
+    dim = log_scale.shape[-1]
+    row, column = torch.tril_indices(dim, dim, -1, device=lower.device)
+    unit = torch.eye(dim, dtype=lower.dtype, device=lower.device).expand(*lower.shape[:-1], dim, dim).clone()
+    unit[..., row, column] = lower
+    return log_scale.exp().unsqueeze(-1) * unit
+
+
+def key_of(text: str, taken: Iterable[str]) -> str:
+    """Return a key in a module container: a name without dots, and unlike any attribute of the container."""
+    key, container, others = text.replace(".", "__"), nn.ModuleDict(), set(taken)
+    while key in others or hasattr(container, key):
+        key += "_"
+    return key

@@ -15,12 +15,13 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vi.amortized.columns import Column, columns_of, read_apart
-from pyro_vi.amortized.discrete import one_hot, refuse_states
+from pyro_vi.amortized.discrete import one_hot
 from pyro_vi.amortized.series import Step, steps_of
 from pyro_vi.amortized.shapes import Shape
+from pyro_vi.amortized.unserved import refuse_unserved
 from pyro_vi.data import Batch, fresh, length_of, tensors_in
 from pyro_vi.errors import InputError
-from pyro_vi.programs import Latent, LatentPlate, Reading, isolated, kept_buffers, prototype
+from pyro_vi.programs import Latent, LatentPlate, Reading, kept_buffers, prototype
 
 
 @dataclass
@@ -112,7 +113,7 @@ class Frame:
         self._lengths: dict[tuple[int, ...], Mapping[str, Latent]] = {}
         masked = {datum.name for datum in read.data.values() if datum.mask is not None}
         self._masked = any(c.site in masked or any(name in masked for _, name in c.observed) for c in self.columns)
-        self._refuse(batch)
+        refuse_unserved(self, batch)
         self._follows = (
             whole
             or self._masked
@@ -324,51 +325,6 @@ class Frame:
             return False
         dim = self.plates[self.data].dim - len(site.event_shape)
         return any(bound.dim() >= -dim and bool((bound != bound.narrow(dim, 0, 1)).any()) for bound in site.bounds)
-
-    def _refuse(self, batch: Batch) -> None:
-        for site in self.sites.values():
-            if site.support.is_discrete:
-                refuse_states(site, self.guide)
-            if site.bijection is None and not site.support.is_discrete:
-                raise InputError(
-                    f"guide '{self.guide}' knows no bijection to the support of site '{site.name}' ({site.distribution}); "
-                    "write a guide for this site, or draw it from another distribution in the model"
-                )
-        for plate in self.plates.values():
-            if (
-                plate.size != plate.length
-                and not self.addressed(plate.name)
-                and not (plate.name == self.data and self.columns)
-            ):
-                name = next(site.name for site in self.sites.values() if plate.name in site.plates)
-                raise InputError(
-                    f"guide '{self.guide}' cannot know which {plate.length} of the {plate.size} rows of plate '{plate.name}' "
-                    f"site '{name}' belongs to, as no column of the batch has {plate.length} rows; pass all rows"
-                )
-        for site in self.sites.values():
-            drawn = [p for p in site.plates if self.plates[p].drawn and p != self.data]
-            if self.encoded(site) and drawn:
-                raise InputError(
-                    f"guide '{self.guide}' cannot encode site '{site.name}', of which the model draws some rows in plate "
-                    f"'{drawn[0]}'; take all rows of that plate"
-                )
-        if any(site.bounds for site in self.sites.values()):
-            held = {n: s.start + 0.1 * s.spread for n, s in self.sites.items() if s.bijection is not None}
-            (model,) = self.model
-            with (
-                torch.no_grad(),
-                kept_buffers(model),
-                poutine.block(),
-                isolated(0, validation=False),
-                Reading(held) as other,
-            ):
-                model(*fresh(batch))
-            for name, site in self.sites.items():
-                if not all(torch.equal(*both) for both in zip(site.bounds, other.latents[name].bounds, strict=True)):
-                    raise InputError(
-                        f"the support of site '{name}' ({site.distribution}) depends on other latent sites, and guide "
-                        f"'{self.guide}' has one for all draws; draw it on a fixed interval and scale it in the model"
-                    )
 
     def step(self, name: str) -> Step | None:
         """The step of a site in its series; None for a site by itself."""

@@ -9,7 +9,7 @@ per site.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_vi.amortized.blocks import Block, Part
+from pyro_vi.amortized.blocks import Block, Part, key_of
 from pyro_vi.amortized.discrete import distribution_of, infer_of, parts_of
 from pyro_vi.amortized.encoders import KINDS, Encoder, Features
 from pyro_vi.amortized.frame import Call, Frame
@@ -269,7 +269,7 @@ class AmortizedGuide(nn.Module, ABC):
         keys: dict[Any, str] = {}
         for name, label in labels.items():
             if label not in keys:
-                keys[label] = _key(texts[name], keys.values())
+                keys[label] = key_of(texts[name], keys.values())
         return {name: keys[label] for name, label in labels.items()}
 
     def _label(self, name: str, site: Latent) -> str | tuple[str, ...]:
@@ -341,20 +341,3 @@ class AmortizedGuide(nn.Module, ABC):
         start, spread = self.units(name, site, block)
         u = self.shape(name, site).to_vector(site.bijection_on(value.device).inv(value))
         return (u - start) / spread
-
-
-def lower_triangle(log_scale: Tensor, lower: Tensor) -> Tensor:
-    """Return the Cholesky factor L = diag(σ) (I + A), A strictly lower triangular: (…, D, D) from (…, D) and (…, D(D−1)/2)."""
-    dim = log_scale.shape[-1]
-    row, column = torch.tril_indices(dim, dim, -1, device=lower.device)
-    unit = torch.eye(dim, dtype=lower.dtype, device=lower.device).expand(*lower.shape[:-1], dim, dim).clone()
-    unit[..., row, column] = lower
-    return log_scale.exp().unsqueeze(-1) * unit
-
-
-def _key(text: str, taken: Iterable[str]) -> str:
-    """A key in a module container: a name without dots, and unlike any attribute of the container."""
-    key, container, others = text.replace(".", "__"), nn.ModuleDict(), set(taken)
-    while key in others or hasattr(container, key):
-        key += "_"
-    return key
