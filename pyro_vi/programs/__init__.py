@@ -1,7 +1,7 @@
 """A model and a guide as a `Pair`: two modules that own their parameters.
 
 * `lookup` finds the program that a name refers to; `copying` copies it; `binding` makes the copy a module that owns its
-  parameters; `build` makes the pair of both; `pair` defines `Pair`.
+  parameters; `build` makes the pair of both, with `autoguides` for guides of Pyro's; `pair` defines `Pair`.
 * `layout` reads sites and plates; `latents` reads the latent sites for a guide; `supports` says where a distribution has
   values; `numbering` serves guides with parameters for each row; `handlers` fix or relax draws; `isolation` runs programs
   without side effects.

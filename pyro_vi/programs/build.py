@@ -16,6 +16,7 @@ from torch import nn
 
 from pyro_vi.data import Batch, Data, numbered
 from pyro_vi.errors import InputError, UsageError, of_program
+from pyro_vi.programs.autoguides import model_for
 from pyro_vi.programs.binding import FunctionProgram, bind
 from pyro_vi.programs.copying import Copies, used_names
 from pyro_vi.programs.isolation import isolated
@@ -94,7 +95,8 @@ def build_pair(model: Source, guide: Source, data: Data, *, seed: int = 0, rows:
         # A guide class gets the model that the pair will have.
         plain = args[:-1] if data.numbered else args
         contract = (shell, plain, data.spec.num_data) if numbers else (shell, plain)
-        other = _shell(by_name(_make(guide, "guide", contract), names), copies, "guide")
+        made = _make(guide, "guide", contract, data.spec.num_data)
+        other = _shell(by_name(made, names), copies, "guide")
         if data.numbered:
             for program in (shell,) if numbers else (shell, other):
                 ignore_numbers(program, len(plain))
@@ -169,7 +171,7 @@ def _plain(program: object) -> bool:
     return isinstance(program, nn.Module) and not any(isinstance(m, PyroModule) for m in program.modules())
 
 
-def _make(program: Source, kind: Kind, contract: tuple[Any, ...]) -> object:
+def _make(program: Source, kind: Kind, contract: tuple[Any, ...], num_data: int = 0) -> object:
     options: dict[str, Any] = {}
     label = program if isinstance(program, str) else getattr(program, "__name__", "")
     if isinstance(program, str):
@@ -180,7 +182,7 @@ def _make(program: Source, kind: Kind, contract: tuple[Any, ...]) -> object:
             raise UsageError(f"{kind} '{label}' is not a class and takes no options; leave out {', '.join(options)}")
         return program
     if issubclass(program, PYROS):
-        contract = contract[:1]
+        contract = (model_for(program, label, *contract[:2], num_data),) if kind == "guide" else contract[:1]
     check_options(f"{kind} '{label}'", options, [option.name for option in options_of(program, kind)])
     try:
         return program(*contract, **options)
