@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pyro.infer.autoguide import AutoGuide
+
 from pyro_vi.data import Data, length_of, load, numbered
 from pyro_vi.data.registered import DATASETS
 from pyro_vi.errors import InputError, UsageError
@@ -158,6 +160,8 @@ def _why_whole(pair: Pair, data: Data, size: int) -> str:
         return "the model has no plate of data"
     if plate.length != length_of(args):
         return f"plate '{plate.name}' holds {plate.length} of {length_of(args)} rows"
+    if isinstance(pair.guide, AutoGuide):
+        return f"{type(pair.guide).__name__} has parameters for each row"
     return ""
 
 

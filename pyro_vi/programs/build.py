@@ -182,7 +182,7 @@ def _make(program: Source, kind: Kind, contract: tuple[Any, ...], num_data: int 
             raise UsageError(f"{kind} '{label}' is not a class and takes no options; leave out {', '.join(options)}")
         return program
     if issubclass(program, PYROS):
-        contract = (model_for(program, label, *contract[:2], num_data),) if kind == "guide" else contract[:1]
+        contract = (model_for(program, label, contract[0], contract[1], num_data),) if kind == "guide" else contract[:1]
     check_options(f"{kind} '{label}'", options, [option.name for option in options_of(program, kind)])
     try:
         return program(*contract, **options)

@@ -163,9 +163,11 @@ def test_a_named_model_is_made_for_the_rows_that_are_fitted():
     assert plan(Shared, lambda x: None, scalars(20)).data.num_heldout == 0
 
 
-def test_a_named_model_that_needs_all_rows_is_built_on_all_of_them():
-    """Of 20 rows, 2 would be held out; one of Pyro's guides with a row for each datum is set up on the rows that it sees."""
-    planned = plan(LINEAR, "AutoNormal", scalars(20).unsqueeze(-1))
+@pytest.mark.parametrize("guide", ["AutoNormal", "auto_diagonal_normal"])
+def test_a_named_model_that_needs_all_rows_is_built_on_all_of_them(guide):
+    """Of 20 rows, 2 would be held out; one of Pyro's guides has a row for each datum, or one vector for all of them."""
+    planned = plan(LINEAR, guide, scalars(20).unsqueeze(-1))
+    assert planned.reason.endswith("has parameters for each row")
     assert (planned.batch_size, planned.data.num_heldout) == (20, 0)
     assert planned.pair.guide(*planned.data.example(20))["z"].shape == (20, 2)
 
