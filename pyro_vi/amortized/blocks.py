@@ -104,7 +104,10 @@ class Block(nn.Module):
         if self.lengths is not None:
             for name, part in parts.items():
                 wide = part.start.expand((*self.lengths, *part.start.shape)) / self.rate
-                self.register_parameter(name, nn.Parameter(wide))
+                if wide.numel():
+                    self.register_parameter(name, nn.Parameter(wide))
+                else:  # such as what is below the diagonal of a single number: nothing is to be learned
+                    self.register_buffer(name, wide, persistent=False)
             return
         if not parts:
             return

@@ -1,0 +1,286 @@
+"""The shelf as its contract test sees it: models in the forms that people write, and the guides that serve each.
+
+* `COLUMNS` are models with data: the registered ones, and programs, most of them from the catalogues of other tests.
+* `SHELF` says of each guide by name which columns it refuses, and why: a `Refusal`.
+* `matrix` is the text of `docs/guides_matrix.md`; ``python tests/shelf_catalogue.py`` writes it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import catalogue
+import pyro
+import pyro.distributions as dist
+import torch
+from differential import autoguides, idioms, mixtures, regressions, sequences, vaes
+from differential.harness import Program, made
+from torch import Tensor, nn
+
+from pyro_vi import guides
+
+MATRIX = Path(__file__).parents[1] / "docs" / "guides_matrix.md"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A model with its data.
+
+    Attributes:
+        about: the form of its latents, in a few words.
+        make: gives a model and its data, as `pyro_vi.fit` takes them.
+        discrete: it has discrete sites, so that the estimator is ``enum``.
+        nesting: dimensions of its plates.
+        learns: it has parameters of its own.
+        quick: its cells are in the quick tests.
+    """
+
+    about: str
+    make: Callable[[], tuple[Any, Any]]
+    discrete: bool = False
+    nesting: int = 1
+    learns: bool = False
+    quick: bool = True
+
+
+def _of(make: Callable[[], Program], *args: Any) -> Callable[[], tuple[Any, Any]]:
+    """The model of a program, with other arguments if there are some."""
+
+    def found() -> tuple[Any, Any]:
+        program = made(make)
+        return program.model, args or dict(program.kwargs) or program.args
+
+    return found
+
+
+def _steps(make: Callable[[], Program], count: int) -> Callable[[], tuple[Any, Any]]:
+    """The model of a program of sequences, with their first steps only."""
+
+    def found() -> tuple[Any, Any]:
+        program = made(make)
+        cut = (v[:, :count] if isinstance(v, Tensor) and v.dim() > 1 else v for v in program.args)
+        return program.model, tuple(cut)
+
+    return found
+
+
+def _vectors(model: str, boolean: bool = False) -> Callable[[], tuple[Any, Any]]:
+    rows = catalogue.columns(12)
+    return lambda: (model, (rows > 0).double() if boolean else rows)
+
+
+def _nested() -> tuple[Any, Any]:
+    model, _ = catalogue.nested_pair(-2)()
+    return model, catalogue.columns(catalogue.NUM_DATA)
+
+
+def _bernoulli() -> tuple[Any, Any]:
+    model, _ = catalogue.discrete_pair()
+    return model, catalogue.scalars()
+
+
+def _images() -> Program:
+    decoder = nn.Linear(2, 64)
+
+    def model(x: Tensor) -> None:
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=decoder(z).unflatten(-1, (8, 8))).to_event(2), obs=x)
+
+    return Program(model, lambda x: None, ((torch.rand(8, 8, 8) < 0.3).double(),))
+
+
+def _series() -> Program:
+    def model(x: Tensor) -> None:
+        noise = pyro.sample("noise", dist.LogNormal(0.0, 0.5))
+        with pyro.plate("series", len(x)):
+            z: Tensor | float = 0.0
+            for t in range(x.shape[1]):
+                z = pyro.sample(f"z_{t}", dist.Normal(z, 1.0))
+                pyro.sample(f"x_{t}", dist.Normal(z, noise), obs=x[:, t])
+
+    return Program(model, lambda x: None, (torch.randn(8, 3).cumsum(1),))
+
+
+COLUMNS = {
+    "vae": Column("a vector for each row", _vectors("vae(latent_dim=2, hidden=(4,))", True), learns=True),
+    "linear_gaussian": Column(
+        "a vector for each row, with a closed form", _vectors("linear_gaussian(latent_dim=2)"), learns=True
+    ),
+    "bayesian_network": Column(
+        "weights that all rows share, as matrices", _of(regressions.bayesian_network), quick=False
+    ),
+    "radon": Column("groups under a common prior, three columns of data", _of(regressions.radon)),
+    "eight_schools": Column("a program that holds its data itself", _of(regressions.eight_schools), quick=False),
+    "nested": Column("nested plates: groups and their members", _nested, nesting=2),
+    "baseball": Column("a share of each row under a common prior, whole-number data", _of(regressions.baseball)),
+    "bounded": Column("intervals and a simplex", _of(autoguides.auto_normal_from_uniform)),
+    "gmm": Column("a mixture whose assignments the model marks for enumeration", _of(mixtures.gmm_mean_field), True),
+    "assignments": Column("a mixture with discrete assignments", _of(mixtures.gmm_assignments_in_the_guide), True),
+    "bernoulli": Column("a discrete site of each row and nothing else", _bernoulli, True),
+    "unlabelled": Column(
+        "one-hot labels beside a vector, a plate without a size",
+        *(_of(vaes.semi_supervised_none), True),
+        learns=True,
+        quick=False,
+    ),
+    "masked": Column("masked rows", _of(regressions.missing_by_mask), quick=False),
+    "obs_mask": Column("data observed in part, by `obs_mask`", _of(regressions.missing_by_obs_mask)),
+    "own_minibatch": Column("a plate that draws rows itself", _of(regressions.own_minibatch_of_both)),
+    "lda": Column("the same, with words in documents", _of(mixtures.lda), True, 2, quick=False),
+    "series": Column("sequences in a loop", _of(_series)),
+    "deep_markov": Column("masked sequences in a loop", _steps(sequences.deep_markov, 2), learns=True, quick=False),
+    "hmm": Column("a chain of states that the model marks", _steps(sequences.hmm_vectorised, 2), True, quick=False),
+    "local_level": Column("a series without a plate", _of(sequences.local_level), learns=True),
+    "factor": Column("factors and deterministic sites", _of(idioms.deterministic_and_factor), quick=False),
+    "keywords": Column("keyword arguments", _of(idioms.keyword_arguments)),
+    "images": Column("images", _of(_images), learns=True),
+}
+"""Models by name: those of the table of models, then one for each form."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A reason for which a guide refuses a model: as the matrix has it, and as a pattern of the message."""
+
+    why: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A guide of the shelf: its options in the test, the columns that it refuses, and if it has parameters of its own."""
+
+    options: str = ""
+    refused: Mapping[str, Refusal] = field(default_factory=dict)
+    learns: bool = True
+
+    def named(self, name: str) -> str:
+        return f"{name}({self.options})" if self.options else name
+
+
+def _at(why: str, words: str, *columns: str) -> dict[str, Refusal]:
+    return dict.fromkeys(columns, Refusal(why, words))
+
+
+def _but_for(column: str, why: str, words: str) -> dict[str, Refusal]:
+    return _at(why, words, *(name for name in COLUMNS if name != column))
+
+
+SMALL = "hidden=(8,)"
+DISCRETE = _at(
+    "a site is discrete, and the model does not mark it for enumeration; `diag_normal` serves it",
+    r"serves continuous sites, and site '(assignment|y|z)' \(.*\) is discrete; use guide 'diag_normal'",
+    *("assignments", "bernoulli", "unlabelled"),
+)
+PART = {
+    **_at(
+        "the model masks part of a site, and the guide would count the density of all of it; `diag_normal` masks it too",
+        r"the density of all of site '(z|y_unobserved)', and the model masks some of it, .* use guide 'diag_normal'",
+        *("masked", "obs_mask"),
+    ),
+    **_at(
+        "the model scales the density of a site, and the guide would not; `diag_normal` scales it too",
+        r"the density of all of site 'z_0', and the model scales its density by 0\.4, .* use guide 'diag_normal'",
+        "deep_markov",
+    ),
+}
+DRAWN = _at(
+    "the model draws some rows in each step, and the guide would take them for the same ones; `diag_normal` knows them",
+    r"rows of plate '(data|documents)' at site '\w+', and the model draws others .* use guide 'auto_normal' or",
+    *("own_minibatch", "lda"),
+)
+AUTO, FIXED = Guide(refused=DISCRETE | PART), Guide(refused=DISCRETE | PART | DRAWN)
+
+SHELF: dict[str, Guide] = {
+    "diag_normal": Guide(SMALL),
+    "full_normal": Guide(SMALL),
+    "low_rank_normal": Guide(f"{SMALL}, rank=1"),
+    "student": Guide(SMALL),
+    "flow": Guide(f"{SMALL}, flow_hidden=(8,), transforms=1"),
+    "mixture": Guide(f"{SMALL}, components=2"),
+    "structured": Guide(SMALL),
+    "point": Guide(SMALL),
+    "prior": Guide(learns=False),
+    "exact": Guide(
+        refused=_but_for(
+            "linear_gaussian",
+            "the model has no closed form: no method `posterior(x)`",
+            r"needs a model with a closed form, a method posterior\(x\); .* use guide 'diag_normal'",
+        ),
+        learns=False,
+    ),
+    "auto_normal": AUTO,
+    **dict.fromkeys(
+        (
+            "auto_diagonal_normal",
+            "auto_multivariate_normal",
+            "auto_low_rank",
+            "auto_iaf",
+            "auto_structured",
+            "auto_gaussian",
+        ),
+        FIXED,
+    ),
+    "auto_laplace": Guide(refused=DISCRETE | DRAWN),
+    "auto_delta": Guide(refused=DISCRETE),
+    "auto_discrete": Guide(
+        refused=_but_for(
+            "bernoulli",
+            "a site is continuous; `diag_normal` serves both kinds",
+            r"serves discrete sites, and site '[\w.]+' \(.*\) is continuous; use guide 'diag_normal'",
+        )
+    ),
+}
+"""What each guide serves, and why not the rest; a guide that is not here fails the contract test."""
+QUICK = {*guides.TABLE, "auto_normal"}
+"""Guides whose cells are in the quick tests; all refusals are."""
+
+
+def cell(guide: str, column: str) -> Refusal | str:
+    """What becomes of a guide with a model: a refusal, ``"✓"``, or ``"–"`` where there is nothing to fit."""
+    row = SHELF[guide]
+    return row.refused.get(column) or ("✓" if row.learns or COLUMNS[column].learns else "–")
+
+
+def matrix() -> str:
+    """Return the document that says which guide serves which model."""
+    why = list(dict.fromkeys(found.why for row in SHELF.values() for found in row.refused.values()))
+    letters = {text: chr(ord("a") + place) for place, text in enumerate(why)}
+
+    def shown(found: Refusal | str) -> str:
+        return found if isinstance(found, str) else letters[found.why]
+
+    head = ["guide", *(str(place) for place in range(1, len(COLUMNS) + 1))]
+    lines = [head, ["---", *[":-:"] * len(COLUMNS)]]
+    lines += [[f"`{name}`", *(shown(cell(name, column)) for column in COLUMNS)] for name in SHELF]
+    table = ["| " + " | ".join(line) + " |" for line in lines]
+    forms = [f"{place}. `{name}`: {column.about}" for place, (name, column) in enumerate(COLUMNS.items(), 1)]
+    return "\n".join(
+        [
+            "# Guides and the models that they serve",
+            "",
+            "Each guide was tried on each of these models. ✓: it fits, with finite and falling losses and gradients of every",
+            "parameter; its draws have the shapes and supports of the model; it can be saved and loaded; its steps can be",
+            "compiled. –: it serves the model, but neither of them has parameters to fit. A letter: it is refused when it is",
+            "built, for the reason below. Written by `python tests/shelf_catalogue.py`, from the table that",
+            "`tests/guides/test_contract.py` checks.",
+            "",
+            *table,
+            "",
+            "The models:",
+            "",
+            *forms,
+            "",
+            "The reasons, and what serves instead:",
+            "",
+            *(f"* **{letter}**: {text}" for text, letter in letters.items()),
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    MATRIX.write_text(matrix(), encoding="utf-8")
