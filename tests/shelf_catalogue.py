@@ -235,11 +235,11 @@ SHELF: dict[str, Guide] = {
     "flow": Guide(f"{SMALL}, flow_hidden=(8,), transforms=1"),
     "mixture": Guide(f"{SMALL}, components=2"),
     "structured": Guide(SMALL),
-    "per_datum": Guide("family=\"diag_normal(start='prior')\""),
     "semi_amortized": Guide(f"{SMALL}, steps=2", DIFFERENTIABLE | ENCODED),
-    "laplace": Guide(refused=DIFFERENTIABLE | PEAKED, learns=False, eager="depends on the value"),
+    "laplace": Guide(refused=DIFFERENTIABLE | PEAKED, learns=False, eager="decide by a value"),
     "point": Guide(SMALL, idle=r"fc\d"),  # weights of a network at 0, a saddle
     "prior": Guide(learns=False),
+    "per_datum": Guide("family=\"diag_normal(start='prior')\""),
     "exact": Guide(
         refused=_but_for(
             "linear_gaussian",
@@ -282,7 +282,7 @@ SOME = {
     ),
     "keywords",
 }
-TRACED = ("vae", "nested", "assignments", "obs_mask", "series")
+TRACED = ("vae", "assignments", "obs_mask", "series")
 """Models with which the steps of every guide that serves them are traced; those of ``diag_normal`` are with all models."""
 
 
@@ -293,9 +293,8 @@ def quick(guide: str, column: str) -> bool:
 
 def traced(guide: str, column: str) -> bool:
     """True for a cell whose steps are traced."""
-    return cell(guide, column) == "✓" and (
-        guide == "diag_normal" or column in (TRACED if guide in QUICK else ("bernoulli", "series"))
-    )
+    columns = (*COLUMNS,) if guide == "diag_normal" else TRACED if guide in QUICK else ("bernoulli", "series")
+    return cell(guide, column) == "✓" and column in columns
 
 
 def cell(guide: str, column: str) -> Refusal | str:
@@ -330,8 +329,8 @@ def matrix() -> str:
             "",
             "What was traced has a graph to compile: `diag_normal` with every model, every other guide of pyro_vi and",
             f"`auto_normal` with models {', '.join(number(name) for name in TRACED)}, and Pyro's other guides with model",
-            f"{number('bernoulli')} or {number('series')}. But for `laplace`, which looks for the mode in a loop that depends on",
-            "values: its steps stay eager.",
+            f"{number('bernoulli')} or {number('series')}. But for `laplace`: it looks for the mode in a loop that depends on",
+            "values, and its steps stay eager.",
             "",
             "Written by `python tests/shelf_catalogue.py` from the table that `tests/guides/test_contract.py` checks.",
             "",

@@ -194,7 +194,7 @@ class Frame:
             index[self.data] = numbers
         elif self.data in index:
             columns = [column.index_select(0, index[self.data]) for column in columns]
-        read = self.read(args, kwargs, columns, drawn) if self._follows else None
+        read = self.read(args, kwargs, columns, drawn, numbers) if self._follows else None
         sites = self._of_length(args, kwargs, columns) if read is None else self._served(read)
         present: list[Tensor | None] = [None] * len(columns)
         if read is not None and self._masked:
@@ -219,12 +219,17 @@ class Frame:
         return [self._present(column, read, column.of(batch)) for column in self.columns]
 
     def read(
-        self, args: Batch, kwargs: Mapping[str, Any], columns: Any, drawn: Mapping[str, Tensor] | None = None
+        self,
+        args: Batch,
+        kwargs: Mapping[str, Any],
+        columns: Any,
+        drawn: Mapping[str, Tensor] | None = None,
+        numbers: Tensor | None = None,
     ) -> Reading:
         """Read the model on a batch, and on rows of its plates that are drawn already, without a trace of it elsewhere."""
         (model,) = self.model
         model = poutine.condition(model, data=dict(drawn)) if drawn else model
-        values = self._held(columns) if columns else {}
+        values = self._held(columns, numbers) if columns or numbers is not None else {}
         with torch.no_grad(), kept_buffers(self.model[0]), poutine.block(), Reading(values) as read:
             model(*fresh(tuple(args)), **kwargs)
         return read
@@ -266,18 +271,23 @@ class Frame:
             self._lengths[lengths] = self._served(self.read(args, kwargs, columns))
         return self._lengths[lengths]
 
-    def _held(self, columns: list[Tensor]) -> dict[str, Tensor]:
+    def _held(self, columns: list[Tensor], numbers: Tensor | None) -> dict[str, Tensor]:
         """The centre of each site in a batch of other rows; the model is held there while it is read."""
         found = {}
+        device = columns[0].device if numbers is None else numbers.device
         for name, site in self.sites.items():
             if site.bijection is not None and self.encoded(site):
                 wide = max((c.shape[: len(k.plates)] for c, k in zip(columns, self.columns, strict=True)), key=len)
                 rows = [wide[self.elements.index(plate)] for plate in self.rows(site)]
-                centre, _ = self.centre(name)
-                device = columns[0].device
-                found[name] = self.shapes[name].to_site(centre.to(device).expand(*rows, len(centre)))
+            elif site.bijection is not None and numbers is not None and self.rows(site) == (self.data,):
+                rows = [len(numbers)]
             elif site.bijection is not None:
-                found[name] = site.start.to(columns[0].device)
+                found[name] = site.start.to(device)
+                continue
+            else:
+                continue
+            centre, _ = self.centre(name)
+            found[name] = self.shapes[name].to_site(centre.to(device).expand(*rows, len(centre)))
         return found
 
     def _present(self, column: Column, read: Reading, value: Tensor) -> Tensor | None:

@@ -7,6 +7,7 @@ import io
 import math
 import re
 from collections.abc import Iterator
+from statistics import median
 from typing import Any
 
 import jaxtyping
@@ -93,7 +94,8 @@ def test_a_guide_serves_a_model_or_is_refused(guide: str, column: str) -> None:
 def assert_learns(pair: Pair, elbo: Any, batch: tuple[Any, ...], row: Guide, idle: str) -> None:
     """Losses are finite and fall, and each parameter gets a gradient.
 
-    All steps have the same draws: the loss is a function of the parameters then, and does not fall by chance.
+    All steps have the same draws: the loss is a function of the parameters then, and does not fall by chance. The draws of a
+    Student distribution take random numbers of another count at other parameters, and a single one may be far away.
     """
     parameters, estimator = {name: parameter for name, (_, parameter) in pair.owned().items()}, estimator_of(elbo)
     optimizer = torch.optim.Adam(parameters.values(), lr=row.rate)
@@ -111,7 +113,7 @@ def assert_learns(pair: Pair, elbo: Any, batch: tuple[Any, ...], row: Guide, idl
     assert all(map(math.isfinite, losses))
     assert not without, f"no gradient: {', '.join(sorted(without))}"
     assert all(bool(p.isfinite().all()) for p in parameters.values())
-    assert sum(losses[-10:]) / 10 < sum(losses[:3]) / 3
+    assert median(losses[-10:]) < median(losses[:3])
 
 
 def assert_draws(pair: Pair, batch: tuple[Any, ...]) -> None:
