@@ -9,8 +9,9 @@ from pyro_vi.amortized.columns import Column
 class Standard(nn.Module):
     """Standardise a column: (x − mean) / sd of each feature over the rows, the elements and the steps of the example.
 
-    Values between 0 and 1, such as pixels and answers, share one sd: that of a pixel that is almost always 0 would blow up the
-    few others. A feature that is constant in the example is only centred.
+    Values from 0 to 1, such as pixels and answers, have one unit already and are only centred: in units of its sd, a pixel that is
+    almost always 0 would be large where it is not, and many pixels make a first layer's steps large. A feature that is constant
+    in the example is only centred too.
 
     Args:
         column: the column.
@@ -33,8 +34,8 @@ class Standard(nn.Module):
         mean = x.sum(dims) / count
         variance = (torch.where(known, x - mean, 0).square().sum(dims) / count).clamp(min=0)
         low, high = (float(edge) for edge in (x.min(), x.max())) if x.numel() else (0.0, 0.0)
-        if low >= 0 and high <= 1:
-            variance = variance.mean().expand(variance.shape)
+        if low >= 0 and 0.5 <= high <= 1:
+            variance = torch.ones_like(variance)
         digits = torch.finfo(value.dtype if value.is_floating_point() else torch.float64).eps
         constant = variance <= (4 * digits * mean).square()
         self.register_buffer("mean", mean.to(dtype).clone())
