@@ -44,7 +44,7 @@ def main(options: Options) -> None:
         f"{data.spec.num_data} rows, {data.num_heldout} test rows, {options.epochs} epochs, {torch.get_num_threads()} threads"
     )
     for guide in options.guides:
-        elbo = "mean_field" if guide in ("diag_normal", "full_normal", "low_rank_normal", "student") else "trace"
+        elbo = "stl" if guide == "flow" else "mean_field"
         start = time.perf_counter()
         run = pyro_vi.fit(
             MODEL, f"{guide}({ENCODER})", data, elbo=elbo, epochs=options.epochs, batch_size=BATCH, lr=LR,
