@@ -9,9 +9,9 @@ from pyro_vi.amortized.columns import Column
 class Standard(nn.Module):
     """Standardise a column: (x − mean) / sd of each feature over the rows, the elements and the steps of the example.
 
-    Values from 0 to 1, such as pixels and answers, have one unit already and are only centred: in units of its sd, a pixel that is
-    almost always 0 would be large where it is not, and many pixels make a first layer's steps large. A feature that is constant
-    in the example is only centred too.
+    Values from 0 to 1, such as pixels and answers, have one unit already and are only centred: in units of its sd, a pixel that
+    is almost always 0 would be large where it is not, and many pixels make a first layer's steps large. A feature that is
+    constant in the example is only centred too.
 
     Args:
         column: the column.
