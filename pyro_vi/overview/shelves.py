@@ -75,7 +75,8 @@ def names() -> dict[str, dict[str, str]]:
     """Return every name with a line about it, by kind."""
     return {
         "models": {name: plain(line) for name, line in available("model").items()},
-        "guides": {name: plain(line) for name, line in available("guide").items()},
+        "guides": {name: plain(line) for name, line in available("guide").items()}
+        | {name: f"Pyro's {found}, for latents that all data share" for name, found in AUTOGUIDES.items()},
         "data": data_sets(),
         "estimators": {name: f"{entry.cls.__name__}: {entry.about}" for name, entry in estimators.TABLE.items()},
     }

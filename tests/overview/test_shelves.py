@@ -11,13 +11,14 @@ from pyro_vi.data.registered import DATASETS
 from pyro_vi.errors import InputError, UsageError
 from pyro_vi.overview import described, matches, names
 from pyro_vi.overview.shelves import EXAMPLES
+from pyro_vi.programs.lookup import AUTOGUIDES
 
 
 def test_every_name_has_a_line_and_can_be_described():
     found = names()
     assert {kind: list(entries) for kind, entries in found.items()} == {
         "models": list(models.TABLE),
-        "guides": list(guides.TABLE),
+        "guides": [*guides.TABLE, *AUTOGUIDES],
         "data": list(DATASETS),
         "estimators": list(estimators.TABLE),
     }
