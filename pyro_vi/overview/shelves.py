@@ -15,12 +15,12 @@ import torch
 from pyro.infer import autoguide
 
 from pyro_vi import estimators
-from pyro_vi.data import Data, fresh, load
+from pyro_vi.data import Data, fresh, load, numbered
 from pyro_vi.data.loading import available as data_sets
 from pyro_vi.data.registered import DATASETS
 from pyro_vi.errors import InputError, of_program
 from pyro_vi.overview.options import Option, about, options_from, plain
-from pyro_vi.programs import Pair, Source, build_pair, isolated
+from pyro_vi.programs import Pair, Source, build_pair, isolated, takes_row_numbers
 from pyro_vi.programs.build import options_of
 from pyro_vi.programs.lookup import AUTOGUIDES, Kind, available, resolve
 from pyro_vi.support import parse, unknown
@@ -119,6 +119,7 @@ def _tried(model: Source, guide: Source, data: Data) -> str:
         with warnings.catch_warnings(), isolated(seed=0, validation=True):
             warnings.simplefilter("ignore")
             rows = data.spec.num_data
+            data = numbered(data) if takes_row_numbers(guide) else data
             value = _loss(build_pair(model, guide, data, rows=rows), data.example(rows))
     except InputError as error:
         return str(error)

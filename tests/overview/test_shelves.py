@@ -118,3 +118,7 @@ def test_a_name_has_its_options_with_types_and_defaults():
 def test_a_name_of_two_tables_is_described_twice(monkeypatch):
     monkeypatch.setitem(guides.TABLE, "vae", guides.TABLE["diag_normal"])
     assert [one.kind for one in described("vae")] == ["model", "guide"]
+
+
+def test_a_guide_with_parameters_for_each_row_gets_row_numbers():
+    assert {match.guide: match.reason for match in matches(guides=["per_datum"])} == {"per_datum": ""}
