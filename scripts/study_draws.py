@@ -43,7 +43,7 @@ def parts(pair: Pair, x: tuple[Tensor, ...]) -> Tensor:
     rows = [torch.tensor([[False]] * 4 + [[True]])]
     for name, (owner, parameter) in pair.owned(x).items():
         half = torch.arange(parameter.numel()) < parameter.numel() // 2  # both heads of the guide are one layer
-        head, guide = torch.full_like(half, name.startswith("heads.")), torch.full_like(half, owner == "guide")
+        head, guide = torch.full_like(half, name.startswith("q.z.head.")), torch.full_like(half, owner == "guide")
         rows.append(torch.stack([~guide, guide, head & half, head & ~half, half & False]))
     return torch.cat(rows, 1)
 
