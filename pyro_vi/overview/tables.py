@@ -63,9 +63,9 @@ def layout_tables(layout: Layout) -> Iterator[RenderableType]:
     yield from _parameters(layout)
     if layout.refused:
         yield Text(f"{layout.elbo} cannot serve this pair: {layout.refused}")
-    yield from (Text(path) for path in layout.pictures)
-    if layout.picture_note:
-        yield Text(layout.picture_note)
+    # Whole, whatever the width of the terminal: a path and a command are copied.
+    notes = (*layout.pictures, *([layout.picture_note] if layout.picture_note else []))
+    yield from (Text(note, no_wrap=True, overflow="ignore") for note in notes)
 
 
 def _rows(layout: Layout) -> Iterator[str]:
@@ -166,7 +166,7 @@ def text_of(parts: Iterable[RenderableType]) -> str:
     file = io.StringIO()
     console = Console(file=file, width=shutil.get_terminal_size((110, 24)).columns, highlight=False)
     for part in parts:
-        console.print(part)
+        console.print(part, crop=False)
     return file.getvalue().rstrip("\n")
 
 

@@ -180,7 +180,7 @@ def test_if_one_guide_needs_all_rows_all_get_them():
     assert {result.run.data.spec.num_data for result in found.results.values()} == {200}
     assert (found.on, found.data.num_heldout, found.refused) == ("training", 0, {})
     assert found.note == (
-        "Each fit sees all 200 rows in each step, as guide 'AutoNormal' needs them (the pair cannot take 128 rows)."
+        "Each fit sees all 200 rows in each step, as guide 'AutoNormal' needs them (AutoNormal has parameters for each row)."
     )
     turned = compare(LEARNT, ["AutoNormal", DIAGONAL], columns(200), **options)
     assert standings(turned) == standings(found) and turned.note == found.note
