@@ -269,7 +269,7 @@ def _console() -> Console:
 def _print(parts: Iterable[Any]) -> None:
     console = _console()
     for part in parts:
-        console.print(part, crop=False)
+        console.print(part, markup=False, soft_wrap=isinstance(part, str))
 
 
 def _print_json(value: Any) -> None:

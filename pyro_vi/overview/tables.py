@@ -65,7 +65,7 @@ def layout_tables(layout: Layout) -> Iterator[RenderableType]:
         yield Text(f"{layout.elbo} cannot serve this pair: {layout.refused}")
     # Whole, whatever the width of the terminal: a path and a command are copied.
     notes = (*layout.pictures, *([layout.picture_note] if layout.picture_note else []))
-    yield from (Text(note, no_wrap=True, overflow="ignore") for note in notes)
+    yield from notes
 
 
 def _rows(layout: Layout) -> Iterator[str]:
@@ -166,7 +166,7 @@ def text_of(parts: Iterable[RenderableType]) -> str:
     file = io.StringIO()
     console = Console(file=file, width=shutil.get_terminal_size((110, 24)).columns, highlight=False)
     for part in parts:
-        console.print(part, crop=False)
+        console.print(part, markup=False, soft_wrap=isinstance(part, str))
     return file.getvalue().rstrip("\n")
 
 
