@@ -15,16 +15,17 @@ from pyro_vi.guides.full_normal import FullNormal
 class Flow(FullNormal):
     """Flow guide: z = μ(x) + L(x) T(ε; x) with ε ~ N(0, I), T a normalizing flow from zuko, conditional on the encoder.
 
-    With T the identity it is ``full_normal``, and so it starts. T maps noise to draws in one pass, as an inverse autoregressive
-    flow (Kingma et al. 2016, arXiv:1606.04934); the density of a value that it has not drawn itself takes D passes. Over
-    several sites it is a chain: the flow of z_2 is conditional on z_1. Constrained sites are mapped to their support by a
-    bijection. No KL of it has a closed form.
+    With T the identity it is ``full_normal``; T starts near the identity. T maps noise to draws in one pass, as an inverse
+    autoregressive flow (Kingma et al. 2016, arXiv:1606.04934); the density of a value that it has not drawn itself takes D
+    passes. Over several sites it is a chain: the flow of z_2 is conditional on z_1. Constrained sites are mapped to their
+    support by a bijection. No KL of it has a closed form.
 
     Args:
         kind: ``"spline"``, autoregressive rational-quadratic splines (Durkan et al. 2019, arXiv:1906.04032); ``"affine"``,
             autoregressive shift and scale (Papamakarios et al. 2017, arXiv:1705.07057); ``"coupling"``, the same splines of one
             half of the numbers given the other, whose inverse takes two passes.
-        transforms: number of transforms; each one reverses the order of the numbers of the one before.
+        transforms: number of transforms; each one reverses the order of the numbers of the one before. A site of a single
+            number has one transform.
         flow_hidden: widths of the hidden layers of each transform.
         bins: bins of a spline.
 
@@ -55,9 +56,7 @@ class Flow(FullNormal):
         if kind not in FLOWS:
             raise InputError(f"kind must be one of {', '.join(FLOWS)}, not {kind!r}")
         if transforms < 1 or bins < 2:
-            raise InputError(
-                f"a flow has at least 1 transform, and a spline at least 2 bins, not {transforms} and {bins}"
-            )
+            raise InputError(f"transforms must be at least 1 and bins at least 2, not {transforms} and {bins}")
         self._settings: tuple[Any, ...] = (kind, transforms, tuple(flow_hidden), bins)
         super().__init__(model, batch, **options)
 

@@ -18,16 +18,16 @@ from pyro_vi.errors import InputError
 from pyro_vi.programs import Latent
 
 MOST = 200
-"""Most numbers of one normal."""
+"""Most numbers of one normal: its Hessian has this many rows."""
 
 
 class Laplace(AmortizedGuide):
     """Laplace guide: q(z | x) = N(u*, (−H)⁻¹) on the unconstrained scale, u* the mode of log p(x, z(u)) + log |dz/du|.
 
-    H is the Hessian there (Tierney and Kadane 1986; on the unconstrained scale: arXiv:1603.00788). Each call finds the mode by
-    damped Newton steps from the prior's centre: one normal for each datum if all sites are local, and one for everything
+    H is the Hessian there (Tierney and Kadane 1986; on the unconstrained scale: arXiv:1603.00788). Each call finds the mode
+    by damped Newton steps from the prior's centre: one normal for each datum if all sites are local, and one for everything
     otherwise. It has no parameters; u* and H depend on those of the model, with exact gradients. It is exact where the
-    posterior is normal, and knows one mode only.
+    posterior is normal, and covers one mode only.
 
     Args:
         model: the generative program; all its latent sites must be continuous.
@@ -35,7 +35,8 @@ class Laplace(AmortizedGuide):
         iterations: most Newton steps.
 
     Raises:
-        InputError: a site or a model that it cannot serve.
+        InputError: a site that is discrete, masked in part or in a plate that draws its rows; a model without a mode, with
+            random numbers besides its latents, or with more than 200 numbers in one normal.
 
     Example:
         >>> from pyro_vi.data import load
@@ -63,7 +64,7 @@ class Laplace(AmortizedGuide):
         if peak.rising:
             raise InputError(
                 f"guide 'laplace' finds no mode of log p(x, z) within {iterations} steps: it still rises, and may have no "
-                "upper bound; use guide 'full_normal', or write the model with noncentred latents"
+                "upper bound; raise iterations, use guide 'full_normal', or write the model with noncentred latents"
             )
 
     def parts(self, block: Block) -> dict[str, Part]:
@@ -171,7 +172,7 @@ class Laplace(AmortizedGuide):
                 else "a datum"
             )
             raise InputError(
-                f"guide 'laplace' has one normal for {whose}: of {size} numbers, and {MOST} are the most; use guide "
+                f"guide 'laplace' needs one normal of {size} numbers for {whose}, and serves {MOST} at most; use guide "
                 "'low_rank_normal' or 'structured'"
             )
         start, _ = self.units(name, site, self.block(name))

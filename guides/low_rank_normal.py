@@ -14,15 +14,15 @@ from pyro_vi.errors import InputError
 
 
 class LowRankNormal(AmortizedGuide):
-    """Low-rank normal guide: q(z | x) = N(μ(x), W(x) W(x)ᵀ + diag d(x)), W of a few columns (arXiv:1709.03166).
+    """Low-rank normal guide: q(z | x) = N(μ(x), W(x) W(x)ᵀ + diag d(x)), W of R columns (arXiv:1701.03208).
 
-    One normal covers all local sites of a datum, and one all global sites, whose numbers are free parameters. It costs
-    O(D R²) where ``full_normal`` costs O(D³), and holds the correlation along R directions. Over several sites it is a chain:
-    given z_1, the factors f of z = μ + W f + √d ε have a normal law, and with it z_2 has one of the same form. The KL against
-    normal priors is analytic.
+    One normal covers all local sites of a datum, and one all global sites, whose numbers are free parameters. It needs (2 +
+    R) D numbers and O(D R²) operations for each datum, where ``full_normal`` needs O(D²) of both or more, and it has
+    correlation along R directions only. Over several sites it is a chain: with z = μ + W f + √d ε, the factors f are normal
+    given z_1, so that z_2 given z_1 is a low-rank normal too. The KL against normal priors is analytic.
 
     Args:
-        rank: number R of columns of W; by default the square root of D, rounded up.
+        rank: number R of columns of W, D at most; by default the square root of D, rounded up.
 
     Other arguments and errors: see `pyro_vi.amortized.AmortizedGuide`.
 

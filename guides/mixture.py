@@ -13,7 +13,7 @@ from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
 
 SPREAD = 0.5
-"""Distance of the components at the start, in standard deviations of the prior: equal components would stay equal."""
+"""Standard deviation of the components' places at the start, in units of σ: components that are equal would stay equal."""
 
 
 class Mixture(AmortizedGuide):
@@ -47,7 +47,7 @@ class Mixture(AmortizedGuide):
         super().__init__(model, batch, **options)
 
     def parts(self, block: Block) -> dict[str, Part]:
-        """log w_k, μ_kd and log σ_kd. The components start at different places, some standard deviations of q apart."""
+        """log w_k, μ_kd and log σ_kd. The components start at random places, about σ / 2 from the centre."""
         count, dim = self._components, block.dim
         log_scale = self.log_scale(block)
         return {

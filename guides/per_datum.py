@@ -14,9 +14,9 @@ from pyro_vi.programs import resolve
 class PerDatum(nn.Module):
     """Guide with free parameters for each datum: q_n(z) of row n, without an encoder (Hoffman et al. 2013, arXiv:1206.7051).
 
-    At a given model, a fit reaches the best member of the family for each datum: the ELBO without an amortization gap. A row's
-    parameters belong to its number, so that shuffled minibatches are right. Other rows have none: nothing is held out, and
-    pixels that a data set redraws in each epoch are drawn once.
+    For a given model, a fit maximises the ELBO of each datum over the family by itself, without an amortization gap. A
+    row's parameters belong to its number, so that shuffled minibatches are right. Rows that were not fitted have none:
+    nothing is held out, and pixels that a data set redraws in each epoch are drawn once.
 
     A row that is not in the batch has gradient 0. SGD leaves its parameters as they are; Adam moves them on by their momentum,
     for some ten steps. The gradient is right on average over batches, and both converge to the same values. Under Adam, a row
@@ -58,7 +58,9 @@ class PerDatum(nn.Module):
         found: Any
         found, options = resolve(family, "guide")
         if not (isinstance(found, type) and issubclass(found, AmortizedGuide) and _takes_numbers(found)):
-            raise InputError(f"family {family!r} of guide 'per_datum' has no parameters of a datum; use 'diag_normal'")
+            raise InputError(
+                f"family {family!r} of guide 'per_datum' cannot have parameters for each row; use 'diag_normal'"
+            )
         given = {"init_scale": init_scale, **options, "amortized": False, "numbered": num_data}
         self.family: AmortizedGuide = found(model, batch, **given)
 

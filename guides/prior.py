@@ -1,4 +1,4 @@
-"""The prior guide: nothing is learned; the zero line of each comparison."""
+"""The prior guide: nothing is learned; the baseline of each comparison."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ from pyro_vi.programs import prototype
 class Prior(nn.Module):
     """Prior guide: q(z | x) = p(z), so that KL = 0 and the ELBO is E_p(z)[log p(x | z)].
 
-    It has no parameters and does not look at the datum. A model learns under it what it learns without using its latents. Sites
-    are drawn from the model's own distributions, with their gradients: those of one site may depend on the draws of another.
-    Sites that the model marks for enumeration are left to the estimator.
+    It has no parameters and does not look at the datum. A draw says nothing about its datum, so that a fit rewards a model
+    that does without its latents. Sites are drawn from the model's own distributions, with their gradients: those of one
+    site may depend on the draws of another. Sites that the model marks for enumeration are left to the estimator.
 
     Args:
         model: the generative program.
@@ -39,7 +39,9 @@ class Prior(nn.Module):
         layout = prototype(model, batch)
         latents = layout.latents
         if not latents:
-            raise InputError("the model has no latent site, so there is nothing for a guide to do")
+            raise InputError(
+                "the model has no latent site, so there is nothing for a guide to do; use a guide without sites"
+            )
         self.sites = [name for name, site in latents.items() if not (site.enumerated and site.support.is_discrete)]
         left = [name for name in latents if name not in self.sites]
         order = list(latents)

@@ -18,30 +18,32 @@ from pyro_vi.errors import InputError
 Numbers = dict[str, dict[str, Tensor]]
 """μ and log σ of each local site, each (*particles, *rows, D)."""
 MOST, FEW = 32, 8
-"""Most draws by default, and those for data with more numbers than half of that."""
+"""Most draws by default, and the draws for data that would need more."""
 
 
 class SemiAmortized(AmortizedGuide):
     """Semi-amortized guide: q(z | x) = N(μ, σ²), refined from an encoder's (μ, log σ) by ascent of the ELBO of the datum.
 
-    The ELBO is estimated from fixed noise (Kim et al. 2018, arXiv:1802.02550): antithetic standard normal draws that are the
-    same at each call, so that q is a function of x. The steps follow the natural gradient, at most 2 standard deviations each,
-    with a learned rate; a step that lowers the ELBO of a datum is undone and its next is shorter, so that the refinement never
-    ends below its start. Gradients go through the steps. Sites that all data share have free parameters; they are drawn first,
-    and the local sites are refined given these draws. Everything else is as in ``diag_normal``, at many times the cost.
+    The ELBO is estimated from fixed noise (Kim et al. 2018, arXiv:1802.02550): antithetic standard normal draws that are
+    the same at each call, so that q has no noise of its own. The steps follow the natural gradient, at most 2 standard
+    deviations each, with a learned rate; a step that lowers this estimate for a datum is undone and its next is shorter, so
+    that the refinement never ends below its start. Gradients go through the steps. Sites that all data share have free
+    parameters; they are drawn first, and the local sites are refined given these draws. Everything else is as in
+    ``diag_normal``, at many times the cost.
 
     Args:
         model: the generative program; all its latent sites must be continuous, and some of them local.
         batch: an example batch.
         steps: number of refining steps.
         draws: number of noise draws, even. With fewer than twice the numbers of a datum, only μ is refined: the noise of few
-            draws is correlated, and log σ would follow it. By default twice the numbers up to 32, and 8 for larger data.
-        rate: their rate at the start; at 1, each step goes to the optimum of an uncorrelated normal.
+            draws is correlated, and log σ would follow it. By default twice the numbers of a datum, but at least 8; and 8 if
+            that would be more than 32.
+        rate: rate of the refining steps at the start; at 1, each step goes to the optimum of an uncorrelated normal.
 
     Other arguments: see `pyro_vi.amortized.AmortizedGuide`.
 
     Raises:
-        InputError: a site or a model that it cannot serve.
+        InputError: a discrete site, a model without local sites, or one whose density is random or couples the rows.
 
     Example:
         >>> from pyro_vi.data import load
@@ -66,7 +68,9 @@ class SemiAmortized(AmortizedGuide):
         **options: Any,
     ) -> None:
         if steps < 1:
-            raise InputError(f"steps must be a whole number of at least 1, not {steps!r}; guide 'diag_normal' has none")
+            raise InputError(
+                f"steps must be a whole number of at least 1, not {steps!r}; for none, use guide 'diag_normal'"
+            )
         if draws is not None and (draws < 2 or draws % 2):
             raise InputError(f"draws must be an even number of at least 2, not {draws!r}")
         if not rate > 0:
@@ -75,8 +79,8 @@ class SemiAmortized(AmortizedGuide):
         super().__init__(model, batch, **options)
         if self.encoder is None:
             raise InputError(
-                "guide 'semi_amortized' refines what an encoder gives, and the model has no latent site for the rows of a "
-                "column; use guide 'diag_normal'"
+                "guide 'semi_amortized' refines what an encoder gives, and no latent site of the model has a row for each "
+                "datum; use guide 'diag_normal'"
             )
         self.steps = steps
         some = next(iter(self.q.buffers()))

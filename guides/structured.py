@@ -12,18 +12,20 @@ from pyro_vi.data import Batch
 from pyro_vi.networks import mlp
 
 MOST = 2**20
-"""Most weights between the parents of a site with free parameters and its numbers; a larger site has no parents."""
+"""Most weights from parents to the numbers of a site with free parameters; a site that needs more gets no parents."""
 
 
 class Structured(AmortizedGuide):
-    """Structured guide: q(z | x) = Π_k q(z_k | parents(z_k), x), each a diagonal normal (arXiv:1506.03159, 1511.05121).
+    """Structured guide: q(z | x) = Π_k q(z_k | parents(z_k), x), each a diagonal normal (arXiv:1404.4114).
 
-    The parents of a site are those of its prior, and the sites before it with which it shares a child, as in p(z | x).
-    For a site with free parameters, μ and log σ are linear in its parents, which is exact where p is, as in a funnel. For an
-    encoded site they come from a network of the features and the parents: a local site depends on global ones. In a sequence,
-    the network of all steps is the same, and z_t depends on z_{t−1}, z_{t−2} where the model says so, and on the features of
-    step t, which know the past and the future of x. Values of a plate that the site is not in are averaged. Constrained sites
-    are mapped to their support by a bijection; the KL against a normal prior is analytic given the parents.
+    The parents of a site are those of its prior, and the sites before it with which it shares a child: given the data,
+    these depend on each other (Webb et al. 2018, arXiv:1712.00287). For a site with free parameters, μ and log σ are linear
+    in its parents, which is exact where the posterior has this form, as in a funnel. For an encoded site they come from a
+    network of the features and the parents, so that a local site depends on global ones. All steps of a sequence share one
+    network: z_t depends on z_{t−1} and z_{t−2} where the model says so, and on the features of step t, which a
+    bidirectional encoder makes from the past and the future of x (Krishnan et al. 2017, arXiv:1609.09869). A parent in a
+    plate that the site is not in enters by its mean over that plate. Constrained sites are mapped to their support by a
+    bijection. The KL against a normal prior is analytic given the parents.
 
     Args and errors: see `pyro_vi.amortized.AmortizedGuide`.
 

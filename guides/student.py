@@ -11,15 +11,15 @@ from torch import Tensor
 from pyro_vi.amortized import AmortizedGuide, Block, Call, Part
 
 LEAST = 1.0
-"""Degrees of freedom stay above this."""
+"""Degrees of freedom are larger than this."""
 
 
 class Student(AmortizedGuide):
-    """Student guide: q(z | x) = Π_d t_ν(z_d; μ_d(x), σ_d(x)), ν learned for each number, from 10 down to 1.
+    """Student guide: q(z | x) = Π_d t_ν(z_d; μ_d(x), σ_d(x)), with a learned ν > 1 for each number.
 
-    Heavier tails than a normal's cover a heavy-tailed posterior, and keep importance weights bounded where a normal's are not
-    (Domke and Sheldon 2018, arXiv:1808.09034). The KL against a normal prior is analytic for ν > 2 and infinite below.
-    Everything else is as in ``diag_normal``.
+    ν starts at 10. Heavier tails than a normal's cover a heavy-tailed posterior, and keep importance weights bounded where
+    a normal's are not (Domke and Sheldon 2018, arXiv:1808.09034). The KL against a normal prior is analytic for ν > 2 and
+    infinite below. Everything else is as in ``diag_normal``.
 
     Args and errors: see `pyro_vi.amortized.AmortizedGuide`.
 

@@ -205,7 +205,7 @@ DIFFERENTIABLE = _at(
 )
 ENCODED = _at(
     "no site belongs to the rows of the data, so that there is nothing to encode; `diag_normal` has free parameters",
-    r"the model has no latent site for the rows of a column; use guide 'diag_normal'",
+    r"no latent site of the model has a row for each datum; use guide 'diag_normal'",
     *("bayesian_network", "radon", "eight_schools", "bounded", "local_level", "factor", "keywords"),
 )
 PEAKED = {
@@ -216,7 +216,7 @@ PEAKED = {
     ),
     **_at(
         "it would need one normal of more than 200 numbers; `low_rank_normal` and `structured` serve the model",
-        r"of 203 numbers, and 200 are the most; use guide 'low_rank_normal' or 'structured'",
+        r"of 203 numbers for .*, and serves 200 at most; use guide 'low_rank_normal' or 'structured'",
         "nested",
     ),
     **_at(

@@ -82,7 +82,9 @@ class Frame:
         with Reading() as read:
             layout = prototype(model, batch)
         if not layout.latents:
-            raise InputError("the model has no latent site, so there is nothing for a guide to do")
+            raise InputError(
+                "the model has no latent site, so there is nothing for a guide to do; use a guide without sites"
+            )
         # Sites that are marked for enumeration are left to the estimator.
         self.sites = {
             name: read.latents[name]
@@ -182,7 +184,8 @@ class Frame:
         columns = [column.of(values) for column in self.columns]
         if any(len(column) != len(columns[0]) for column in columns):
             raise InputError(
-                f"the columns of the batch have {', '.join(str(len(c)) for c in columns)} rows; give all the same"
+                f"the columns of the batch have {', '.join(str(len(c)) for c in columns)} rows; "
+                "give all columns the same number of rows"
             )
         lengths = self._rows(columns)
         if numbers is not None and self.data is not None:

@@ -142,7 +142,7 @@ REFUSED = {
     "no latents": (
         lambda x: pyro.sample("x", gauss(0.0), obs=x.sum()),
         (scalars(),),
-        "the model has no latent site, so there is nothing for a guide to do",
+        "the model has no latent site, so there is nothing for a guide to do; use a guide without sites",
     ),
 }
 
@@ -157,5 +157,5 @@ def test_what_cannot_be_served_is_refused_with_the_site_the_reason_and_what_woul
 
 def test_columns_of_different_lengths_are_refused():
     frame = frame_of(lambda x, y: groups(x) if y is None else groups(x + y), table(), table(seed=8))
-    with pytest.raises(InputError, match="have 6, 4 rows; give all the same"):
+    with pytest.raises(InputError, match="have 6, 4 rows; give all columns the same number of rows"):
         frame.call((table(), table(4, seed=8)), {})

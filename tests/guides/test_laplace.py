@@ -249,7 +249,7 @@ def scaled_once(x):
 @pytest.mark.parametrize(
     ("model", "batch", "message"),
     [
-        (wide, scalars(), "one normal for all rows together, as .*: of 201 numbers"),
+        (wide, scalars(), "one normal of 201 numbers for all rows together, as .*, and serves 200 at most"),
         (centred, scalars(), "finds no mode"),
         (noisy, scalars(), "another at each run"),
         (scaled_once, scalars(), "scales their densities by 1 and 0.3"),

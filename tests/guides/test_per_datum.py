@@ -185,7 +185,7 @@ def test_refusals():
     )
     for family in ("exact", "laplace", "per_datum"):
         assert message(plan, model, f"per_datum(family='{family}')", columns(ROWS)) == (
-            f"family '{family}' of guide 'per_datum' has no parameters of a datum; use 'diag_normal'"
+            f"family '{family}' of guide 'per_datum' cannot have parameters for each row; use 'diag_normal'"
         )
 
 

@@ -253,7 +253,7 @@ def shared(x):
     ("model", "options", "message"),
     [
         (coupled, {}, "log p of a row depends on site 'z' of other rows"),
-        (shared, {}, "no latent site for the rows of a column"),
+        (shared, {}, "no latent site of the model has a row for each datum"),
         (CATALOGUE["discrete"].build()[0], {}, r"site 'z' \(Bernoulli\) is discrete"),
         (coupled, {"steps": 0}, "steps must be"),
         (coupled, {"draws": 3}, "draws must be an even number"),
