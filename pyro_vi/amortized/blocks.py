@@ -38,7 +38,7 @@ class Block(nn.Module):
 
     Attributes:
         fitted: the units are those of a fitted start (`pyro_vi.amortized.starts`).
-        root: Cholesky factor of its correlations in these units, (D, D); None where there are none.
+        root: Cholesky factor of its covariance in these units, (D, D); None where it has no correlations.
     """
 
     start: Tensor
@@ -81,7 +81,7 @@ class Block(nn.Module):
         return slice(sum(self.sizes[:i]), sum(self.sizes[: i + 1]))
 
     def units(self, site: str) -> tuple[Tensor, Tensor]:
-        """The prior's centre and spread at a site, (D,) each."""
+        """The centre and spread of the units at a site, (D,) each."""
         place = self.slice(site if site in self.sites else self.sites[0])
         # Copies: buffers are written back after a run that is to leave no trace, which spoils gradients of what they are in.
         return self.start[place].clone(), self.spread[place].clone()
@@ -92,7 +92,7 @@ class Block(nn.Module):
         self.root = None if root is None else root.to(self.spread.dtype)
 
     def correlated(self, loc: Tensor, tril: Tensor) -> tuple[Tensor, Tensor]:
-        """Return loc and Cholesky factor of a normal in units of the start's correlations, as those of v."""
+        """Return loc, (*rows, D), and Cholesky factor, (*rows, D, D), of v = root · w from those of w; v = w without root."""
         if self.root is None:
             return loc, tril
         root = self.root.clone()  # as in `units`

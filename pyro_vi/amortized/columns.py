@@ -1,7 +1,7 @@
 """The columns of a batch as an encoder reads them: rows of data first, then the elements of each row, then the numbers.
 
 * `columns_of` finds the arguments that have a row for each datum, and the plates along their dimensions. An observed value
-  tells its plates; an argument that is not observed (a covariate, a label) has its rows in the first dimension.
+  has the plates of its site; an argument that is not observed (a covariate, a label) has its rows in the first dimension.
 * A plate inside of a row holds *elements*: members of a group. They are encoded one by one and pooled if the model has latents
   for them, or if log p(x) stays the same when they change places. All other dimensions are features.
 * `read_apart` tells which elements may change places.
@@ -52,7 +52,7 @@ class Column:
         return value
 
     def observed_at(self, step: int) -> str:
-        """The observed site of a step, also of one that a longer sequence than the example has; "" for none."""
+        """The observed site of a step, which a longer sequence than the example may have too; "" for none."""
         last, name = self.observed[-1]
         if step <= last:
             return dict(self.observed).get(step, "")
@@ -179,7 +179,7 @@ def _elements(batch: Batch, read: Reading, data: str, places: Mapping[int, _Plac
 def read_apart(model: Any, sites: Mapping[str, Latent], args: Batch) -> Reading:
     """Read a model away from its start, on any arguments at the same latents and parameters.
 
-    At the start, the elements of a plate may be alike that are not so later: the pixels under a decoder of z = 0.
+    Elements of a plate may be exchangeable at the start and not later, as pixels are under a decoder at z = 0.
     """
     noise = torch.Generator().manual_seed(0)
     values = {

@@ -29,14 +29,14 @@ def log_joint(
 ) -> tuple[Tensor, Tensor]:
     """Return log p(x, z) + log |dz/du| of each row of data, (*particles, rows), and of what all data share, (*particles).
 
-    The factors N/B of a minibatch are left out of the rows; `pyro.poutine.scale` and masks count. The first is empty for a
-    model without a data plate that has latents. Dropout and batch norms act as in evaluation, and nothing is left in the traces
+    The factors N/B of a minibatch are left out of the rows; `pyro.poutine.scale` and masks count. Without a data plate that
+    has latents, there are no rows. Dropout and batch norms act as in evaluation, and nothing is left in the traces
     of handlers outside.
 
     Args:
         frame: the latents of the model.
         call: the batch.
-        values: u of latent sites, in the shape of the site, with the dimensions of particles on the left.
+        values: latent sites on the unconstrained scale, u, each (*particles, *batch, *event).
         given: values of the other latent sites on their supports; they add no Jacobian.
     """
     (model,) = frame.model
@@ -77,8 +77,8 @@ def refuse_noise(frame: Frame, once: Tensor, again: Tensor) -> None:
     """Raise InputError if two evaluations of log p(x, z) at the same z differ."""
     if not torch.equal(once.nan_to_num(), again.nan_to_num()):
         raise InputError(
-            f"guide '{frame.guide}' looks for the best z of each datum, and log p(x, z) of the model is another at each run, "
-            "as by a dropout or a draw that is no sample site; take the noise out of the model, or use guide 'diag_normal'"
+            f"guide '{frame.guide}' looks for the best z of each datum, and log p(x, z) of the model differs between two runs "
+            "at the same z: it has random numbers that are no sample site; take them out, or use guide 'diag_normal'"
         )
 
 

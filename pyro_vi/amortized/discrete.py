@@ -24,7 +24,7 @@ def refuse_states(site: Latent, guide: str) -> None:
     if site.states is None:
         raise InputError(
             f"guide '{guide}' cannot serve site '{site.name}': {site.distribution} is discrete with infinitely many values, or "
-            "with others in each row; sum it out in the model, or write a guide for this site"
+            "with values that differ between rows; sum it out in the model, or write a guide for this site"
         )
     if _binary(site) or one_hot(site):
         return

@@ -80,7 +80,7 @@ class Pushforward(dist.TorchDistribution):
     Args:
         loc: (*batch, D).
         scale_tril: the Cholesky factor L, (*batch, D, D).
-        transforms: zuko's transforms of (…, *batch, D), the first one first.
+        transforms: zuko's transforms of (…, *batch, D), in the order in which they act on the noise.
     """
 
     arg_constraints = {}  # noqa: RUF012

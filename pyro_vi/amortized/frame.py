@@ -35,7 +35,7 @@ class Call:
         sites: the latent sites on this batch.
         columns: the encoder's columns.
         present: which of their values count; None for all.
-        seen: all plates of the model on this batch, where it was read.
+        seen: all plates of the model on this batch; empty where the model was not run again.
         vectors: what has been drawn, by site, as vectors in units of the prior.
         draws: what has been drawn, by site.
     """
@@ -61,7 +61,7 @@ class Frame:
         amortized: encode the columns; otherwise no site is encoded.
         numbered: the number of all rows, if the guide addresses them by row numbers in the last argument. The example batch
             has no such argument.
-        whole: the rows are those of the data plate, whatever plates are inside of them.
+        whole: the rows are those of the data plate alone, also where other plates are inside of it.
 
     Raises:
         InputError: the model has no latent site, or one that no guide of this kind serves.
@@ -148,7 +148,7 @@ class Frame:
         return bool(self.columns) and self.data in site.plates
 
     def addressed(self, plate: str) -> bool:
-        """True for a plate of which a run sees some rows, which are told by their numbers."""
+        """True for a plate of which a run sees some rows, identified by their numbers."""
         return self.plates[plate].drawn or (self.total is not None and plate == self.data)
 
     def count(self, plate: str) -> int:

@@ -34,10 +34,9 @@ from pyro_vi.support import unknown
 STARTS = ("fit", "prior")
 """Where free parameters start."""
 
-
 ROW_RATE = 20.0
-"""Rate of parameters of numbered rows (see `Block`). A row is in one batch of an epoch, and a network's weights are in all: at
-the learning rate of a network, a row would need thousands of epochs."""
+"""Rate of parameters of numbered rows (see `Block`). A row is in one batch of an epoch, and the weights of a network are in
+every one: at the learning rate of a network, a row would need thousands of epochs."""
 
 
 class AmortizedGuide(nn.Module, ABC):
@@ -47,8 +46,9 @@ class AmortizedGuide(nn.Module, ABC):
         model: the generative program; its latent sites, supports and shapes are read from a run on the batch.
         batch: an example batch. The encoder reads its columns that have a row for each datum, standardised by their moments.
         encoder: ``"auto"`` chooses by the shape of the data: an MLP, a convolutional network for images, a recurrent one for
-            sequences, a set encoder for plates of elements within a datum. Or its name, or a module that is called with the
-            standardised columns and returns features (rows, width).
+            sequences, a set encoder for plates of elements within a datum. ``"mlp"``, ``"conv"``, ``"recurrent"`` and
+            ``"set"`` ask for one. Or a module, which is called with the standardised columns, (rows, …), and returns features,
+            (rows, width).
         hidden: widths of the encoder's hidden layers.
         activation: ``"tanh"``, ``"relu"``, ``"elu"``, ``"gelu"`` or ``"softplus"``.
         init_scale: initial standard deviations, on the unconstrained scale. By default those of the prior for encoded sites,
@@ -56,14 +56,14 @@ class AmortizedGuide(nn.Module, ABC):
         start: start of a guide all of whose numbers are free parameters. ``"fit"``: the best normal for fixed draws, found
             from the prior's median, which is the unit of the parameters too (see `pyro_vi.amortized.starts`). ``"prior"``: the
             prior's median, and a tenth of its standard deviations, at most 0.1, as a wider start takes thousands of steps to
-            become narrow. It is also taken where ``"fit"`` does not apply, and with ``init_scale``.
+            become narrow. Where ``"fit"`` does not apply, and with ``init_scale``, the start is at the prior.
         amortized: False gives local sites free parameters for each row too; the batch must then be all data in one order,
             unless the rows are numbered.
         numbered: the number of all rows, if the guide is called with row numbers as a further, last argument: parameters of a
             row then belong to its number, and a batch may have any rows.
 
     Raises:
-        InputError: the model has no latent site, or one that the family cannot serve.
+        InputError: the model has no latent site, or one that the family cannot serve; an argument is out of range.
     """
 
     name: ClassVar[str]
@@ -71,7 +71,7 @@ class AmortizedGuide(nn.Module, ABC):
     joint: ClassVar[bool] = False
     """True if one distribution covers all sites of a level."""
     rooted: ClassVar[bool] = False
-    """True if the family has the correlations of a start as its unit: see `Block.correlated`."""
+    """True if the numbers of the family are in units of a start with correlations: see `Block.correlated`."""
     whole: ClassVar[bool] = False
     """True for a family without parameters, which finds one vector for each datum, or one for everything, at each call."""
 
@@ -157,7 +157,7 @@ class AmortizedGuide(nn.Module, ABC):
     # The program.
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Draw every latent site for the batch; return the draws by site."""
+        """Draw every latent site for the batch; return the draws by site, each (*particles, *batch, *event)."""
         call = self.frame.call(args, kwargs)
         draws = call.draws
         for name, numbers in self.numbers(call):

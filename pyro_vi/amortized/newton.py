@@ -13,15 +13,16 @@ from torch import Tensor
 Density = Callable[[Tensor], Tensor]
 """Log-density of vectors, (*rows, D), by row, (*rows); a row depends on its own vector only."""
 FLOOR = 1e-6
-"""A curvature below this, in units of the prior's, is none: the direction is flat."""
+"""A curvature below this, in units of the prior's, counts as 0: the density is flat in this direction."""
 REACH = 10.0
 """Longest step, in units of the prior's spread and of √D."""
-HALVINGS = 15
+CUTS = 15
+"""How often a step is cut to a quarter before it is given up."""
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Modes, (*rows, D); ``rising`` says that a density still rises there, after all steps or where the digits end."""
+    """Modes, (*rows, D); ``rising`` says that a density still rises there, after all steps or where rounding stops them."""
 
     mode: Tensor
     rising: bool
@@ -31,6 +32,11 @@ def peak_of(density: Density, start: Tensor, iterations: int) -> Peak:
     """Return the modes that saddle-free Newton steps reach from a start (Dauphin et al. 2014, arXiv:1406.2572).
 
     A step solves |−H| s = ∇f, with the absolute values of the eigenvalues, and is cut to a quarter until f rises enough.
+
+    Args:
+        density: f, in units of the prior.
+        start: (*rows, D).
+        iterations: most steps.
     """
     v = start.detach()
     eps = torch.finfo(v.dtype).eps
@@ -48,7 +54,7 @@ def peak_of(density: Density, start: Tensor, iterations: int) -> Peak:
             noise = eps * (1 + value.abs())
             last = ~(gain > noise)
             size = torch.where(moving, 1.0, 0.0).to(v.dtype)
-            for _ in range(HALVINGS):
+            for _ in range(CUTS):
                 bad = ~(density(v + size.unsqueeze(-1) * step) >= value + 1e-4 * size * gain - 10 * noise) & (size > 0)
                 if not bool(bad.any()):
                     break
@@ -70,7 +76,7 @@ def covariance_factor(density: Density, peak: Peak, scale: float = 1.0) -> tuple
 
     Both have the gradients of the exact mode with respect to whatever the density depends on: a Newton step from the mode,
     which is 0 in value, has the derivative (−H)⁻¹ ∂∇f (the implicit function theorem). A direction in which the density is
-    flat gets the width 1.
+    flat gets the prior's width, 1.
     """
     mode = peak.mode
     value = density(mode)

@@ -17,7 +17,7 @@ LAG = 2
 
 @dataclass(frozen=True)
 class Parent:
-    """A site that another one depends on: by its name, or for steps of series by stem and how many steps back."""
+    """A site that another one depends on: by its name, or in a series by its stem and by how many steps back it is."""
 
     name: str
     lag: int | None = None
@@ -52,9 +52,7 @@ def parents_of(frame: Frame, model: Any, batch: Batch) -> dict[str, dict[str, Pa
 def labelled(frame: Frame, name: str, other: str) -> Parent | None:
     """Return the parent of a site as the steps of its series call it; None for a step too far away."""
     mine, its = frame.step(name), frame.step(other)
-    if its is None:
-        return Parent(other)
-    if mine is None:
+    if its is None or mine is None:
         return Parent(other)
     lag = mine.step - its.step
     return Parent(its.stem, lag) if 0 <= lag <= LAG else None
@@ -64,7 +62,7 @@ def _dependencies(model: Any, batch: Batch) -> Mapping[str, Any] | None:
     try:
         with isolated(0, validation=False), kept_buffers(model):
             return dict(get_dependencies(model, fresh(batch))["prior_dependencies"])  # type: ignore[call-overload]
-    except Exception:  # whatever a program does with a tensor that tells where it comes from
+    except Exception:  # the program does what Pyro's tracked tensors do not support
         return None
 
 

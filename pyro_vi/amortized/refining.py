@@ -45,6 +45,9 @@ def refined(
         rates: the rates of μ and log σ, (2,), for each pair of ``start``.
         steps: number of steps.
         scales: False keeps each log σ.
+
+    Returns:
+        μ and log σ in turns, as in ``start``, with the particles of the ELBO.
     """
     outer = torch.is_grad_enabled()
     state = list(start)

@@ -9,9 +9,9 @@ from pyro_vi.amortized.columns import Column
 class Standard(nn.Module):
     """Standardise a column: (x − mean) / sd of each feature over the rows, the elements and the steps of the example.
 
-    Values from 0 to 1, such as pixels and answers, have one unit already and are only centred: in units of its sd, a pixel that
-    is almost always 0 would be large where it is not, and many pixels make a first layer's steps large. A feature that is
-    constant in the example is only centred too.
+    A column of values from 0 to 1, such as pixels or answers, is only centred. In units of its sd, a pixel that is almost
+    always 0 would be very large where it is 1, and many such pixels would make the steps of the first layer too large. A
+    feature that is constant in the example is only centred too.
 
     Args:
         column: the column.
@@ -47,7 +47,7 @@ class Standard(nn.Module):
         return 2 if self.gaps else 1
 
     def forward(self, value: Tensor, present: Tensor | None) -> list[Tensor]:
-        """Return the standardised column, and if values may be missing, 1 for each that is there and 0 for the others."""
+        """Return the standardised column, (rows, *elements, *shape); where the example lacks values, also 1 for each known one."""
         known = _known(value, present)
         # NaN times 0 is NaN: missing values are replaced before the arithmetic.
         x = torch.where(known, value, 0).to(self.mean.dtype)

@@ -1,7 +1,7 @@
 """The start of free parameters: the best normal for a fixed set of draws, found without noise.
 
-A posterior may be ten thousand times narrower than its prior, and Adam, whose steps have one size, does not get from one to the
-other. `start_of` maximises the ELBO of independent normals over a few draws that stay the same (Giordano et al. 2024,
+A posterior may be ten thousand times narrower than its prior, and Adam, whose steps have one size, takes too long from one
+to the other. `start_of` maximises the ELBO of independent normals over a few draws that stay the same (Giordano et al. 2024,
 arXiv:2304.05527), by L-BFGS, from the prior's median and narrow scales. Steps along the natural gradient, on more draws, refine
 it, with correlations for families that have them. What it finds is the unit of the guide's parameters, from which a fit begins.
 
@@ -29,7 +29,7 @@ from pyro_vi.tracing import put_back
 MOST, MOST_REFINED = 500, 100
 """Most numbers in all sites together for a start, and for its refinement."""
 DRAWS, LEAST_DRAWS, MOST_DRAWS = 32, 512, 8192
-"""Fixed draws of the search, and of the refinement for large and for small models."""
+"""Fixed draws of the search, and fewest and most of the refinement."""
 EVALUATIONS, WORK = 300, 2**30
 """Most evaluations of the search, and most numbers that all its draws together keep for gradients."""
 AT_ONCE = 2**20
@@ -39,7 +39,7 @@ ROUNDS, REFINEMENTS = 4, 50
 HISTORY, LEAST = 20, 0.05
 """Steps that L-BFGS remembers; the least precision after a refinement, in units of that before."""
 NARROW = 0.1
-"""Standard deviations at the start, at most, and as a fraction of the prior's."""
+"""Standard deviations at the start: this fraction of the prior's, and at most this."""
 
 Function = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Value and gradient at a point."""
@@ -47,11 +47,11 @@ Function = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Start:
-    """Independent normals to start from.
+    """The normal to start from: independent, or with correlations.
 
     Attributes:
         units: loc and scale on the unconstrained scale by site, (D,) each.
-        root: Cholesky factor of the covariance in units of the scales, for all sites in one; None if it was not asked for.
+        root: Cholesky factor of the covariance of all sites in units of the scales, (D, D); None if it was not asked for.
     """
 
     units: dict[str, tuple[Tensor, Tensor]]
@@ -86,7 +86,7 @@ def start_of(frame: Frame, batch: Batch, *, rooted: bool) -> Start | None:
                     return None
                 centre, scale = found
                 centre, root = _refined(density, centre, scale, full=rooted)
-    except Exception:  # whatever a program does that a fit does not ask of it
+    except Exception:  # a program that can be fitted may fail here, as under vmap
         return None
     if not rooted:
         scale = scale * root.diagonal()

@@ -59,5 +59,5 @@ def refuse_unserved(frame: Any, batch: Batch) -> None:
             if not all(torch.equal(*both) for both in zip(site.bounds, other.latents[name].bounds, strict=True)):
                 raise InputError(
                     f"the support of site '{name}' ({site.distribution}) depends on other latent sites, and guide "
-                    f"'{frame.guide}' has one for all draws; draw it on a fixed interval and scale it in the model"
+                    f"'{frame.guide}' has one support for all draws; draw it on a fixed interval and scale it in the model"
                 )

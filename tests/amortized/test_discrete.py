@@ -153,7 +153,10 @@ def test_vectors_of_discrete_numbers_are_drawn():
     ("prior", "message"),
     [
         (lambda x: dist.Poisson(number(2.0)), "site 'k': Poisson is discrete with infinitely many values"),
-        (lambda x: dist.Binomial(torch.arange(8), number(0.3)), "or with others in each row; sum it out in the model"),
+        (
+            lambda x: dist.Binomial(torch.arange(8), number(0.3)),
+            "or with values that differ between rows; sum it out in the model",
+        ),
         (lambda x: Halves(WEIGHTS), r"the values of Halves are not 0, 1, 2, …; number them from 0"),
     ],
 )

@@ -130,8 +130,8 @@ REFUSED = {
     "infinitely many states": (
         unnumbered,
         (scalars(),),
-        "guide 'toy' cannot serve site 'k': Poisson is discrete with infinitely many values, or with others in each row; sum "
-        "it out in the model, or write a guide for this site",
+        "guide 'toy' cannot serve site 'k': Poisson is discrete with infinitely many values, or with values "
+        "that differ between rows; sum it out in the model, or write a guide for this site",
     ),
     "rows of which nothing is known": (
         rows_in_a_closure,

@@ -251,7 +251,7 @@ def scaled_once(x):
     [
         (wide, scalars(), "one normal of 201 numbers for all rows together, as .*, and serves 200 at most"),
         (centred, scalars(), "finds no mode"),
-        (noisy, scalars(), "another at each run"),
+        (noisy, scalars(), "differs between two runs"),
         (scaled_once, scalars(), "scales their densities by 1 and 0.3"),
         (CATALOGUE["discrete"].build()[0], scalars(), r"site 'z' \(Bernoulli\) is discrete"),
         (CATALOGUE["global"].build()[0], scalars(), "sees 8 of the 50 rows of plate 'data'"),
