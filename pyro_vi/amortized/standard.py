@@ -47,7 +47,7 @@ class Standard(nn.Module):
         return 2 if self.gaps else 1
 
     def forward(self, value: Tensor, present: Tensor | None) -> list[Tensor]:
-        """Return the standardised column, (rows, *elements, *shape); where the example lacks values, also 1 for each known one."""
+        """Return the standardised column, (rows, *elements, *shape); where the example lacks values, also 1 for those known."""
         known = _known(value, present)
         # NaN times 0 is NaN: missing values are replaced before the arithmetic.
         x = torch.where(known, value, 0).to(self.mean.dtype)

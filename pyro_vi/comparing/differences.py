@@ -99,12 +99,12 @@ class Difference:
 
     @property
     def beyond_seeds(self) -> bool:
-        """True if the difference is more than what the seeds make, or if there is one seed."""
+        """True if the difference is beyond its error over seeds, or if there is one seed."""
         return self.seeds is None or self.seeds.p < CERTAIN
 
     @property
     def apart(self) -> bool:
-        """True if neither the data nor the seeds explain the difference."""
+        """True if the difference is beyond both errors: over data (or draws), and over seeds."""
         return self.beyond_error and self.beyond_seeds
 
 
@@ -133,7 +133,7 @@ def compared(seeds: "list[dict[str, Sample]]", *, higher: bool) -> Standing:
 
     Args:
         seeds: the numbers by fit, under each seed.
-        higher: whether a higher number is better.
+        higher: True if a higher number is better.
 
     Example:
         >>> import torch

@@ -1,6 +1,6 @@
 """Rankings of the fits of a comparison, by each of their numbers.
 
-* `ranking` ranks them by the numbers that have an error; `plain_ranks` by those that have none; `spread_of` gives the mean
+* `standings` ranks them by the numbers that have an error; `plain_ranks` by those that have none; `spread_of` gives the mean
   of any number over seeds.
 """
 

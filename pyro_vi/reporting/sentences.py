@@ -1,7 +1,7 @@
 """Sentences on fits: which differences are beyond error, and what a number of a fit is worth.
 
-* `ranked` says how far fits are behind the best one, and which the data cannot tell apart; `remarks` says how each KL is
-  computed, why there is no evidence, and where it is not to be trusted.
+* `ranked` says how far fits are behind the best one, and which the data cannot tell apart; `remarks` says which KLs are
+  sampled, why there is no evidence, and where it is not to be trusted.
 """
 
 import math
@@ -29,12 +29,15 @@ def ranked(
         comparison: the comparison.
         highest: the best number is the highest one.
         on: name of the data; by default those of the comparison.
-        caveat: say that one seed is one seed.
+        caveat: say that the differences are those of one seed, if there is one.
     """
     best, seeds, on = standing.best, comparison.seeds, on or comparison.on
     apart = {name: d for name, d in standing.differences.items() if d.apart}
     equal = {name: d for name, d in standing.differences.items() if not d.beyond_error}
     noisy = {name: d for name, d in standing.differences.items() if d.beyond_error and not d.beyond_seeds}
+    # If all data share latents, the error of a number is that of its draws.
+    drawn = on == comparison.on and any(result.shared for result in comparison.results.values())
+    whose = "draws" if drawn else f"{on} data"
     over = f"over {len(seeds)} seeds, " if len(seeds) > 1 else ""
     top = f"{'highest' if highest else 'smallest'}{' mean' if over else ''} {what}"
     kind = "fits" if comparison.across == "estimators" else "guides"
@@ -43,10 +46,10 @@ def ranked(
         start = f"{over}on {on} data".capitalize()
         sentences.append(
             f"{start}, {_fit(best, comparison)} has the {top} of {len(standing.means)} {kind}: beyond error, "
-            f"{_behind(apart, highest)} ({_how(apart, on, len(standing.means))})."
+            f"{_behind(apart, highest)} ({_how(apart, whose, len(standing.means))})."
         )
     if equal:
-        start = f"{over}the {on} data".capitalize()
+        start = f"{over}the {whose}".capitalize()
         names, said = listed([best, *_few(equal)]), _behind(equal, highest, p=True)
         sentences.append(f"{start} cannot tell {names} apart by their {what}: {said}.")
     if noisy:
@@ -115,7 +118,8 @@ def _behind(differences: dict[str, Difference], highest: bool, *, p: bool = Fals
     return listed([*parts, f"{left} more"] if left else parts)
 
 
-def _how(differences: dict[str, Difference], on: str, fits: int) -> str:
+def _how(differences: dict[str, Difference], whose: str, fits: int) -> str:
+    """Say of what the errors are, and for how many pairs the p-values are adjusted."""
     one = next(iter(differences.values()))
     pairs = fits * (fits - 1) // 2
     adjusted = f"; p-values adjusted for {pairs} pairs" if pairs > 1 else ""
@@ -124,7 +128,7 @@ def _how(differences: dict[str, Difference], on: str, fits: int) -> str:
         return f"± standard error over seeds; standard deviation {spread}{adjusted}"
     if not one.count:
         return f"with their Monte Carlo errors{adjusted}"
-    return f"paired over {one.count} {'draws' if on == 'draws' else f'{on} data'}{adjusted}"
+    return f"paired over {one.count} {whose}{adjusted}"
 
 
 def _half(evidence: xr.Dataset, comparison: Comparison) -> str:

@@ -68,6 +68,20 @@ def test_what_the_data_tell_apart_and_what_they_cannot():
     )
 
 
+def test_where_all_data_share_latents_the_draws_tell_guides_apart():
+    """The ELBO is one number for the data set, and its differences are paired over draws."""
+    base = made(THREE, on="training")
+    results = {
+        name: dataclasses.replace(
+            result, shared=True, evaluation=dataclasses.replace(result.evaluation, of_draws=THREE[name][:50])
+        )
+        for name, result in base.results.items()
+    }
+    first, second = conclude(dataclasses.replace(base, results=results))
+    assert "On training data, b has the highest ELBO of 3 guides" in first and "(paired over 50 draws; " in first
+    assert second.startswith("The draws cannot tell b and c apart by their ELBO: c is behind by ")
+
+
 def test_every_column_has_a_rank():
     found = rows(made(THREE, refused={"d": "it has no form"}))
     assert list(found) == ["guide", "b", "c", "a", "d"]
