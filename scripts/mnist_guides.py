@@ -1,9 +1,10 @@
-"""Guides on static binarised MNIST: the bound on the test set after ten epochs, and the time beside a loop in PyTorch by hand.
+"""Guides on static binarised MNIST: the test bound after ten epochs, and the time beside a hand-written loop's.
 
     PYRO_VI_DATA=folder python scripts/mnist_guides.py --guides diag_normal flow
 
-The model is a VAE 784-400-z40 with ReLU; batches of 128, Adam at a constant rate of 1e-3. The loop by hand is the same VAE with
-its analytic KL and `torch.optim.Adam`, and nothing else.
+The model is a VAE 784-400-z40 with ReLU; batches of 128, Adam at a constant rate of 1e-3. The hand-written loop is the same VAE
+with its analytic KL and `torch.optim.Adam`, in plain PyTorch, without records, checks or checkpoints. The
+bound is the mean over the test images, in nats.
 """
 
 import time
@@ -32,9 +33,9 @@ class Options:
     epochs: int = 10
     """Passes over the 50,000 rows."""
     draws: int = 10
-    """Draws for the bound of each test image."""
+    """Draws for the bound of each test image under a guide; the hand-written loop has 10."""
     by_hand: bool = True
-    """Run the loop in PyTorch too."""
+    """Run the hand-written loop too."""
 
 
 def main(options: Options) -> None:
@@ -81,7 +82,7 @@ class ByHand(nn.Module):
 
 
 def by_hand(train: Tensor, test: Tensor, epochs: int) -> tuple[float, float]:
-    """Return the seconds of the fit, and the test bound."""
+    """Return the seconds of the fit, and the test bound in nats per image, with 10 draws."""
     torch.manual_seed(0)
     net = ByHand()
     optimizer = torch.optim.Adam(net.parameters(), lr=LR)

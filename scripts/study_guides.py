@@ -1,7 +1,8 @@
-"""Which guide: each is the right choice for one shape of posterior, and fails on another: `python scripts/study_guides.py`.
+"""A study of guides: each suits one shape of posterior, and fails on another: `python scripts/study_guides.py`.
 
 Seven models with one or two latents, whose evidence is known by quadrature. Each guide of the shelf is fitted to each, and the
-gap is log p − ELBO: what its family, or its encoder, cannot represent. The claim: no family is best everywhere.
+gap is log p − ELBO: what its family, or its encoder, cannot represent. The claim: no family is best everywhere. N(m, s) has the
+standard deviation s.
 
     independent   two normals, each with its own datum             diag_normal is enough
     correlated    the sum of two normals is known to 0.2           full_normal, low_rank_normal
@@ -70,7 +71,7 @@ def banana() -> None:
 
 
 def funnel() -> None:
-    """v ~ N(0, 2), x | v ~ N(0, e^v/2): nothing is observed, and log Z = 0."""
+    """v ~ N(0, 2), x | v ~ N(0, e^(v/2)): nothing is observed, and log Z = 0."""
     v = pyro.sample("v", dist.Normal(0.0, 2.0))
     pyro.sample("x", dist.Normal(0.0, (v / 2).exp()))
 
@@ -105,11 +106,11 @@ class Options:
     steps: int = 1500
     """Steps of each fit."""
     out: Path = Path("study_guides.png")
-    """The picture."""
+    """File of the picture."""
 
 
 def evidence(model: Callable[..., None], data: torch.Tensor | None) -> float:
-    """log p by quadrature: of the model's one or two latents on a grid; of many data, the mean over them."""
+    """Return log p by quadrature over the one or two latents, in nats; with data, the mean over them, in nats per datum."""
     axis = np.sinh(np.linspace(-1, 1, POINTS) * math.asinh(EDGE))
     points = torch.from_numpy(axis).float()
     weights = torch.from_numpy(np.gradient(axis)).double().log()
@@ -171,7 +172,7 @@ def main(options: Options) -> None:
 
 
 def draw(options: Options, values: np.ndarray) -> None:
-    """A row for each guide, a column for each model; the colour is the gap."""
+    """Draw a row for each guide and a column for each model; the colour is the gap."""
     matplotlib.use("agg")
     with matplotlib.rc_context(LOOK):
         figure = Figure(figsize=(8.5, 0.42 * len(options.guides) + 1.8), layout="constrained")

@@ -194,7 +194,7 @@ PART = {
     ),
 }
 DRAWN = _at(
-    "the model draws some rows in each step, and the guide would take them for the same ones; `diag_normal` knows them",
+    "the model draws some rows in each step, and the guide would take them for the same rows; `diag_normal` tells them apart",
     r"rows of plate '(data|documents)' at site '\w+', and the model draws others .* use guide 'auto_normal' or",
     *("own_minibatch", "lda"),
 )
@@ -327,10 +327,10 @@ def matrix() -> str:
             "parameter; its draws have the shapes and supports of the model; and it can be saved and loaded. –: it serves the",
             "model, but neither of them has parameters to fit. A letter: it is refused when it is built, for the reason below.",
             "",
-            "What was traced has a graph to compile: `diag_normal` with every model, every other guide of pyro_vi and",
-            f"`auto_normal` with models {', '.join(number(name) for name in TRACED)}, and Pyro's other guides with model",
-            f"{number('bernoulli')} or {number('series')}. But for `laplace`: it looks for the mode in a loop that depends on",
-            "values, and its steps stay eager.",
+            "Compiled steps need a graph. These pairs were traced: `diag_normal` with every model; every",
+            f"other guide of pyro_vi and `auto_normal` with models {', '.join(number(name) for name in TRACED)}; Pyro's other",
+            f"guides with models {number('bernoulli')} and {number('series')}. All have a graph, except those of `laplace`: it",
+            "finds the mode in a loop that depends on values, so that its steps stay eager.",
             "",
             "Written by `python tests/shelf_catalogue.py` from the table that `tests/guides/test_contract.py` checks.",
             "",
