@@ -1,8 +1,8 @@
 """A study of guides: each suits one shape of posterior, and fails on another: `python scripts/study_guides.py`.
 
-Seven models with one or two latents, whose evidence is known by quadrature. Each guide of the shelf is fitted to each, and the
-gap is log p − ELBO: what its family, or its encoder, cannot represent. The claim: no family is best everywhere. N(m, s) has the
-standard deviation s.
+Seven models with one or two latents, whose evidence is known by quadrature. Eleven guides are fitted to those that they serve.
+The gap is log p − ELBO: what a family, or its encoder, cannot represent. The claim: no family is best everywhere. N(m, s) has
+the standard deviation s.
 
     independent   two normals, each with its own datum             diag_normal is enough
     correlated    the sum of two normals is known to 0.2           full_normal, low_rank_normal
