@@ -167,7 +167,9 @@ def _why_whole(pair: Pair, data: Data, size: int) -> str:
 
 def _row_each(pair: Pair, size: int, rows: int, built: Callable[[int], Pair]) -> str:
     """Return the reason for a parameter with a row for each datum; it has another shape on other rows, as no network has."""
-    shapes = {name: p.shape for name, (_, p) in pair.owned().items() if size in p.shape}
+    # One vector may hold some numbers for each row.
+    owned = {name: p.shape for name, (_, p) in pair.owned().items()}
+    shapes = {name: shape for name, shape in owned.items() if any(n and n % size == 0 for n in shape)}
     if rows < 2 or not shapes:
         return ""
     try:

@@ -38,6 +38,12 @@ def free_guide(x):
         pyro.sample("z", dist.Normal(loc, 0.7))
 
 
+def flat_guide(x):
+    loc = pyro.param("flat", torch.zeros(3 * len(x), dtype=x.dtype))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(loc.reshape(3, -1).sum(0), 0.7))
+
+
 class Shared(nn.Module):
     """A model with four latents that all data share."""
 
@@ -108,6 +114,7 @@ WHOLE = {
     "own minibatch": (*inner_subsample_pair(), 20, "all data share 'w'"),
     "a row each": (local, free_guide, 20, "parameter 'loc' has a row for each datum"),
     "a row each, of many": (local, free_guide, 70, "parameter 'loc' has a row for each datum"),
+    "some numbers each, in one vector": (local, flat_guide, 20, "parameter 'flat' has a row for each datum"),
     "a row each, in no other number": (of_length(20), free_guide, 20, "parameter 'loc' has a row for each datum"),
     "no fewer rows": (of_length(20), local_guide, 20, "the pair cannot take 8 rows: "),
     "no fewer rows, of many": (of_length(70), local_guide, 70, "the pair cannot take 8 rows: "),
