@@ -197,7 +197,7 @@ def _make(program: Source, kind: Kind, contract: tuple[Any, ...], num_data: int 
 
 def options_of(program: type, kind: Kind) -> list[inspect.Parameter]:
     """Return the options of a class: the arguments after those that the contract of its kind passes."""
-    skip = 1 if kind == "model" or issubclass(program, PYROS) else 2
+    skip = 1 if kind == "model" or issubclass(program, PYROS) else 3 if takes_row_numbers(program) else 2
     found: dict[str, inspect.Parameter] = {}
     for cls in inspect.getmro(program):
         if cls is not program and "__init__" not in vars(cls):

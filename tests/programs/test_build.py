@@ -100,6 +100,7 @@ def test_programs_that_share_a_network_still_share_it_in_the_pair(data):
     [
         ("vae(latent=2)", "diag_normal", UsageError, "did you mean 'latent_dim'"),
         ("vae", "diag_normal(data=3)", UsageError, "has no option 'data'"),
+        ("vae", "per_datum(num_data=4)", UsageError, "has no option 'num_data'. Its options are: family"),
         ("vae", "exact", InputError, "has none: use guide 'diag_normal'"),
         (
             "FILE:Model",
