@@ -130,7 +130,10 @@ def _observed(value: Tensor, inside: list[Datum], plates: Mapping[str, LatentPla
 
 
 def _slices(value: Tensor, axis: int, inside: list[Datum]) -> tuple[tuple[int, str], ...]:
-    """The observed sites that are slices of a value along a dimension, each with the number of its slice, in order."""
+    """The observed sites that are slices of a value along a dimension, each with the number of its slice, in order.
+
+    A single one is the step of a sequence if the value has no other, and the name of the site a number.
+    """
     shape = value.shape[:axis] + value.shape[axis + 1 :]
     parts, step, found = value.unbind(axis), 0, []
     for datum in inside:
@@ -139,7 +142,8 @@ def _slices(value: Tensor, axis: int, inside: list[Datum]) -> tuple[tuple[int, s
             if place is not None:
                 found.append((place, datum.name))
                 step = place + 1
-    return tuple(found) if len(found) > 1 or (found and len(parts) == 1) else ()
+    alone = len(found) == len(parts) == 1 and NUMBERED.match(found[0][1])
+    return tuple(found) if len(found) > 1 or alone else ()
 
 
 def same(value: Tensor, other: Tensor) -> bool:

@@ -26,6 +26,14 @@ from catalogue import columns, scalars
 from pyro_vi.amortized.columns import Column
 from pyro_vi.amortized.frame import Frame
 
+
+def one_column(x):
+    """A table of one column, as files have it: it is no sequence of one step."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", gauss(0.0))
+        pyro.sample("x", gauss(z), obs=x[:, 0])
+
+
 CUBE = columns(3, 8).reshape(3, 2, 4)
 FOUND = {
     "groups": (groups, (table(),), [(("groups", "members"), (0, 1), (), "x", False)]),
@@ -50,6 +58,8 @@ FOUND = {
         (columns(), scalars()),
         [(("data",), (0, 1), (3,), None, False), (("data",), (0,), (), "y", False)],
     ),
+    "one column, observed": (one_column, (columns(4, 1),), [(("data",), (0, 1), (1,), None, False)]),
+    "a sequence of one step": (sequence, (table()[:, :1],), [(("data",), (0, 1), (1,), None, True)]),
     "a sequence": (sequence, (table(),), [(("data",), (0, 1), (MEMBERS,), None, True)]),
     "time first": (time_first, (CUBE.double(),), [(("data",), (1, 0, 2), (3, 4), None, True)]),
 }
