@@ -16,7 +16,7 @@ from pyro_vi.estimators.renyi import Renyi
 from pyro_vi.estimators.score import Mixed, Score
 from pyro_vi.estimators.stl import STL
 from pyro_vi.estimators.table import TABLE, get, named
-from pyro_vi.estimators.traits import differentiable_loss, estimator_of, traits_of
+from pyro_vi.estimators.traits import differentiable_loss, estimator_of, instead_of_paths, traits_of
 from pyro_vi.estimators.vimco import VIMCO
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "differentiable_loss",
     "estimator_of",
     "get",
+    "instead_of_paths",
     "named",
     "traits_of",
 ]

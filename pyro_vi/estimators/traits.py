@@ -6,7 +6,7 @@
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -116,10 +116,10 @@ class Adapted:
             refuse_unguided(run)
         for name, site in terms.sites.items():
             if traits.through_draws and site.drawn and not run.guide_trace.nodes[name]["fn"].has_rsample:
-                kind = describe(run.guide_trace.nodes[name]["fn"])
+                node = run.guide_trace.nodes[name]
                 raise InputError(
-                    f"the guide's {kind} at '{name}' cannot be reparameterised, so its gradient is lost; use the estimator "
-                    "'score' or 'mixed', or a continuous guide"
+                    f"the guide's {describe(node['fn'])} at '{name}' cannot be reparameterised, so its gradient is lost; "
+                    f"{instead_of_paths(node)}"
                 )
         part = subsampled(run.model_trace, run.guide_trace)
         if traits.scale_inside and part is not None:
@@ -132,6 +132,16 @@ class Adapted:
             if latent <= guided and not vectorizes(pair, args):
                 raise InputError(NOT_VECTORIZED)
         return run, terms
+
+
+def instead_of_paths(node: Mapping[str, Any]) -> str:
+    """Return what to do about a site of a guide whose draws have no pathwise gradient."""
+    distribution, infer = node["fn"], node.get("infer") or {}
+    discrete = getattr(distribution.support, "is_discrete", True)
+    if discrete and infer.get("enumerate"):
+        return "use the estimator 'enum', which sums over its states, or 'score' or 'mixed'"
+    other = "a continuous guide" if discrete else "guide 'diag_normal'"
+    return f"use the estimator 'score' or 'mixed', or {other}"
 
 
 _RENYI: WeakKeyDictionary[RenyiELBO, Renyi] = WeakKeyDictionary()

@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_vi.data import fresh
 from pyro_vi.elbo import draws_at_once
 from pyro_vi.errors import InputError
+from pyro_vi.estimators import instead_of_paths
 from pyro_vi.fitting.findings import Finding, Severity, View, data_of, is_factor, is_point, latents_of, number
 from pyro_vi.fitting.values import guide_support, observed_support, unknown_support
 from pyro_vi.programs import bare, data_plate_of, describe, isolated, kept_buffers, masked_by, support_of
@@ -113,8 +114,7 @@ def _reparametrized(view: View) -> Iterator[Finding]:
     for name, (_, other) in view.shared.items():
         if not other["fn"].has_rsample:
             text = f"the guide's {describe(other['fn'])} at '{name}' cannot be reparameterised, so its gradient is lost"
-            remedy = "use the estimator 'score' or 'mixed', or a continuous guide"
-            yield Finding("not-reparametrized", "error", name, text, remedy)
+            yield Finding("not-reparametrized", "error", name, text, instead_of_paths(other))
 
 
 def _unregistered(view: View) -> Iterator[Finding]:

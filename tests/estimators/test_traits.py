@@ -1,13 +1,16 @@
 """The traits that an estimator has, or states itself: its bound, its gradient, its treatment of the KL."""
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
-from catalogue import columns, exact_pair
+from catalogue import columns, exact_pair, number
+from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_vi import estimators
 from pyro_vi.errors import InputError
-from pyro_vi.estimators import Traits
+from pyro_vi.estimators import Traits, instead_of_paths
 from pyro_vi.programs.pair import Pair
 
 every_estimator = pytest.mark.parametrize("name", estimators.TABLE)
@@ -73,6 +76,24 @@ def test_an_estimator_that_states_the_contract_itself_is_taken_at_its_word():
     assert estimators.estimator_of(mine) is mine
     assert estimators.traits_of(mine) == mine.traits
     assert float(estimators.differentiable_loss(mine, Pair(*exact_pair()), (columns(),))) == 3
+
+
+@pytest.mark.parametrize(
+    ("distribution", "infer", "words"),
+    [
+        (
+            dist.Bernoulli(number(0.4)),
+            {"enumerate": "parallel"},
+            "use the estimator 'enum', which sums over its states, or",
+        ),
+        (dist.Bernoulli(number(0.4)), {}, "use the estimator 'score' or 'mixed', or a continuous guide"),
+        (dist.VonMises(number(0.4), 1.0), {}, "use the estimator 'score' or 'mixed', or guide 'diag_normal'"),
+    ],
+    ids=["marked", "discrete", "continuous"],
+)
+def test_the_remedy_for_a_draw_without_a_gradient_serves_the_site(distribution, infer, words):
+    trace = poutine.trace(lambda: pyro.sample("z", distribution, infer=infer)).get_trace()
+    assert instead_of_paths(trace.nodes["z"]).startswith(words)
 
 
 def test_an_estimator_without_a_loss_has_traits_but_no_use():
