@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vi.amortized import FLOWS, Block, Call, Pushforward, flow_layers
+from pyro_vi.amortized import FLOWS, Block, Call, Pushforward, flow_layers, whole
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
 from pyro_vi.guides.full_normal import FullNormal
+from pyro_vi.networks import widths_of
 
 
 class Flow(FullNormal):
@@ -55,9 +56,8 @@ class Flow(FullNormal):
     ) -> None:
         if kind not in FLOWS:
             raise InputError(f"kind must be one of {', '.join(FLOWS)}, not {kind!r}")
-        if transforms < 1 or bins < 2:
-            raise InputError(f"transforms must be at least 1 and bins at least 2, not {transforms} and {bins}")
-        self._settings: tuple[Any, ...] = (kind, transforms, tuple(flow_hidden), bins)
+        counts = whole("transforms", transforms, 1), whole("bins", bins, 2)
+        self._settings: tuple[Any, ...] = (kind, counts[0], widths_of(flow_hidden, "flow_hidden"), counts[1])
         super().__init__(model, batch, **options)
 
     def extra(self, block: Block, width: int) -> nn.Module:

@@ -8,9 +8,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vi.amortized import AmortizedGuide, Block, Call, Part
+from pyro_vi.amortized import AmortizedGuide, Block, Call, Part, whole
 from pyro_vi.data import Batch
-from pyro_vi.errors import InputError
 
 
 class LowRankNormal(AmortizedGuide):
@@ -39,9 +38,7 @@ class LowRankNormal(AmortizedGuide):
     joint = True
 
     def __init__(self, model: nn.Module, batch: Batch, *, rank: int | None = None, **options: Any) -> None:
-        if rank is not None and rank < 1:
-            raise InputError(f"rank must be a whole number of at least 1, not {rank!r}")
-        self._rank = rank
+        self._rank = None if rank is None else whole("rank", rank, 1)
         super().__init__(model, batch, **options)
 
     def parts(self, block: Block) -> dict[str, Part]:

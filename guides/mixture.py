@@ -8,9 +8,8 @@ import torch
 from pyro.distributions import MixtureOfDiagNormals
 from torch import Tensor, nn
 
-from pyro_vi.amortized import AmortizedGuide, Block, Call, Part
+from pyro_vi.amortized import AmortizedGuide, Block, Call, Part, whole
 from pyro_vi.data import Batch
-from pyro_vi.errors import InputError
 
 SPREAD = 0.5
 """Standard deviation of the components' places at the start, in units of σ: components that are equal would stay equal."""
@@ -41,9 +40,7 @@ class Mixture(AmortizedGuide):
     joint = True
 
     def __init__(self, model: nn.Module, batch: Batch, *, components: int = 4, **options: Any) -> None:
-        if components < 1:
-            raise InputError(f"components must be a whole number of at least 1, not {components!r}")
-        self._components = components
+        self._components = whole("components", components, 1)
         super().__init__(model, batch, **options)
 
     def parts(self, block: Block) -> dict[str, Part]:

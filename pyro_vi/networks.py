@@ -16,6 +16,25 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+def widths_of(hidden: tuple[int, ...] | int, name: str = "hidden") -> tuple[int, ...]:
+    """Return the widths of hidden layers as a tuple; InputError, with the name of the option, if they are none.
+
+    >>> widths_of(64), widths_of((64, 32))
+    ((64,), (64, 32))
+    """
+    widths = hidden if isinstance(hidden, tuple | list) else (hidden,)
+    if not all(isinstance(width, int) and width > 0 for width in widths):
+        raise InputError(f"{name} must hold positive whole numbers, as in {name}=(64, 64), not {hidden!r}")
+    return tuple(widths)
+
+
+def activation_of(name: str) -> type[nn.Module]:
+    """Return the class of an activation; InputError for a name that is no key of `ACTIVATIONS`."""
+    if name not in ACTIVATIONS:
+        raise unknown("activation", str(name), ACTIVATIONS)
+    return ACTIVATIONS[name]
+
+
 class Body(nn.Sequential):
     """Hidden layers, each followed by its activation; ``width`` is the width of the last layer."""
 
@@ -39,14 +58,10 @@ def mlp_body(inputs: int, hidden: tuple[int, ...] | int, activation: str = "tanh
         >>> mlp_body(2, (16, 8)).width
         8
     """
-    widths = (inputs, *((hidden,) if isinstance(hidden, int) else hidden))
-    if not all(isinstance(width, int) and width > 0 for width in widths):
-        raise InputError(f"hidden must hold positive whole numbers, as in hidden=(64, 64), not {hidden!r}")
-    if activation not in ACTIVATIONS:
-        raise unknown("activation", activation, ACTIVATIONS)
+    widths, made = (inputs, *widths_of(hidden)), activation_of(activation)
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
+        layers += [nn.Linear(before, after), made()]
     return Body(layers, widths[-1])
 
 

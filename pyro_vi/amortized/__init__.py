@@ -14,6 +14,7 @@ from pyro_vi.amortized.flows import FLOWS, Pushforward, flow_layers
 from pyro_vi.amortized.frame import Call, Frame
 from pyro_vi.amortized.guide import AmortizedGuide
 from pyro_vi.amortized.parents import Parent, aligned, labelled, parents_of
+from pyro_vi.support import whole
 
 __all__ = [
     "FLOWS",
@@ -29,4 +30,5 @@ __all__ = [
     "labelled",
     "lower_triangle",
     "parents_of",
+    "whole",
 ]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyro_vi.amortized.columns import Column
 from pyro_vi.amortized.standard import Standard
 from pyro_vi.errors import InputError, of_program
-from pyro_vi.networks import ACTIVATIONS, mlp_body
+from pyro_vi.networks import ACTIVATIONS, activation_of, mlp_body, widths_of
 from pyro_vi.support import unknown
 
 KINDS = ("auto", "mlp", "conv", "recurrent", "set")
@@ -71,7 +71,7 @@ class Encoder(nn.Module):
         levels: Sequence[Level],
         *,
         kind: str | nn.Module = "auto",
-        hidden: tuple[int, ...] = (64,),
+        hidden: tuple[int, ...] | int = (64,),
         activation: str = "tanh",
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -80,6 +80,7 @@ class Encoder(nn.Module):
             raise unknown("encoder", kind, KINDS)
         if not isinstance(kind, str | nn.Module):
             raise InputError(f"encoder must be one of {', '.join(KINDS)} or a module of torch, not {kind!r}")
+        widths, mixed = widths_of(hidden), activation_of(activation)
         self.columns = tuple(columns)
         self.standard = nn.ModuleList(
             Standard(c, value, seen, dtype) for c, value, seen in zip(columns, examples, present, strict=True)
@@ -93,14 +94,14 @@ class Encoder(nn.Module):
             self.network = kind
         else:
             channels = [part.channels for part in self._parts()]
-            self.network = _network(self._inner, columns, channels, hidden, activation)
+            self.network = _network(self._inner, columns, channels, widths, activation)
         self.to(dtype)
         self.width = self._tried(self._inputs(examples, present))
         joined = {level: self.width * (1 if level == self.plates[:1] else 2) for level in levels}
         self.mixes = nn.ModuleDict()
         if len(self.plates) > 1:
             for level, inputs in joined.items():
-                self.mixes[_key(level)] = nn.Sequential(nn.Linear(inputs, self.width), ACTIVATIONS[activation]())
+                self.mixes[_key(level)] = nn.Sequential(nn.Linear(inputs, self.width), mixed())
         self.levels = tuple(levels)
         self.to(dtype)
 

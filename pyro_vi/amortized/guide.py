@@ -28,6 +28,7 @@ from pyro_vi.amortized.shapes import Shape
 from pyro_vi.amortized.starts import NARROW, Start, start_of
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
+from pyro_vi.networks import widths_of
 from pyro_vi.programs import Latent
 from pyro_vi.support import unknown
 
@@ -81,7 +82,7 @@ class AmortizedGuide(nn.Module, ABC):
         batch: Batch,
         *,
         encoder: str | nn.Module = "auto",
-        hidden: tuple[int, ...] = (64,),
+        hidden: tuple[int, ...] | int = (64,),
         activation: str = "tanh",
         init_scale: float | None = None,
         start: str = "fit",
@@ -89,7 +90,7 @@ class AmortizedGuide(nn.Module, ABC):
         numbered: int | None = None,
     ) -> None:
         super().__init__()
-        if init_scale is not None and not init_scale > 0:
+        if init_scale is not None and not (isinstance(init_scale, int | float) and init_scale > 0):
             raise InputError(f"init_scale is a standard deviation and must be positive, not {init_scale!r}")
         if start not in STARTS:
             raise InputError(f"start must be 'fit' or 'prior', not {start!r}")
@@ -113,7 +114,7 @@ class AmortizedGuide(nn.Module, ABC):
                 dtype=dtype,
             )
         self.blocks = self._grouped()
-        self.hidden = hidden
+        self.hidden = widths_of(hidden)
         self.prepare(model, batch)
         found = start_of(self.frame, batch, rooted=self.rooted) if start == "fit" and init_scale is None else None
         self.q = nn.ModuleDict({key: block for key, block in self._made(dtype, found)})

@@ -167,6 +167,18 @@ def test_a_network_can_be_asked_for_by_name(name, network):
     assert len(locs(guide, *images(8, 8)[1])["z"]) == 3
 
 
+@pytest.mark.parametrize("shape", ["images", "sequences"])
+def test_widths_and_activations_are_checked_for_every_network(shape):
+    model, batch = KINDS[shape][0]
+    for options, message in (
+        ({"hidden": (0,)}, "hidden must hold positive whole numbers"),
+        ({"activation": "rleu"}, "no activation named 'rleu'; did you mean 'relu'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            guide_of(model, batch, **options)
+    assert guide_of(model, batch, hidden=16).encoder.width == guide_of(model, batch, hidden=(16,)).encoder.width
+
+
 class Own(nn.Module):
     """A network of a person's own, which returns the shape that it is told."""
 

@@ -101,6 +101,10 @@ def test_programs_that_share_a_network_still_share_it_in_the_pair(data):
         ("vae(latent=2)", "diag_normal", UsageError, "did you mean 'latent_dim'"),
         ("vae", "diag_normal(data=3)", UsageError, "has no option 'data'"),
         ("vae", "per_datum(num_data=4)", UsageError, "has no option 'num_data'. Its options are: family"),
+        ("vae", "mixture(components=0)", UsageError, "components must be a whole number of at least 1, not 0"),
+        ("vae", "low_rank_normal(rank=0)", UsageError, "rank must be a whole number of at least 1, not 0"),
+        ("vae", "flow(bins=1)", UsageError, "bins must be a whole number of at least 2, not 1"),
+        ("vae", "flow(flow_hidden=(0,))", InputError, "flow_hidden must hold positive whole numbers"),
         ("vae", "exact", InputError, "has none: use guide 'diag_normal'"),
         (
             "FILE:Model",
