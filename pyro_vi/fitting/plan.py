@@ -19,7 +19,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro_vi.data import Data, length_of, load, numbered
 from pyro_vi.data.registered import DATASETS
 from pyro_vi.errors import InputError, UsageError
-from pyro_vi.programs import Pair, Source, build_pair, name_of, resolve, takes_row_numbers
+from pyro_vi.programs import Pair, Source, build_pair, name_of, takes_row_numbers, with_options
 
 MINIBATCH = 128
 """Rows of a batch where minibatches are right."""
@@ -90,7 +90,7 @@ def plan(
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size {batch_size} is out of range; it must be at least 1, or None for the default")
     # A class is built from the description of the data, which counts the rows that are fitted.
-    made = isinstance(resolve(model, "model")[0] if isinstance(model, str) else model, type)
+    made = isinstance(with_options(model, "model")[0], type)
     numbers = takes_row_numbers(guide)
     if numbers:
         _refuse_unfitted(guide, heldout, shuffle, drop_last)

@@ -26,7 +26,7 @@ from pyro_vi.programs.layout import (
     shapes_of,
     title,
 )
-from pyro_vi.programs.lookup import Source, name_of, resolve
+from pyro_vi.programs.lookup import Source, name_of, resolve, with_options
 from pyro_vi.programs.numbering import takes_row_numbers, without_numbers
 from pyro_vi.programs.pair import Pair
 from pyro_vi.programs.supports import bare, innermost, inside, masked_by, range_of, support_of, words_of
@@ -76,6 +76,7 @@ __all__ = [
     "takes_row_numbers",
     "title",
     "trace_of_guide",
+    "with_options",
     "without_numbers",
     "words_of",
 ]

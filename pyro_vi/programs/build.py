@@ -21,7 +21,7 @@ from pyro_vi.programs.binding import FunctionProgram, bind
 from pyro_vi.programs.copying import Copies, used_names
 from pyro_vi.programs.isolation import isolated
 from pyro_vi.programs.layout import shapes_of
-from pyro_vi.programs.lookup import Kind, Source, available, name_of, resolve
+from pyro_vi.programs.lookup import Kind, Source, available, name_of, resolve, with_options
 from pyro_vi.programs.numbering import ignore_numbers, takes_row_numbers
 from pyro_vi.programs.pair import Pair
 from pyro_vi.support import check_options, parse
@@ -74,8 +74,8 @@ def build_pair(model: Source, guide: Source, data: Data, *, seed: int = 0, rows:
 
     Args:
         model: a name, a class ``Model(data_spec, **options)``, a module or a function.
-        guide: a name, a class ``Guide(model, example_batch, **options)``, one of Pyro's AutoGuides (also as a class or by its
-            name), a module or a function.
+        guide: a name, a class ``Guide(model, example_batch, **options)``, a `functools.partial` of a class with options, one of
+            Pyro's AutoGuides (also as a class or by its name), a module or a function.
         data: data set that the pair is for.
         seed: seed of the initial parameters.
         rows: rows of the batch that the programs are built on, which must be those that they will be called with; by default
@@ -172,11 +172,9 @@ def _plain(program: object) -> bool:
 
 
 def _make(program: Source, kind: Kind, contract: tuple[Any, ...], num_data: int = 0) -> object:
-    options: dict[str, Any] = {}
-    label = program if isinstance(program, str) else getattr(program, "__name__", "")
-    if isinstance(program, str):
-        program, options = resolve(program, kind)
-        label = parse(label)[0]
+    label = parse(program)[0] if isinstance(program, str) else ""
+    program, options = with_options(program, kind)
+    label = label or getattr(program, "__name__", "")
     if not inspect.isclass(program):
         if options:
             raise UsageError(f"{kind} '{label}' is not a class and takes no options; leave out {', '.join(options)}")

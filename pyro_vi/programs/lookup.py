@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from pyro.infer import autoguide
 from pyro_vi.errors import InputError, UsageError, kind_and_line
 from pyro_vi.programs.isolation import isolated
 from pyro_vi.programs.layout import title
-from pyro_vi.support import parse, unknown
+from pyro_vi.support import parse, shown, unknown
 
 AUTOGUIDES = {
     "auto_normal": "AutoNormal",
@@ -89,9 +90,23 @@ def resolve(text: str, kind: Kind) -> tuple[Source, dict[str, Any]]:
     return found, options
 
 
+def with_options(program: Source, kind: Kind) -> tuple[Source, dict[str, Any]]:
+    """Return a program with its options: those of a name, or those of a partial of a class."""
+    if isinstance(program, str):
+        return resolve(program, kind)
+    if isinstance(program, partial) and isinstance(program.func, type) and not program.args:
+        return program.func, dict(program.keywords)
+    return program, {}
+
+
 def name_of(program: Source) -> str:
     """Return the name of a program in a run's configuration: the name by which it was given, or its own."""
-    return program if isinstance(program, str) else getattr(program, "__qualname__", None) or title(program)
+    if isinstance(program, str):
+        return program
+    found, options = with_options(program, "guide")
+    name = getattr(found, "__qualname__", None) or title(program)
+    given = ", ".join(f"{option}={shown(value)}" for option, value in options.items())
+    return f"{name}({given})" if given else name
 
 
 def _table(kind: Kind) -> dict[str, str]:

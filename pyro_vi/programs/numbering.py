@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from pyro_vi.data import Batch
-from pyro_vi.programs.lookup import Source, resolve
+from pyro_vi.programs.lookup import Source, with_options
 
 
 def takes_row_numbers(guide: Source) -> bool:
@@ -23,7 +23,7 @@ def takes_row_numbers(guide: Source) -> bool:
         >>> takes_row_numbers("per_datum"), takes_row_numbers("diag_normal")
         (True, False)
     """
-    found = resolve(guide, "guide")[0] if isinstance(guide, str) else guide
+    found = with_options(guide, "guide")[0]
     return bool(getattr(found, "row_numbers", False))
 
 

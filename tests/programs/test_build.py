@@ -1,6 +1,7 @@
 """Pairs are built from names, files, classes and functions, as copies, and equal seeds build equal pairs."""
 
 import math
+from functools import partial
 
 import pyro
 import pytest
@@ -15,10 +16,12 @@ from pyro_vi.elbo.traces import draw_traces
 from pyro_vi.errors import InputError, UsageError
 from pyro_vi.guides.diag_normal import DiagNormal
 from pyro_vi.guides.exact import Exact
+from pyro_vi.guides.per_datum import PerDatum
 from pyro_vi.models.linear_gaussian import LinearGaussian
 from pyro_vi.models.vae import VAE
-from pyro_vi.programs.build import build_pair, pair_of
+from pyro_vi.programs.build import build_pair, name_of, pair_of
 from pyro_vi.programs.isolation import isolated
+from pyro_vi.programs.numbering import takes_row_numbers
 
 
 @pytest.mark.parametrize("guide", ["Guide(scale=0.5)", "function_guide", "module_guide"])
@@ -76,6 +79,18 @@ def test_an_exact_guide_follows_the_model_of_its_own_pair(data):
     assert pair.guide.model is pair.model
     assert pair.model is not model
     assert {id(p) for p in pair.guide.parameters()} == {id(p) for p in pair.model.parameters()}
+
+
+def test_a_partial_of_a_class_is_the_class_with_options(data):
+    """The one way to hand over an encoder for a batch that the fit chooses; the network stays as it was."""
+    net = torch.nn.Linear(3, 4)
+    pair = build_pair(partial(VAE, latent_dim=2), partial(DiagNormal, encoder=net), data)
+    assert pair.guide.encoder.network.weight.shape == (4, 3) and pair.guide.encoder.network is not net
+    assert pair.guide(*data.example(4))["z"].shape == (4, 2)
+    assert not takes_row_numbers(partial(DiagNormal)) and takes_row_numbers(partial(PerDatum, init_scale=0.1))
+    assert name_of(partial(DiagNormal, encoder=net, hidden=(8,))).endswith(", hidden=(8,))")
+    with pytest.raises(UsageError, match="guide 'DiagNormal' has no option 'encodr'"):
+        build_pair("vae", partial(DiagNormal, encodr=net), data)
 
 
 def test_a_registered_guide_goes_with_a_function(data):
