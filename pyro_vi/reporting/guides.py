@@ -9,7 +9,7 @@ from rich.table import Table
 from pyro_vi.comparing import Comparison, Result, Standing, plain_ranks, spread_of, standings
 from pyro_vi.elbo import ELBO, standard_error
 from pyro_vi.reporting.cells import decimals, figure, listed, over_seeds
-from pyro_vi.reporting.sentences import ranked, remarks
+from pyro_vi.reporting.sentences import ranked, remarks, untrusted
 
 
 def guide_table(comparison: Comparison) -> Table:
@@ -45,11 +45,18 @@ def conclude_guides(comparison: Comparison) -> list[str]:
     found = standings(comparison)
     sentences = [comparison.note] if comparison.note else []
     same_evidence = "evidence" in found and all(d.p == 1 for d in found["evidence"].differences.values())
+    doubtful = [name for name, result in comparison.results.items() if untrusted(result.evidence)]
     for key, what in (("elbo", "ELBO"), ("evidence", "evidence"), ("gap", "gap"), ("lpd", "log predictive density")):
         if key not in found or len(found[key].means) < 2 or (key in ("evidence", "gap") and same_evidence):
             continue  # with one evidence for all, the gaps differ as the ELBOs do
         on = "held-out" if key == "lpd" else ""
+        if key in ("evidence", "gap") and doubtful:
+            continue  # their stated errors are too small to tell anything apart
         sentences += ranked(found[key], what, comparison, highest=key != "gap", on=on, caveat=key == "elbo")
+    if doubtful and len(found["evidence"].means) > 1 and not same_evidence:
+        sentences.append(
+            f"Guides are not compared by evidence and gap: the evidence under {listed(doubtful)} is not to be trusted."
+        )
     compiled = [name for name, result in comparison.results.items() if result.run.compiled]
     eager = [name for name, result in comparison.results.items() if not result.run.compiled and result.run.steps]
     if compiled and eager:

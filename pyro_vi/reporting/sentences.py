@@ -90,6 +90,11 @@ def _of(name: str, result: Result, comparison: Comparison) -> list[str]:
     return sentences
 
 
+def untrusted(evidence: xr.Dataset | None) -> bool:
+    """True if an evidence is probably too low, or its error too small."""
+    return evidence is not None and (unsure(evidence) or _heavy(evidence))
+
+
 def unsure(evidence: xr.Dataset) -> bool:
     """True if few draws carry the weight of an evidence."""
     return evidence.attrs["method"] == "iw" and float(evidence.ess.median()) < 10

@@ -6,8 +6,10 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import xarray as xr
 from made_comparisons import comparison
 from rich.console import Console
 
@@ -88,6 +90,33 @@ def test_every_column_has_a_rank():
     assert found["b"][:2] == ["-24.50 ± 0.29 (1)", "best"] and found["b"][-2:] == ["2,000 (2)", "1.00 (1)"]
     assert found["a"][:2] == ["-25.00 ± 0.29 (3)", "0.500 [0.480, 0.520]"] and found["a"][-2] == "1,000 (1)"
     assert found["c"][0].endswith("(1)") and found["d"] == ["refused"]
+
+
+def with_evidence(found: Comparison, ess: dict[str, float]) -> Comparison:
+    """The same with an evidence of all data, which rises by one nat from guide to guide, from that many effective draws."""
+    results = {
+        name: dataclasses.replace(
+            result,
+            evidence=xr.Dataset(
+                {"ess": ("data", np.full(100, ess[name])), "log_evidence": ("data", BASE.numpy() + 3 + k)},
+                attrs={"method": "iw", "value": -22.0 + k, "se": 0.01},
+            ),
+        )
+        for k, (name, result) in enumerate(found.results.items())
+    }
+    return dataclasses.replace(found, results=results)
+
+
+def test_an_evidence_from_few_draws_tells_no_guides_apart():
+    """Under importance sampling with a poor guide, the evidence of one and the same model may be 1 nat off, or 10."""
+    good = " ".join(conclude(with_evidence(made(THREE), {"a": 500.0, "b": 500.0, "c": 500.0})))
+    assert "c has the highest evidence of 3 guides" in good
+    poor = conclude(with_evidence(made(THREE), {"a": 500.0, "b": 500.0, "c": 2.0}))
+    assert not any("highest evidence" in line or "smallest gap" in line for line in poor)
+    assert (
+        "Guides are not compared by evidence and gap: the evidence under c is not to be trusted." in poor
+        and "On held-out data, b has the highest ELBO of 3 guides" in poor[0]
+    )
 
 
 def test_a_refused_guide_and_a_point_estimate_have_their_sentences():
