@@ -5,6 +5,9 @@ from torch import Tensor, nn
 
 from pyro_vi.amortized.columns import Column
 
+AT_ONCE = 2**20
+"""Most numbers of the example that are looked at together: the moments need little memory beside the data."""
+
 
 class Standard(nn.Module):
     """Standardise a column: (x − mean) / sd of each feature over the rows, the elements and the steps of the example.
@@ -26,14 +29,23 @@ class Standard(nn.Module):
     def __init__(self, column: Column, value: Tensor, present: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
         self.column = column
-        known = _known(value, present)
-        self.gaps = not bool(known.all())
+        rows = max(1, AT_ONCE // max(1, value[:1].numel()))
+        seen = (
+            [None] * len(value.split(rows))
+            if present is None
+            else present.expand(len(value), *present.shape[1:]).split(rows)
+        )
+        parts = [(part, _known(part, some)) for part, some in zip(value.split(rows), seen, strict=True)]
+        self.gaps = not all(bool(known.all()) for _, known in parts)
         dims = list(range(len(column.plates) + column.steps))
-        x = torch.where(known, value, 0).to(torch.float64)
-        count = known.sum(dims).clamp(min=1)
-        mean = x.sum(dims) / count
-        variance = (torch.where(known, x - mean, 0).square().sum(dims) / count).clamp(min=0)
-        low, high = (float(edge) for edge in (x.min(), x.max())) if x.numel() else (0.0, 0.0)
+        count = sum(known.sum(dims) for _, known in parts)
+        total = sum(torch.where(known, part, 0).double().sum(dims) for part, known in parts)
+        count = torch.as_tensor(count).clamp(min=1)
+        mean = total / count
+        squares = sum(torch.where(known, part - mean, 0).square().sum(dims) for part, known in parts)
+        variance = torch.as_tensor(squares / count).clamp(min=0)
+        edges = [edge for part, known in parts if part.numel() for edge in _edges(part, known)]
+        low, high = (min(edges), max(edges)) if edges else (0.0, 0.0)
         if low >= 0 and 0.5 <= high <= 1:
             variance = torch.ones_like(variance)
         digits = torch.finfo(value.dtype if value.is_floating_point() else torch.float64).eps
@@ -49,10 +61,16 @@ class Standard(nn.Module):
     def forward(self, value: Tensor, present: Tensor | None) -> list[Tensor]:
         """Return the standardised column, (rows, *elements, *shape); where the example lacks values, also 1 for those known."""
         known = _known(value, present)
-        # NaN times 0 is NaN: missing values are replaced before the arithmetic.
-        x = torch.where(known, value, 0).to(self.mean.dtype)
-        standard = torch.where(known, (x - self.mean) / self.scale, 0)
+        # No gradient flows into the data, so that a missing value may be replaced last: with as few copies as can be.
+        standard = (value.to(self.mean.dtype) - self.mean) / self.scale
+        standard = torch.where(known, standard, 0)
         return [standard, known.to(standard.dtype)] if self.gaps else [standard]
+
+
+def _edges(value: Tensor, known: Tensor) -> list[float]:
+    """The least and the largest value; 0 stands for what is missing."""
+    some = torch.where(known, value, 0)
+    return [float(some.min()), float(some.max())]
 
 
 def _known(value: Tensor, present: Tensor | None) -> Tensor:

@@ -321,7 +321,7 @@ pair = "vae(latent_dim=2, hidden=(4,))", "diag_normal"
 options = {"batch_size": 1024, "check": False, "progress": False}
 pyro_vi.fit(*pair, np.random.rand(20, 10), steps=1, **options)  # whatever the first fit of a process loads
 (now,) = (line for line in open("/proc/self/status") if line.startswith("VmData"))
-resource.setrlimit(resource.RLIMIT_DATA, (int(now.split()[1]) * 1024 + 700 * 2**20,) * 2)
+resource.setrlimit(resource.RLIMIT_DATA, (int(now.split()[1]) * 1024 + 850 * 2**20,) * 2)
 
 data = load(sys.argv[1])
 assert data.mapped and (data.spec.num_data, len(data.heldout[0])) == (58983, 6553), data.spec
