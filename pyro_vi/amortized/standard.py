@@ -42,7 +42,7 @@ class Standard(nn.Module):
         total = sum(torch.where(known, part, 0).double().sum(dims) for part, known in parts)
         count = torch.as_tensor(count).clamp(min=1)
         mean = total / count
-        squares = sum(torch.where(known, part - mean, 0).square().sum(dims) for part, known in parts)
+        squares = sum(torch.where(known, part.double() - mean, 0).square().sum(dims) for part, known in parts)
         variance = torch.as_tensor(squares / count).clamp(min=0)
         edges = [edge for part, known in parts if part.numel() for edge in _edges(part, known)]
         low, high = (min(edges), max(edges)) if edges else (0.0, 0.0)

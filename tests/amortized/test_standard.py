@@ -72,3 +72,8 @@ def test_missing_and_masked_values_count_neither_in_the_moments_nor_in_the_input
     assert len(later) == 1 and bool((later[0][X > 1] == 0).all())
     nothing = standard(torch.full((4, 3), math.nan))
     assert not nothing(torch.full((4, 3), math.nan), None)[0].any()
+
+
+def test_truth_values_are_numbers():
+    x = torch.arange(40).reshape(40, 1).expand(40, 3) % 4 > 0
+    torch.testing.assert_close(standard(x).mean, torch.full((3,), 0.75).double())
