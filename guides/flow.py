@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from pyro_vi.amortized import FLOWS, Block, Call, Pushforward, flow_layers, whole
+from pyro_vi.amortized import FLOWS, Block, Call, Pushforward, flow_layers, joined, whole
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
 from pyro_vi.guides.full_normal import FullNormal
@@ -71,14 +70,12 @@ class Flow(FullNormal):
 
     def conditional(self, name: str, block: Block, numbers: Mapping[str, Tensor], call: Call) -> Any:
         """z_k = μ_k + L_k,<k ε_<k + L_kk T_k(n), n ~ N(0, I)."""
-        normal = super().conditional(name, block, numbers, call)
+        chain = self.chain(block, numbers)
+        noise = chain.noise(self.drawn(block, name, call))
+        normal = chain.given(noise, block.slice(name))
+        context = [part for part in (numbers.get("features"), noise) if part is not None]
+        given = joined([part.expand(*normal.batch_shape, part.shape[-1]) for part in context])
         assert isinstance(block.extra, nn.ModuleList)
-        context = [numbers["features"]] if "features" in numbers else []
-        noise = self.noise(name, block, numbers, call)
-        if noise is not None:
-            context.append(noise)
-        wide = normal.batch_shape
-        given = torch.cat([part.expand(*wide, part.shape[-1]) for part in context], -1) if context else None
         layers = block.extra[block.sites.index(name)]
         assert isinstance(layers, nn.ModuleList)
         return Pushforward(normal.loc, normal.scale_tril, [layer(given) for layer in layers])

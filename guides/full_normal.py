@@ -4,11 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vi.amortized import AmortizedGuide, Block, Call, Part, lower_triangle
+from pyro_vi.amortized import AmortizedGuide, Block, Call, NormalChain, Part, lower_triangle
 
 
 class FullNormal(AmortizedGuide):
@@ -46,23 +45,9 @@ class FullNormal(AmortizedGuide):
 
     def conditional(self, name: str, block: Block, numbers: Mapping[str, Tensor], call: Call) -> Any:
         """N(μ_k + L_k,<k ε_<k, L_kk L_kkᵀ) of the k-th site."""
-        loc, tril = self.normal(block, numbers)
-        place, noise = block.slice(name), self.noise(name, block, numbers, call)
-        mean, own = loc[..., place], tril[..., place, place]
-        if noise is not None:
-            mean = mean + (tril[..., place, : place.start] @ noise.unsqueeze(-1)).squeeze(-1)
-        return dist.MultivariateNormal(mean, scale_tril=own.expand(*mean.shape[:-1], *own.shape[-2:]))
+        chain = self.chain(block, numbers)
+        return chain.given(chain.noise(self.drawn(block, name, call)), block.slice(name))
 
-    def noise(self, name: str, block: Block, numbers: Mapping[str, Tensor], call: Call) -> Tensor | None:
-        """ε_<k = L_<k⁻¹ (z_<k − μ_<k), the noise of what has been drawn before a site; None for the first site."""
-        before = self.drawn(block, name, call)
-        if before is None:
-            return None
-        loc, tril = self.normal(block, numbers)
-        first = slice(0, block.slice(name).start)
-        offset = (before - loc[..., first]).unsqueeze(-1)
-        return torch.linalg.solve_triangular(tril[..., first, first], offset, upper=False).squeeze(-1)
-
-    def normal(self, block: Block, numbers: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """μ, (*rows, D), and the Cholesky factor L, (*rows, D, D)."""
-        return block.correlated(numbers["loc"], lower_triangle(numbers["log_scale"], numbers["lower"]))
+    def chain(self, block: Block, numbers: Mapping[str, Tensor]) -> NormalChain:
+        """The normal of all sites of the block, (*rows, D)."""
+        return NormalChain(*block.correlated(numbers["loc"], lower_triangle(numbers["log_scale"], numbers["lower"])))

@@ -4,11 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vi.amortized import AmortizedGuide, Block, Call, Part
+from pyro_vi.amortized import AmortizedGuide, Block, Call, NormalChain, Part, joined
 from pyro_vi.amortized.density import coupled, log_joint, refuse_noise
 from pyro_vi.amortized.discrete import refuse_discrete
 from pyro_vi.amortized.newton import Peak, covariance_factor, peak_of
@@ -81,19 +80,10 @@ class Laplace(AmortizedGuide):
 
     def conditional(self, name: str, block: Block, numbers: Mapping[str, Tensor], call: Call) -> Any:
         """N(μ_k + L_k,<k ε_<k, L_kk L_kkᵀ) of the k-th site, with ε = L⁻¹ (z − μ)."""
-        loc, tril, place = numbers["loc"], numbers["tril"], self._places(call)[name]
-        mean, own = loc[..., place], tril[..., place, place]
         names = list(call.sites)
-        values = [call.vectors[other] for other in names[: names.index(name)]]
-        if values:
-            wide = torch.broadcast_shapes(*(value.shape[:-1] for value in values))
-            before = torch.cat([value.expand(*wide, value.shape[-1]) for value in values], -1)
-            first = slice(0, place.start)
-            offset = (before - loc[..., first]).unsqueeze(-1)
-            factor = tril[..., first, first].expand(*wide, place.start, place.start)
-            noise = torch.linalg.solve_triangular(factor, offset, upper=False)
-            mean = mean + (tril[..., place, first] @ noise).squeeze(-1)
-        return dist.MultivariateNormal(mean, scale_tril=own.expand(*mean.shape[:-1], *own.shape[-2:]))
+        chain = NormalChain(numbers["loc"], numbers["tril"])
+        before = joined([call.vectors[other] for other in names[: names.index(name)]])
+        return chain.given(chain.noise(before), self._places(call)[name])
 
     def refuse(self, name: str, site: Latent) -> None:
         """Refuse plates of which the model draws some rows, scales that differ, and masks on a part of a normal."""

@@ -3,13 +3,15 @@
 * `columns` finds the columns that an encoder reads; `standard` and `encoders` make features of them.
 * `frame` reads the model's latent sites: rows, plates, masks and supports; `unserved` refuses some. `shapes` turns a site's
   numbers into a vector for each row, and `series` finds the sites that are steps of one sequence.
-* `blocks` holds the numbers of q; `placing` and `discrete` make distributions of sites from them, `flows` those of zuko.
+* `blocks` holds the numbers of q; `placing` and `discrete` make distributions of sites from them, `chain` that of a normal over
+  several sites, and `flows` those of zuko.
 * `parents` finds the sites that a site depends on. `density` is log p(x, z) on the unconstrained scale; `starts` finds from it
   where free parameters start, `newton` the mode and the curvature there, and `refining` ascends the ELBO of each datum.
 * `guide` puts it together: `AmortizedGuide`, of which a family is a subclass.
 """
 
 from pyro_vi.amortized.blocks import Block, Part, lower_triangle
+from pyro_vi.amortized.chain import NormalChain, joined
 from pyro_vi.amortized.flows import FLOWS, Pushforward, flow_layers
 from pyro_vi.amortized.frame import Call, Frame
 from pyro_vi.amortized.guide import AmortizedGuide
@@ -22,11 +24,13 @@ __all__ = [
     "Block",
     "Call",
     "Frame",
+    "NormalChain",
     "Parent",
     "Part",
     "Pushforward",
     "aligned",
     "flow_layers",
+    "joined",
     "labelled",
     "lower_triangle",
     "parents_of",

@@ -19,6 +19,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vi.amortized.blocks import Block, Part, key_of
+from pyro_vi.amortized.chain import joined
 from pyro_vi.amortized.discrete import distribution_of, infer_of, parts_of
 from pyro_vi.amortized.encoders import KINDS, Encoder, Features
 from pyro_vi.amortized.frame import Call, Frame
@@ -195,12 +196,7 @@ class AmortizedGuide(nn.Module, ABC):
 
     def drawn(self, block: Block, name: str, call: Call) -> Tensor | None:
         """The vectors of the sites of a block before a site, as one, (*particles, *rows, D); None for the first site."""
-        before = block.sites[: block.sites.index(name)]
-        if not before:
-            return None
-        values = [call.vectors[other] for other in before]
-        wide = torch.broadcast_shapes(*(value.shape[:-1] for value in values))
-        return torch.cat([value.expand(*wide, value.shape[-1]) for value in values], -1)
+        return joined([call.vectors[other] for other in block.sites[: block.sites.index(name)]])
 
     def describe(self) -> dict[str, str]:
         """Where the numbers of q come from at each site, in one phrase."""
