@@ -60,7 +60,7 @@ class Structured(AmortizedGuide):
         if not width:
             net: nn.Module = nn.Linear(size, 2 * block.dim, bias=False)
         else:
-            net = mlp(width + size, self.hidden, 2 * block.dim, "tanh")
+            net = mlp(width + size, self.hidden, 2 * block.dim, self.activation)
         last = [part for part in net.modules() if isinstance(part, nn.Linear)][-1]
         with torch.no_grad():
             last.weight.mul_(0.1)

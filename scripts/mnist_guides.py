@@ -26,7 +26,7 @@ BATCH, LR = 128, 1e-3
 
 @dataclass(frozen=True)
 class Options:
-    """What to run."""
+    """The guides to fit, and for how long."""
 
     guides: tuple[str, ...] = ("diag_normal", "flow")
     """Names of guides of the shelf; each gets an encoder with 400 hidden units."""

@@ -96,7 +96,7 @@ SHAPES: dict[str, Callable[..., None]] = {
 
 @dataclass(frozen=True)
 class Options:
-    """What to run."""
+    """The guides to fit, for how long, and the picture."""
 
     guides: tuple[str, ...] = (
         "diag_normal", "full_normal", "low_rank_normal", "student", "flow", "mixture", "structured", "laplace",

@@ -115,9 +115,10 @@ class AmortizedGuide(nn.Module, ABC):
                 dtype=dtype,
             )
         self.blocks = self._grouped()
-        self.hidden = widths_of(hidden)
+        self.hidden, self.activation = widths_of(hidden), activation
         self.prepare(model, batch)
         found = start_of(self.frame, batch, rooted=self.rooted) if start == "fit" and init_scale is None else None
+        self.fitted = found is not None
         self.q = nn.ModuleDict({key: block for key, block in self._made(dtype, found)})
         self.to(dtype)
 
@@ -208,6 +209,10 @@ class AmortizedGuide(nn.Module, ABC):
                 found[name] = f"free parameters for each row of {' and '.join(self.frame.rows(site))}"
             else:
                 found[name] = "free parameters"
+                if site.states is None:
+                    found[name] += (
+                        ", from the best normal for fixed draws" if self.fitted else ", from the prior's centre"
+                    )
         return found
 
     # Blocks.
@@ -332,7 +337,7 @@ class AmortizedGuide(nn.Module, ABC):
         return block.units(name)
 
     def _vector(self, name: str, site: Latent, value: Tensor, distribution: Any, block: Block) -> Tensor:
-        """What has been drawn, in units of the prior: (*particles, *rows, D)."""
+        """The draw of a site as vectors, in units of the prior: (*particles, *rows, D)."""
         if isinstance(distribution, OfVectors):
             return distribution.vector(value)
         start, spread = self.units(name, site, block)

@@ -68,7 +68,7 @@ class Standard(nn.Module):
 
 
 def _edges(value: Tensor, known: Tensor) -> list[float]:
-    """The least and the largest value; 0 stands for what is missing."""
+    """The least and the largest value; a missing one counts as 0."""
     some = torch.where(known, value, 0)
     return [float(some.min()), float(some.max())]
 

@@ -73,7 +73,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a fit is behind another one, in the unit of the numbers; negative if it is ahead.
+    """The distance of a fit behind another one, in the unit of the numbers; negative if it is ahead.
 
     Attributes:
         value: the difference.

@@ -102,7 +102,7 @@ class Comparison:
 
     @property
     def names(self) -> list[str]:
-        """What has a result under some seed, in the order in which it was given."""
+        """Names of the estimators or guides with a result under some seed, in the order given."""
         return list(dict.fromkeys(name for one in self.every for name in one.results))
 
     def folder_of(self, name: str) -> Path | None:

@@ -1,6 +1,6 @@
 """The shelves: every name that a command takes, the options of each, and which guides go with which models.
 
-* `names` lists models, guides, data sets and estimators; `described` gives what one name stands for, with its options.
+* `names` lists models, guides, data sets and estimators; `described` describes the entry of one name, with its options.
 * `matches` tries each model with each guide on a few made-up rows that suit the model: `EXAMPLES`.
 """
 
@@ -58,7 +58,7 @@ class Match:
 
 @dataclass(frozen=True)
 class Described:
-    """A name: its kind (model, guide, data set, estimator), what it stands for, its options, and a command that gives one.
+    """An entry of a table: its kind (model, guide, data set, estimator), a description, its options, and an example command.
 
     ``pairs`` are the pairs that a model or a guide was tried in.
     """
@@ -138,7 +138,7 @@ def _loss(pair: Pair, args: Any) -> float:
 
 
 def described(text: str) -> list[Described]:
-    """Return what a name stands for: once for each table that has it.
+    """Return the entries of a name, one for each table that has it.
 
     Raises:
         UsageError: no table has the name.

@@ -142,7 +142,7 @@ def match_tables(found: Iterable[Match]) -> Iterator[RenderableType]:
 
 
 def described_tables(found: Described) -> Iterator[RenderableType]:
-    """Yield what a name stands for, its options, and the pairs that it was tried in."""
+    """Yield the description of an entry, its options, and the pairs in which it was tried."""
     yield Text(f"{found.kind} {found.name}", style="bold")
     yield Text(found.about)
     if found.options:

@@ -59,7 +59,7 @@ def pair_and_args(model: object, guide: object, batch: Any, *, copied: bool = Tr
 def called(model: object, guide: object, batch: Any) -> tuple[Any, Any, Batch]:
     """Return two programs and the tuple of their arguments, from a batch as a person hands it over.
 
-    A tuple holds positional arguments, a dictionary keyword arguments, and None stands for no arguments, as in a fit.
+    A tuple holds positional arguments, a dictionary holds keyword arguments, and None means no arguments, as in a fit.
     """
     if isinstance(batch, Mapping):
         names = tuple(batch)

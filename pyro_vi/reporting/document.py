@@ -75,7 +75,7 @@ def _guides(comparison: Comparison) -> dict[str, Any]:
 
 
 def _behind(standing: dict[str, Standing], name: str) -> dict[str, Any]:
-    """How far a fit is behind the best one, by each number; null for the best."""
+    """The distance of a fit behind the best one, by each number; null for the best."""
     return {
         key: None if name == one.best else {"best": one.best, **_difference(one.differences[name])}
         for key, one in standing.items()

@@ -182,8 +182,8 @@ def latent_traversal(comparison: Comparison, *, datum: int = 0, seed: int = 0) -
 def _of_each_pair(comparison: Comparison, seed: int, read: Callable[[Pair], T]) -> dict[str, T]:
     """Apply ``read`` to each fitted pair, in evaluation mode and with the same seed; return the results by name.
 
-    Of several guides, those to which the figure does not apply are left out, as long as there are others: a guide with free
-    parameters for each datum, for example, cannot be called with a few of them.
+    A guide to which the figure does not apply is left out if there are others. A guide with free parameters for each datum,
+    for example, cannot be called with a few of them.
     """
     found: dict[str, T] = {}
     errors: list[Exception] = []

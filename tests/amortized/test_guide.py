@@ -153,7 +153,7 @@ def test_a_start_before_the_first_step_shares_the_head_of_the_series():
 
 def test_it_says_where_the_numbers_of_each_site_come_from():
     _, guide = made("diag_normal", groups, table())
-    assert guide.describe()["top"] == "free parameters"
+    assert guide.describe()["top"].startswith("free parameters")
     assert guide.describe()["z"] == "MLP of x for each row of members, pooled over the others, 4 features"
 
     def model(x=None):
@@ -161,4 +161,4 @@ def test_it_says_where_the_numbers_of_each_site_come_from():
             pyro.sample("z", gauss(0.0))
 
     _, guide = made("diag_normal", model)
-    assert guide.describe()["z"] == "free parameters"
+    assert guide.describe()["z"].startswith("free parameters")

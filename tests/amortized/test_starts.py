@@ -202,3 +202,17 @@ def test_minimise_steps_back_from_values_that_are_not_finite():
         lambda x: ((x - x.log()).sum(), 1 - 1 / x), torch.tensor([8.0], dtype=torch.float64), 100, tolerance=1e-10
     )
     assert (float(x), value) == (pytest.approx(1, abs=1e-4), pytest.approx(1, abs=1e-8))
+
+
+def test_the_guide_says_where_it_starts():
+    def model(x):
+        z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x = torch.zeros(3, dtype=torch.float64)
+    assert DiagNormal(bind_one(model, (x,)), (x,)).describe() == {
+        "z": "free parameters, from the best normal for fixed draws"
+    }
+    plain = DiagNormal(bind_one(model, (x,)), (x,), start="prior")
+    assert plain.describe() == {"z": "free parameters, from the prior's centre"}
