@@ -5,7 +5,7 @@
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
@@ -17,17 +17,21 @@ QUANTITIES = {"elbo": True, "evidence": True, "gap": False, "lpd": True}
 """Numbers that have an error; True if higher is better."""
 
 
-def standings(comparison: Comparison) -> dict[str, Standing]:
+def standings(comparison: Comparison, quantities: Iterable[str] = tuple(QUANTITIES)) -> dict[str, Standing]:
     """Return the fits ranked by ``"elbo"``, ``"evidence"``, ``"gap"`` and ``"lpd"``, as far as they have these numbers.
 
     ELBO, evidence and gap are paired over data. If all data share latents, the ELBO is paired over draws, and evidence and gap
     have independent Monte Carlo errors.
+
+    Args:
+        comparison: the comparison.
+        quantities: the numbers that are wanted.
     """
     found = {}
-    for quantity, higher in QUANTITIES.items():
+    for quantity in quantities:
         seeds = [_samples(one, quantity) for one in comparison.every]
         if any(seeds):
-            found[quantity] = compared(seeds, higher=higher)
+            found[quantity] = compared(seeds, higher=QUANTITIES[quantity])
     return found
 
 

@@ -45,7 +45,7 @@ def conclude_guides(comparison: Comparison) -> list[str]:
     found = standings(comparison)
     sentences = [comparison.note] if comparison.note else []
     same_evidence = "evidence" in found and all(d.p == 1 for d in found["evidence"].differences.values())
-    doubtful = [name for name, result in comparison.results.items() if untrusted(result.evidence)]
+    doubtful = _doubtful(comparison)
     for key, what in (("elbo", "ELBO"), ("evidence", "evidence"), ("gap", "gap"), ("lpd", "log predictive density")):
         if key not in found or len(found[key].means) < 2 or (key in ("evidence", "gap") and same_evidence):
             continue  # with one evidence for all, the gaps differ as the ELBOs do
@@ -76,6 +76,7 @@ def _columns(comparison: Comparison, found: Mapping[str, Standing]) -> dict[str,
     means = {name: spread_of(comparison, name, _seconds) for name in results}
     seconds = plain_ranks({name: spread.mean for name, spread in means.items() if spread is not None})
     parameters = plain_ranks({name: float(_count(result)) for name, result in results.items()})
+    doubtful = ("evidence", "gap") if _doubtful(comparison) else ()
 
     def number(
         key: str, error: Callable[[Result], float], read: Callable[[Result], float | None]
@@ -86,7 +87,7 @@ def _columns(comparison: Comparison, found: Mapping[str, Standing]) -> dict[str,
             spread = spread_of(comparison, name, read) if comparison.repeats else None
             value = read(results[name])
             text = over_seeds(spread) if spread else figure(math.nan if value is None else value, error(results[name]))
-            return f"{text} ({found[key].ranks[name]})"
+            return f"{text} ({'?' if key in doubtful else found[key].ranks[name]})"
 
         return cell
 
@@ -131,12 +132,19 @@ def _caption(comparison: Comparison, some: Result) -> str:
         ranks += " lpd: log predictive density."
     if any(result.objective != ELBO for result in comparison.results.values()):
         ranks += " MAP: log p(x, z) at a point estimate."
+    if _doubtful(comparison):
+        ranks += " (?): no rank, as an evidence is not to be trusted."
     if comparison.repeats:
         return f"Nats per datum, mean over {len(comparison.seeds)} seeds ± one standard error over seeds. {ranks}"
     over = f"{len(some.evaluation.of_draws)} draws" if some.shared and some.evaluation.of_draws is not None else "data"
     return (
         f"Nats per datum, ± one standard error over {over}; behind the best: paired difference [95 % interval]. {ranks}"
     )
+
+
+def _doubtful(comparison: Comparison) -> list[str]:
+    """Guides whose evidence is not to be trusted: neither it nor the gap ranks any of them."""
+    return [name for name, result in comparison.results.items() if untrusted(result.evidence)]
 
 
 def _order(comparison: Comparison, found: Mapping[str, Standing]) -> list[str]:

@@ -8,14 +8,13 @@ from collections.abc import Callable, Mapping
 from itertools import combinations
 
 import numpy as np
-import torch
 import xarray as xr
 from rich.table import Table
 from torch import Tensor
 
 from pyro_vi.auditing import advise
 from pyro_vi.comparing import Comparison, Result, Spread, spread_of, standings
-from pyro_vi.elbo import ELBO, standard_error
+from pyro_vi.elbo import ELBO
 from pyro_vi.reporting import cells
 from pyro_vi.reporting.guides import conclude_guides, guide_table
 from pyro_vi.reporting.sentences import ranked, remarks
@@ -211,43 +210,17 @@ def _variance(comparison: Comparison, part: str, which: int, name: str) -> str:
 
 
 def _heldout(comparison: Comparison) -> list[str]:
-    results = comparison.results
+    kinds = {"elbo": "ELBO", "lpd": "log predictive density", "evidence": "evidence"}
+    found, bounds = standings(comparison, kinds), {result.target for result in comparison.results.values()}
     sentences = []
-    if comparison.repeats:
-        found, bounds = standings(comparison), {result.target for result in results.values()}
-        for key, what in (("elbo", "ELBO"), ("lpd", "log predictive density"), ("evidence", "evidence")):
-            if key in found and (key != "evidence" or len(bounds) > 1):
-                sentences += ranked(found[key], what, comparison, on="held-out" if key == "lpd" else "")
-        return sentences
-    values = {n: r.evaluation.elbo_per_datum for n, r in results.items() if r.objective == ELBO}
-    if len(values) > 1 and next(iter(values.values())).numel() > 1:
-        sentences.append(_ranked(values, "ELBO", comparison.on))
-    densities = {n: r.lpd for n, r in results.items() if r.lpd is not None}
-    if len(densities) > 1:
-        sentences.append(_ranked(densities, "log predictive density", "held-out"))
-    # A fit of another bound does not maximise the ELBO, so such fits are compared by their evidence.
-    evidences = {
-        n: torch.as_tensor(r.evidence.log_evidence.values) for n, r in results.items() if r.evidence is not None
-    }
-    rows = {values.numel() for values in evidences.values()}
-    if len({result.target for result in results.values()}) > 1 and len(evidences) > 1 and rows.isdisjoint({1}):
-        sentences.append(_ranked(evidences, "evidence", comparison.on))
+    for key, what in kinds.items():
+        # A fit of another bound does not maximise the ELBO, so such fits are compared by their evidence too.
+        if key not in found or (key == "evidence" and len(bounds) == 1):
+            continue
+        if any(not math.isnan(difference.se) for difference in found[key].differences.values()):
+            on = "held-out" if key == "lpd" else ""
+            sentences += ranked(found[key], what, comparison, on=on, caveat=key == "elbo")
     return sentences
-
-
-def _ranked(values: Mapping[str, Tensor], what: str, on: str) -> str:
-    best, second, *_ = sorted(values, key=lambda name: -float(values[name].mean()))
-    paired = values[best] - values[second]
-    difference, error = float(paired.mean()), standard_error(paired)
-    figure = f"{difference:.2f} ± {error:.2f} nats per datum, paired over {len(paired)} {on} data"
-    if difference > CERTAIN * error and difference >= 0.005:  # else it reads 0.00
-        over = "" if len(values) == 2 else f" than that under {second}, the next"
-        return (
-            f"On {on} data the fit under {best} has the higher {what}{over}, by {figure}; "
-            "this is one seed, and another may differ by as much."
-        )
-    by = "" if what == "ELBO" else f" in {what}"
-    return f"On {on} data the fits under {best} and {second} do not differ{by} beyond error ({figure}; one seed)."
 
 
 def _gradients(comparison: Comparison) -> str:

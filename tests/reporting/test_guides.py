@@ -16,6 +16,7 @@ from rich.console import Console
 from pyro_vi.comparing import Comparison
 from pyro_vi.elbo.heldout import Evaluation
 from pyro_vi.reporting.document import to_dict
+from pyro_vi.reporting.guides import guide_table
 from pyro_vi.reporting.plots_of_standings import behind_the_best
 from pyro_vi.reporting.saving import save
 from pyro_vi.reporting.summary import conclude, table
@@ -209,3 +210,13 @@ def test_pictures_of_guides_are_saved(tmp_path):
     assert names[:3] == ["training_curves.png", "behind_the_best.png", "reconstructions.png"]
     with pytest.raises(Exception, match="fewer than two fits"):
         behind_the_best(made({"a": BASE}))
+
+
+def test_an_evidence_that_is_not_to_be_trusted_ranks_no_guide():
+    def evidences(ess: float) -> list[str]:
+        table = guide_table(with_evidence(made(THREE), {"a": 500.0, "b": 500.0, "c": ess}))
+        (column,) = (c for c in table.columns if str(c.header) == "evidence")
+        return sorted(str(cell).rpartition(" ")[2] for cell in column.cells)
+
+    assert evidences(500.0) == ["(1)", "(2)", "(3)"]
+    assert evidences(2.0) == ["(?)"] * 3

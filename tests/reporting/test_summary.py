@@ -68,11 +68,10 @@ def test_the_better_fit_is_named_with_the_paired_difference(base, swap):
     better, worse = DATA + 0.5 + 0.1 * NOISE, DATA
     values = {"mean_field": better, "trace": worse} if swap else {"trace": better, "mean_field": worse}
     sentence = conclude(with_elbos(base, **values))[0]
-    best = next(iter(values))
-    figure = "0.50 ± 0.01 nats per datum, paired over 100 held-out data"
+    best, other = values
     assert sentence == (
-        f"On held-out data the fit under {best} has the higher ELBO, by {figure}; "
-        "this is one seed, and another may differ by as much."
+        f"On held-out data, the fit under {best} has the highest ELBO of 2 fits: beyond error, {other} is behind by "
+        "0.500 ± 0.010 nats per datum (paired over 100 held-out data); this is one seed, and another may differ by as much."
     )
 
 
@@ -80,14 +79,32 @@ def test_the_better_fit_is_named_with_the_paired_difference(base, swap):
 def test_two_standard_errors_make_a_difference(base, shift, apart):
     """Differences of ± 1 over 100 data: the standard error is √(100 / 99) / 10 = 0.1005, twice that 0.201."""
     sentence = conclude(with_elbos(base, trace=DATA + shift + NOISE, mean_field=DATA))[0]
-    assert ("has the higher ELBO" in sentence) == apart
-    assert ("do not differ beyond error" in sentence) == (not apart)
+    assert ("has the highest ELBO" in sentence) == apart
+    assert ("cannot tell" in sentence) == (not apart)
     assert f"{abs(shift):.2f} ± 0.10 nats per datum" in sentence
 
 
-def test_of_three_the_best_two_are_compared(base):
+def test_of_three_all_are_compared_with_the_best(base):
     found = with_elbos(base, a=DATA, b=DATA + 2, c=DATA + 1)
-    assert "the fit under b has the higher ELBO than that under c, the next, by 1.00 ± 0.00" in conclude(found)[0]
+    assert "the fit under b has the highest ELBO of 3 fits: beyond error, c is behind by 1" in conclude(found)[0]
+    assert "and a by 2" in conclude(found)[0]
+
+
+def test_elbos_of_shared_latents_are_paired_over_draws(base):
+    """One number for the data set; its 40 draws differ by 0.5 ± 0.1, whose standard error is √(40 / 39) / 10 / √40 = .016."""
+    draws = torch.linspace(-30.0, -20.0, 40).double()
+    ahead = draws + 0.5 + 0.1 * torch.tensor([1.0, -1.0] * 20).double()
+    results = {
+        name: dataclasses.replace(
+            base.results[name],
+            evaluation=Evaluation(torch.zeros(1), torch.zeros(1), of_draws=values),
+            shared=True,
+        )
+        for name, values in zip(NAMES, (ahead, draws), strict=True)
+    }
+    sentence = conclude(dataclasses.replace(base, results=results))[0]
+    assert "0.50 ± 0.02 nats per datum" in sentence or "0.500 ± 0.016 nats per datum" in sentence
+    assert "(paired over 40 draws)" in sentence
 
 
 START = {
@@ -214,8 +231,11 @@ def test_fits_of_different_bounds_are_compared_by_their_evidence_too(base):
         for name, result in found.results.items()
     }
     first, second, *_ = conclude(dataclasses.replace(found, results=results))
-    assert "the fit under trace has the higher ELBO, by 0.50 ± 0.01 nats per datum" in first
-    assert "the fit under iwae has the higher evidence, by 1.00 ± 0.01 nats per datum" in second
+    assert "the fit under trace has the highest ELBO of 2 fits: beyond error, iwae is behind by 0.500 ± 0.010" in first
+    assert (
+        "the fit under iwae has the highest evidence of 2 fits: beyond error, trace is behind by 1.000 ± 0.010"
+        in second
+    )
     same = {name: dataclasses.replace(result, target="elbo") for name, result in results.items()}
     assert not any("evidence" in sentence for sentence in conclude(dataclasses.replace(found, results=same)))
 
