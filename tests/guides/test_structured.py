@@ -1,4 +1,4 @@
-"""The structured guide: the parents of a site, and posteriors that only it represents."""
+"""The structured guide: sites depend on their parents, as in posteriors that only it represents."""
 
 import math
 
@@ -10,8 +10,6 @@ from binding_toys import bind_one
 from catalogue import columns, number, scalars
 from pyro import poutine
 
-from pyro_vi.amortized.frame import Frame
-from pyro_vi.amortized.parents import Parent, aligned, parents_of
 from pyro_vi.elbo.decomposition import terms
 from pyro_vi.guides.structured import Structured
 from pyro_vi.programs.isolation import isolated
@@ -42,21 +40,6 @@ def funnel():
         pyro.sample("x", dist.Normal(number(0.0), (v / 2).exp()))
 
 
-def found(model, *args):
-    bound = bind_one(model, args)
-    return parents_of(Frame(bound, args, "structured"), bound, args)
-
-
-def test_parents_are_those_of_the_prior_and_those_that_share_a_child():
-    parents = {name: {parent.name for parent in ups.values()} for name, ups in found(collider, scalars()).items()}
-    assert parents == {"w": set(), "u": set(), "s": set(), "z": {"w", "s"}}
-
-
-def test_parents_in_a_sequence_are_counted_back():
-    parents = found(sequence, columns(8, 5))
-    assert [set(parents[f"z_{t}"].values()) for t in range(5)] == [set(), *({Parent("z_", 1)} for _ in range(4))]
-
-
 def test_a_sequence_shares_its_networks_and_takes_any_length():
     x = columns(8, 5)
     guide = Structured(bind_one(sequence, (x,)), (x,), hidden=(4,))
@@ -74,14 +57,6 @@ def test_a_site_depends_on_its_parents_in_every_row():
         fixed = poutine.condition(guide, {"w": number(w), "u": number(0.0), "s": number(1.0)})
         laws.append(poutine.trace(fixed).get_trace(x).nodes["z"]["fn"])
     assert not bool((laws[0].loc == laws[1].loc).any())
-
-
-def test_rows_are_averaged_or_repeated():
-    value = torch.arange(6.0).reshape(2, 3, 1)  # rows of a and b, vectors of one number
-    torch.testing.assert_close(aligned(value, ("a", "b"), ("a",)), torch.tensor([[1.0], [4.0]]))
-    assert aligned(value, ("a", "b"), ("b", "a")).shape == (3, 2, 1)
-    assert aligned(value, ("a", "b"), ("a", "c", "b")).shape == (2, 1, 3, 1)
-    assert aligned(torch.zeros(7, 4), (), ("a",)).shape == (7, 1, 4)  # seven particles
 
 
 def test_it_holds_the_exact_posterior_of_a_funnel():

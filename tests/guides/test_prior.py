@@ -1,4 +1,4 @@
-"""The guides `student`, `point` and `prior`, by hand."""
+"""The prior guide: no KL, and nothing learned."""
 
 import pyro
 import pyro.distributions as dist
@@ -11,10 +11,7 @@ from torch.distributions import kl_divergence
 
 from pyro_vi.elbo.decomposition import terms
 from pyro_vi.errors import InputError
-from pyro_vi.fitting.svi import fit
-from pyro_vi.guides.point import Point
 from pyro_vi.guides.prior import Prior
-from pyro_vi.guides.student import Student
 from pyro_vi.programs.isolation import isolated
 
 
@@ -23,43 +20,6 @@ def model(x):
     with pyro.plate("data", 50, subsample=torch.arange(len(x))):
         z = pyro.sample("z", dist.Normal(torch.zeros(2).double(), r.sqrt()).to_event(1))
         pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
-
-
-def test_a_student_has_the_density_of_its_numbers():
-    x = scalars()
-    bound = bind_one(model, (x,))
-    guide = Student(bound, (x,), hidden=(4,))
-    with isolated(1):
-        trace = poutine.trace(guide).get_trace(x)
-    call = guide.frame.call((x,), {})
-    numbers = dict(guide.numbers(call))["z"]
-    law = dist.StudentT(1 + numbers["log_df"].exp(), numbers["loc"], numbers["log_scale"].exp()).to_event(1)
-    start, spread = guide.q["z"].start, guide.q["z"].spread
-    z = trace.nodes["z"]["value"]
-    expected = law.log_prob((z - start) / spread) - spread.log().sum()
-    torch.testing.assert_close(trace.nodes["z"]["fn"].log_prob(z), expected)
-    assert terms(bound, guide, x, seed=1).sources["z"].kind == "analytic"
-
-
-def test_a_point_is_the_mode_of_the_density_on_the_support():
-    """λ ~ Gamma(3, 2), n_i | λ ~ Poisson(λ): the mode of Gamma(3 + Σ n, 2 + N) is (2 + Σ n)/(2 + N)."""
-    counts = torch.tensor([1.0, 4.0, 2.0, 3.0]).double()
-
-    def poisson(n):
-        rate = pyro.sample("rate", dist.Gamma(number(3.0), 2.0))
-        with pyro.plate("data", len(n)):
-            pyro.sample("n", dist.Poisson(rate), obs=n)
-
-    run = fit(poisson, "point", counts, elbo="trace", steps=400, lr=0.05, compile=False, progress=False)
-    assert float(run.guide(counts)["rate"].detach()) == pytest.approx((2 + 10) / (2 + 4), abs=1e-3)
-
-
-def test_a_point_starts_at_the_centre_of_the_prior_and_has_no_density():
-    x = scalars()
-    guide = Point(bind_one(model, (x,)), (x,), hidden=(4,))
-    trace = poutine.trace(guide).get_trace(x)
-    assert type(trace.nodes["r"]["fn"]).__name__ == "Delta"
-    assert trace.nodes["z"]["fn"].event_shape == (2,)
 
 
 def test_under_the_prior_the_kl_is_zero_and_the_model_is_fitted():
