@@ -130,6 +130,10 @@ MODELS, GUIDES = list(available("model")), list(available("guide"))
 TOGETHER = [(model, guide) for model in MODELS for guide in GUIDES]
 AS_CODE = {(MODELS[i % len(MODELS)], GUIDES[i % len(GUIDES)]) for i in range(max(len(MODELS), len(GUIDES)))}
 """Each model and each guide as machine code at least once; all others by their graph."""
+EAGER = {
+    "laplace": "the step cannot be compiled: .* value out of a tracing tensor"
+}  # it climbs until it stands on the mode
+"""Guides that have no graph, with what is said."""
 APART = {("vae", "exact"): "only a linear-Gaussian model has an exact guide"}
 
 
@@ -146,6 +150,10 @@ def test_each_model_with_each_guide(model, guide, one_length, request):
         build_pair(model, guide, values := load(BITS, heldout=0.0))
     except InputError:
         values = load(columns(ROWS), heldout=0.0)
+    if guide in EAGER:
+        with pytest.raises(InputError, match=EAGER[guide]):
+            taken(model, guide, True, values=values)
+        return
     assert_compiled_is_eager(model, guide, {8}, values=values, lr=1e-3)
 
 
