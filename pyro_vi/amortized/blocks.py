@@ -20,6 +20,15 @@ class Part:
     gain: float = 1.0
 
 
+@dataclass(frozen=True)
+class Mode:
+    """A local maximum of the ELBO of independent normals: loc and log_scale in units of a start, (D,), and the ELBO there."""
+
+    loc: Tensor
+    log_scale: Tensor
+    bound: float
+
+
 class Block(nn.Module):
     """The numbers of q for sites that share them: those of one site, of a series, or of all sites of a level.
 
@@ -39,6 +48,7 @@ class Block(nn.Module):
     Attributes:
         fitted: the units are those of a fitted start (`pyro_vi.amortized.starts`).
         root: Cholesky factor of its covariance in these units, (D, D); None where it has no correlations.
+        modes: the different normals that the search for it has found, the best first, in these units.
     """
 
     start: Tensor
@@ -61,6 +71,7 @@ class Block(nn.Module):
         self.register_buffer("spread", spread)
         self.register_buffer("root", None)
         self.fitted = False
+        self.modes: tuple[Mode, ...] = ()
         self.shapes: dict[str, torch.Size] = {}
         self.head: nn.Linear | None = None
         self.extra: nn.Module | None = None
@@ -86,9 +97,9 @@ class Block(nn.Module):
         # Copies: buffers are written back after a run that is to leave no trace, which spoils gradients of what they are in.
         return self.start[place].clone(), self.spread[place].clone()
 
-    def set_fitted(self, root: Tensor | None) -> None:
-        """Take the units as those of a fitted start, with its correlations."""
-        self.fitted = True
+    def set_fitted(self, root: Tensor | None, modes: tuple[Mode, ...] = ()) -> None:
+        """Take the units as those of a fitted start, with its correlations and modes."""
+        self.fitted, self.modes = True, modes
         self.root = None if root is None else root.to(self.spread.dtype)
 
     def correlated(self, loc: Tensor, tril: Tensor) -> tuple[Tensor, Tensor]:

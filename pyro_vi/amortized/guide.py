@@ -74,6 +74,8 @@ class AmortizedGuide(nn.Module, ABC):
     """True if one distribution covers all sites of a level."""
     rooted: ClassVar[bool] = False
     """True if the numbers of the family are in units of a start with correlations: see `Block.correlated`."""
+    modes: int = 1
+    """Number of modes of the posterior that a start is to look for."""
     whole: ClassVar[bool] = False
     """True for a family without parameters, which finds one vector for each datum, or one for everything, at each call."""
 
@@ -117,7 +119,9 @@ class AmortizedGuide(nn.Module, ABC):
         self.blocks = self._grouped()
         self.hidden, self.activation = widths_of(hidden), activation
         self.prepare(model, batch)
-        found = start_of(self.frame, batch, rooted=self.rooted) if start == "fit" and init_scale is None else None
+        found = None
+        if start == "fit" and init_scale is None:
+            found = start_of(self.frame, batch, rooted=self.rooted, modes=self.modes)
         self.fitted = found is not None
         self.q = nn.ModuleDict({key: block for key, block in self._made(dtype, found)})
         self.to(dtype)
@@ -297,7 +301,7 @@ class AmortizedGuide(nn.Module, ABC):
             numbered = self.frame.total is not None and self.frame.data in rows
             block = Block(names, sizes, rows, free, start, spread, ROW_RATE if numbered else 1.0)
             if found is not None:
-                block.set_fitted(found.root)
+                block.set_fitted(found.root, found.modes)
             if site.states is not None:
                 block.make(parts_of(site, block.dim), width)
             else:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from pyro_vi.amortized.blocks import Mode
 from pyro_vi.amortized.density import log_joint
 from pyro_vi.amortized.frame import Call, Frame
 from pyro_vi.data import Batch
@@ -38,6 +39,8 @@ ROUNDS, REFINEMENTS = 4, 50
 """Most rounds of the search, and most steps of the refinement."""
 HISTORY, LEAST = 20, 0.05
 """Steps that L-BFGS remembers; the least precision after a refinement, in units of that before."""
+APART = 1.0
+"""Two modes differ if their distance in some coordinate is more than this, in units of the sum of their standard deviations."""
 NARROW = 0.1
 """Standard deviations at the start: this fraction of the prior's, and at most this."""
 
@@ -52,19 +55,22 @@ class Start:
     Attributes:
         units: loc and scale on the unconstrained scale by site, (D,) each.
         root: Cholesky factor of the covariance of all sites in units of the scales, (D, D); None if it was not asked for.
+        modes: the different normals that were found from several places, the best first, in units of loc and scale.
     """
 
     units: dict[str, tuple[Tensor, Tensor]]
     root: Tensor | None
+    modes: tuple[Mode, ...] = ()
 
 
-def start_of(frame: Frame, batch: Batch, *, rooted: bool) -> Start | None:
+def start_of(frame: Frame, batch: Batch, *, rooted: bool, modes: int = 1) -> Start | None:
     """Return the start of a guide for a model, or None where there is none. Nothing is left in the model or the generators.
 
     Args:
         frame: the latents of the model.
         batch: the data.
         rooted: find the correlations too.
+        modes: number of modes to look for, from the prior's median and as many places around it.
     """
     names = list(frame.sites)
     sizes = [frame.shapes[name].numel for name in names]
@@ -84,14 +90,24 @@ def start_of(frame: Frame, batch: Batch, *, rooted: bool) -> Start | None:
                 found = _searched(density, loc.double(), spread.double())
                 if found is None:
                     return None
-                centre, scale = found
+                away = _draws(modes // 2, len(loc))
+                places = loc.double() + spread.double() * torch.cat([away, -away])
+                others = [_searched(density, place, spread.double()) for place in places]
+                centre, scale, _ = best = max((m for m in (found, *others) if m is not None), key=lambda m: m[2])
+                rest = [m for m in (found, *others) if m is not None and m is not best]
                 centre, root = _refined(density, centre, scale, full=rooted)
     except Exception:  # a program that can be fitted may fail here, as under vmap
         return None
     if not rooted:
         scale = scale * root.diagonal()
+    known = [Mode(torch.zeros_like(centre), torch.zeros_like(centre), best[2])]
+    for place, width, bound in sorted(rest, key=lambda m: -m[2]):
+        mode = Mode((place - centre) / scale, (width / scale).log(), bound)
+        apart = (((mode.loc - m.loc) / (mode.log_scale.exp() + m.log_scale.exp())).abs().max() for m in known)
+        if all(distance > APART for distance in apart):
+            known.append(mode)
     parts = [value.to(loc.dtype).split(sizes) for value in (centre, scale)]
-    return Start(dict(zip(names, zip(*parts, strict=True), strict=True)), root if rooted else None)
+    return Start(dict(zip(names, zip(*parts, strict=True), strict=True)), root if rooted else None, tuple(known))
 
 
 def _plain(frame: Frame, name: str) -> bool:
@@ -162,8 +178,8 @@ def _draws(count: int, dim: int) -> Tensor:
     return torch.randn(count, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def _searched(density: _Density, start: Tensor, spread: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return loc and scale of the best independent normals for fixed draws; None if there are too few evaluations to find it.
+def _searched(density: _Density, start: Tensor, spread: Tensor) -> tuple[Tensor, Tensor, float] | None:
+    """Return loc, scale and ELBO of the best independent normals for fixed draws; None if there are too few evaluations.
 
     Each round is in units of the scales that the one before has found, until a round gains little.
     """
@@ -182,7 +198,7 @@ def _searched(density: _Density, start: Tensor, spread: Tensor) -> tuple[Tensor,
         if last - least < 0.05:
             break
         last, unit = least, scale
-    return loc, scale
+    return loc, scale, -least
 
 
 def _loss(
