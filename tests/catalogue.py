@@ -19,7 +19,7 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from pyro_vi.data.dataset import DataSpec
+from pyro_vi.data.spec import DataSpec
 from pyro_vi.guides.diag_normal import DiagNormal
 from pyro_vi.guides.exact import Exact
 from pyro_vi.models.linear_gaussian import LinearGaussian

@@ -128,7 +128,8 @@ def numbered(data: Data) -> Data:
     """
     if not data.columns:
         return data
-    return replace(data.fixed(), heldout=part(data.heldout, 0, 0), numbered=True)
+    labels = None if data.heldout_labels is None else data.heldout_labels[:0]
+    return replace(data.fixed(), heldout=part(data.heldout, 0, 0), heldout_labels=labels, numbered=True)
 
 
 def fresh(args: Batch) -> Batch:

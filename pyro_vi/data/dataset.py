@@ -1,6 +1,5 @@
 """Data sets and batches.
 
-* `DataSpec` describes one datum (shape, support, dtype). Models are built from it, and new values are checked against it.
 * `Data` holds the training columns as stored (tensors, or `pyro_vi.data.mapped.Mapped` columns, whose rows stay in their
   file) and the fixed held-out `Batch`. It splits the training rows of each epoch into batches.
 
@@ -17,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vi.data.columns import check_finite, count_and_row, draw, floats
+from pyro_vi.data.columns import draw, floats
 from pyro_vi.data.mapped import Mapped, ahead, first
 from pyro_vi.data.seeds import generator
+from pyro_vi.data.spec import DataSpec
 from pyro_vi.errors import InputError
 
 Batch = tuple[Any, ...]
@@ -27,14 +27,6 @@ Batch = tuple[Any, ...]
 
 
 Stored = tuple[Tensor | Mapped, ...]
-
-
-_ALLOWED = {
-    "boolean": "only 0 and 1",
-    "unit_interval": "0 to 1",
-    "nonnegative_integer": "whole numbers from 0",
-    "real": "any finite number",
-}
 
 
 def length_of(args: Batch) -> int:
@@ -56,64 +48,16 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
-@dataclass(frozen=True)
-class DataSpec:
-    """Description of one datum of the first column.
-
-    Attributes:
-        name: name of the data set in messages and reports.
-        num_data: number of training data.
-        event_shape: shape of one datum, without the dimension of the rows.
-        support: "boolean", "unit_interval", "nonnegative_integer" or "real".
-        dtype: floating dtype of the values.
-        source: origin and licence, in one line.
-        image_shape: (height, width) if a flat datum is an image.
-
-    >>> DataSpec("array", 100, (3,), "real", torch.float32, "an array").check(torch.zeros(5, 3))
-    """
-
-    name: str
-    num_data: int
-    event_shape: tuple[int, ...]
-    support: str
-    dtype: torch.dtype
-    source: str
-    image_shape: tuple[int, int] | None = None
-
-    def check(self, values: Tensor) -> None:
-        """Check that values, (rows, *event_shape), could be data of this kind.
-
-        Raises InputError for another shape, for NaN or infinity, and for values outside the support.
-        """
-        if not values.ndim or tuple(values.shape[1:]) != self.event_shape:
-            wanted = ("rows", *self.event_shape)
-            raise InputError(
-                f"{self.name}: values have shape {tuple(values.shape)}, not ({', '.join(map(str, wanted))}); "
-                "give rows like those of the training data"
-            )
-        check_finite(values, self.name)
-        if self.support == "real":
-            return
-        if self.support == "boolean":
-            outside = (values != 0) & (values != 1)
-        elif self.support == "unit_interval":
-            outside = (values < 0) | (values > 1)
-        else:
-            outside = (values < 0) | (values != values.floor() if values.is_floating_point() else False)
-        if outside.any():
-            raise InputError(
-                f"{self.name}: {count_and_row(outside)} outside the support {self.support!r} "
-                f"({_ALLOWED[self.support]}); scale or encode the values like the training data"
-            )
-
-
 @dataclass(frozen=True, eq=False)
 class Data:
     """Training columns, split into batches anew in each epoch, and a fixed held-out batch.
 
-    `columns` are the training data as stored. If `levels` is set they are uint8, and a stored v means v / levels. If
+    `columns` are the training data as stored. If `levels` is set the first one is uint8, and a stored v means v / levels. If
     `binarize` is set too, v / levels is the probability of a 1, and the 0/1 values are redrawn in every epoch
     (Burda et al. 2015, arXiv:1509.00519).
+
+    `labels`, (num_data,), and `heldout_labels` are labels kept apart, for the colours of pictures: whole numbers that `classes`
+    names, −1 where they are not known. Programs do not see them.
 
     `arguments` says what a program is called with (`pyro_vi.data.arguments.Arguments`): by default the columns alone. With
     `integers`, whole numbers and truth values stay what they are; otherwise programs get floats. Without `shuffle`, batches
@@ -139,6 +83,9 @@ class Data:
     drop_last: bool = False
     given: Tensor | None = field(default=None, repr=False)
     numbered: bool = False
+    labels: Tensor | None = field(default=None, repr=False)
+    heldout_labels: Tensor | None = field(default=None, repr=False)
+    classes: tuple[str, ...] = ()
 
     @property
     def num_heldout(self) -> int:
@@ -186,7 +133,7 @@ class Data:
 
     def values(self, rows: Batch, index: Tensor | None = None) -> Batch:
         """Return the arguments that a program is called with, from rows of the stored columns and the numbers of these rows."""
-        columns = tuple(self._value(column) for column in rows)
+        columns = tuple(self._value(column, position) for position, column in enumerate(rows))
         filled: Batch = columns if self.arguments is None else self.arguments.fill(columns)
         return filled if index is None or not self.numbered else (*filled, index)
 
@@ -221,6 +168,8 @@ class Data:
             columns=tuple(
                 c.to(device=device, dtype=dtype if c.dtype.is_floating_point else c.dtype) for c in self.columns
             ),
+            labels=None if self.labels is None else self.labels.to(device),
+            heldout_labels=None if self.heldout_labels is None else self.heldout_labels.to(device),
         )
 
     def _first(self, size: int) -> Tensor:
@@ -228,10 +177,12 @@ class Data:
         device = self.columns[0].device if self.columns else None
         return torch.arange(min(size, self.spec.num_data), device=device)
 
-    def _value(self, column: Tensor) -> Tensor:
-        if self.integers and self.levels is None and not column.is_floating_point():
+    def _value(self, column: Tensor, position: int) -> Tensor:
+        levels = self.levels if position == 0 else None
+        whole = self.integers or (position > 0 and bool(self.spec.others))  # labels and lengths are no floats
+        if whole and levels is None and not column.is_floating_point():
             return column
-        return floats(column, self.spec.dtype, None if self.binarize else self.levels)
+        return floats(column, self.spec.dtype, None if self.binarize else levels)
 
     def _order(self, epoch: int) -> Tensor:
         if not self.shuffle:
@@ -259,8 +210,9 @@ class Data:
 
     def _drawn(self, epoch: int, rows: int) -> Batch:
         assert self.levels is not None
-        blocks = generator(self.seed, epoch, "train")
-        return tuple(draw(column, self.levels, blocks, rows) for column in self.columns if isinstance(column, Tensor))
+        assert isinstance(self.columns[0], Tensor)
+        drawn = draw(self.columns[0], self.levels, generator(self.seed, epoch, "train"), rows)
+        return (drawn, *(first(column, rows) for column in self.columns[1:]))
 
 
 def _to(value: Any, device: torch.device | str | None, dtype: torch.dtype) -> Any:

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from pyro_vi.data.arguments import Arguments
 from pyro_vi.data.arguments import split as split_arguments
-from pyro_vi.data.columns import SUPPORTS, default_heldout, draw, floats, survey
-from pyro_vi.data.dataset import Batch, Data, DataSpec, Stored, check_dtype
-from pyro_vi.data.files import FILES, Array, read_file
-from pyro_vi.data.mapped import Mapped, first, mapped_file
+from pyro_vi.data.arrays import from_columns
+from pyro_vi.data.columns import draw, floats
+from pyro_vi.data.dataset import Data, check_dtype
+from pyro_vi.data.files import FILES, read_file
+from pyro_vi.data.mapped import mapped_file
 from pyro_vi.data.registered import DATASETS, find
-from pyro_vi.data.seeds import generator, split
+from pyro_vi.data.seeds import generator
+from pyro_vi.data.spec import DataSpec
 from pyro_vi.errors import InputError, UsageError
 from pyro_vi.support import Real, Whole, parse, real, seed_from, unknown
 
@@ -77,14 +79,14 @@ def load(
         data = data.to_numpy()
     if isinstance(data, Tensor | np.ndarray):
         source = "an array given in Python"
-        return _from_columns("array", {"the array": data}, source, seed, heldout, dtype, integers=bool(integers))
+        return from_columns("array", {"the array": data}, source, seed, heldout, dtype, integers=bool(integers))
     if data is None or isinstance(data, tuple | list | dict):
         given = (data,) if isinstance(data, list) else data
         arguments, columns = split_arguments(given if isinstance(given, dict) else given or ())
         source = "arguments given in Python"
         if not columns:
             return _without_columns(arguments, source, seed, dtype)
-        found = _from_columns("array", columns, source, seed, heldout, dtype, integers=integers in (None, True))
+        found = from_columns("array", columns, source, seed, heldout, dtype, integers=integers in (None, True))
         # The held-out rows are stored as the programs are called.
         arguments = arguments.tensors(found.spec.dtype).to(dtype=dtype)
         return dataclasses.replace(found, arguments=arguments, heldout=arguments.fill(found.heldout))
@@ -127,64 +129,33 @@ def _load_set(
     shape = tuple(raw.train.shape[1:])
     written = ", ".join(f"{key}={value!r}" for key, value in options.items())
     label = f"{name}({written})" if options else name
-    spec = DataSpec(label, len(raw.train), shape, raw.support, dtype, raw.source, raw.image_shape)
+    others = tuple(column.spec for column in raw.others)
+    spec = DataSpec(label, len(raw.train), shape, raw.support, dtype, raw.source, raw.image_shape, raw.features, others)
     if raw.binarize and raw.levels is not None:
         fixed = draw(raw.heldout, raw.levels, generator(seed, 0, "heldout"), len(raw.heldout)).to(dtype)
     else:
         fixed = floats(raw.heldout, dtype, raw.levels)
-    stored = raw.train if raw.train.dtype == torch.uint8 else raw.train.to(dtype)
-    return Data(spec, seed, (fixed,), (stored,), raw.levels, raw.binarize)
+    stored = raw.train.to(dtype) if raw.train.is_floating_point() else raw.train  # whole numbers become floats by batch
+    further = [tuple(_cast(part, dtype) for part in (c.train, c.heldout)) for c in raw.others]
+    return Data(
+        spec,
+        seed,
+        (fixed, *(held for _, held in further)),
+        (stored, *(train for train, _ in further)),
+        raw.levels,
+        raw.binarize,
+        labels=raw.labels,
+        heldout_labels=raw.heldout_labels,
+        classes=raw.classes,
+    )
+
+
+def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
+    return values.to(dtype) if values.is_floating_point() else values.long()
 
 
 def _load_file(path: Path, seed: int, heldout: float | None, dtype: torch.dtype | None) -> Data:
     columns = mapped_file(path) or read_file(path)
     if columns.test is not None and heldout is not None:
         raise UsageError(f"{path.name} has a test part of its own; leave heldout out")
-    return _from_columns(path.stem, columns.train, f"{path.name}{columns.note}", seed, heldout, dtype, columns.test)
-
-
-def _from_columns(
-    name: str,
-    columns: Mapping[str, Tensor | Array],
-    source: str,
-    seed: int,
-    heldout: float | None,
-    dtype: torch.dtype | None,
-    test: Array | None = None,
-    integers: bool = False,
-) -> Data:
-    """Make a `Data` from columns; `test`, if given, is the held-out part of a single column."""
-    if dtype is None:
-        # A tensor's dtype was chosen; NumPy's and pandas' float64 is only their default.
-        dtypes = [v.dtype for v in columns.values() if isinstance(v, Tensor) and v.is_floating_point()]
-        dtype = dtypes[0] if dtypes else torch.get_default_dtype()
-        for other in dtypes:
-            dtype = torch.promote_types(dtype, other)
-    surveyed = {
-        label: survey(values, dtype, f"{name}: {label}", integers=integers) for label, values in columns.items()
-    }
-    whole = [column for column, _ in surveyed.values()]
-    if len({len(column) for column in whole}) > 1:
-        listed = ", ".join(f"{label} {len(column)}" for label, (column, _) in surveyed.items())
-        raise InputError(f"{name}: columns differ in their number of rows ({listed}); give all of them the same rows")
-    rows, shape = len(whole[0]), tuple(whole[0].shape[1:])
-    if not rows:
-        raise InputError(f"{name}: 0 rows cannot be fitted; give at least 2 rows")
-    if rows < 2 and heldout != 0 and test is None:
-        raise InputError(f"{name}: 1 row cannot be split; give at least 2 rows, or heldout=0")
-    supports = next(iter(surveyed.values()))[1]
-    if test is None:
-        kept, rest = split(rows, default_heldout(whole) if heldout is None else heldout, seed)
-        train: Stored = tuple(c.part(kept) if isinstance(c, Mapped) else c[kept.to(c.device)] for c in whole)
-        held: Batch = tuple(column.index_select(0, rest.to(column.device)) for column in whole)
-    else:
-        tested, test_supports = survey(test, dtype, f"{name}: 'test'")
-        if not len(tested) or tuple(tested.shape[1:]) != shape:
-            raise InputError(
-                f"{name}: 'test' has shape {tuple(tested.shape)} and 'train' {tuple(whole[0].shape)}; "
-                "give both at least one row and rows of the same shape"
-            )
-        train, held, supports = (whole[0],), (first(tested, len(tested)),), supports & test_supports
-    support = next(support for support in SUPPORTS if support in supports)  # the narrowest that contains both parts
-    spec, given = DataSpec(name, len(train[0]), shape, support, dtype, source), kept if test is None else None
-    return Data(spec, seed, held, train, integers=integers, given=given)
+    return from_columns(path.stem, columns.train, f"{path.name}{columns.note}", seed, heldout, dtype, columns.test)

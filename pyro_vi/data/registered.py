@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_vi.data.files import UNREADABLE, Array
 from pyro_vi.data.seeds import split
+from pyro_vi.data.spec import ColumnSpec
 from pyro_vi.errors import InputError, UsageError, first_line
 from pyro_vi.support import check_options, unknown
 
@@ -32,11 +33,20 @@ _BOOL = (True, False)
 
 
 @dataclass(frozen=True)
+class RawColumn:
+    """A further column of a data set, each part (rows, *event_shape): whole numbers or floats."""
+
+    spec: ColumnSpec
+    train: Tensor
+    heldout: Tensor
+
+
+@dataclass(frozen=True)
 class Raw:
     """Result of a reader: the training and the held-out part as stored, each (rows, *event_shape).
 
     If `levels` is set, a stored integer v means the intensity v / levels. If `binarize` is set too, v / levels is the
-    probability of a 1.
+    probability of a 1. `labels` are those of `Data`; `others` are the further columns of the batch.
     """
 
     train: Tensor
@@ -46,6 +56,11 @@ class Raw:
     levels: int | None = None
     binarize: bool = False
     image_shape: tuple[int, int] | None = None
+    features: tuple[str, ...] = ()
+    others: tuple[RawColumn, ...] = ()
+    labels: Tensor | None = None
+    heldout_labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
 
 
 def _read_digits(seed: int, heldout: float | None, *, binarize: bool | None = None, standardize: bool = False) -> Raw:

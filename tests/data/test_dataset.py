@@ -8,8 +8,9 @@ import torch
 from data_toys import message, same
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vi.data.dataset import Data, DataSpec
+from pyro_vi.data.dataset import Data
 from pyro_vi.data.loading import load
+from pyro_vi.data.spec import DataSpec
 from pyro_vi.errors import UsageError
 
 

@@ -7,7 +7,7 @@ import torch
 from catalogue import columns, linear_gaussian
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
-from pyro_vi.data.dataset import DataSpec
+from pyro_vi.data.spec import DataSpec
 from pyro_vi.elbo.decomposition import terms
 from pyro_vi.elbo.draws import stream
 from pyro_vi.estimators.table import get

@@ -9,7 +9,7 @@ import torch
 from catalogue import columns, linear_gaussian, spec
 from sklearn.decomposition import PCA, FactorAnalysis
 
-from pyro_vi.data.dataset import DataSpec
+from pyro_vi.data.spec import DataSpec
 from pyro_vi.errors import InputError
 from pyro_vi.models.linear_gaussian import LinearGaussian
 from pyro_vi.programs.layout import prototype
