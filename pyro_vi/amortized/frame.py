@@ -211,7 +211,8 @@ class Frame:
             return numbers.long()
         raise InputError(
             f"guide '{self.guide}' has parameters for each of the {self.numbered} rows that it is fitted to, and none for "
-            f"others: give the numbers of the rows as argument {self.taken}, as the batches of a fit's data have them"
+            f"others: give the numbers of the rows as a last argument (argument {self.taken}), such as "
+            f"torch.arange({self.numbered}) with all rows in the order of the fit"
         )
 
     def present(self, batch: Batch) -> list[Tensor | None]:
