@@ -130,7 +130,10 @@ def _load_set(
     written = ", ".join(f"{key}={value!r}" for key, value in options.items())
     label = f"{name}({written})" if options else name
     others = tuple(column.spec for column in raw.others)
-    spec = DataSpec(label, len(raw.train), shape, raw.support, dtype, raw.source, raw.image_shape, raw.features, others)
+    levels = raw.levels if raw.support == "unit_interval" else None
+    spec = DataSpec(
+        label, len(raw.train), shape, raw.support, dtype, raw.source, raw.image_shape, raw.features, others, levels
+    )
     if raw.binarize and raw.levels is not None:
         fixed = draw(raw.heldout, raw.levels, generator(seed, 0, "heldout"), len(raw.heldout)).to(dtype)
     else:

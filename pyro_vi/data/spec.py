@@ -55,6 +55,7 @@ class DataSpec:
         image_shape: (height, width) if a datum is an image, flat or not.
         features: names of the columns of a table, or of the words of a vocabulary; empty if they have no names.
         others: a description of each further column of the batch.
+        levels: L, if values from 0 to 1 are whole numbers over L.
 
     >>> DataSpec("array", 100, (3,), "real", torch.float32, "an array").check(torch.zeros(5, 3))
     """
@@ -68,6 +69,7 @@ class DataSpec:
     image_shape: tuple[int, int] | None = None
     features: tuple[str, ...] = ()
     others: tuple[ColumnSpec, ...] = ()
+    levels: int | None = None
 
     def check(self, values: Tensor) -> None:
         """Check that values, (rows, *event_shape), could be data of this kind.
