@@ -6,4 +6,6 @@ if __name__ != "pyro_vi.models":  # otherwise every class would exist twice
 TABLE: dict[str, str] = {
     "vae": "pyro_vi.models.vae:VAE",
     "linear_gaussian": "pyro_vi.models.linear_gaussian:LinearGaussian",
+    "conv_vae": "pyro_vi.models.conv_vae:ConvVAE",
+    "hierarchical_vae": "pyro_vi.models.hierarchical_vae:HierarchicalVAE",
 }

@@ -1,20 +1,20 @@
-"""The variational autoencoder of Kingma and Welling (2013, arXiv:1312.6114): an MLP decoder over a standard normal latent."""
+"""The variational autoencoder of Kingma and Welling (2013, arXiv:1312.6114): an MLP decoder over a latent code."""
 
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyro_vi.data import DataSpec
 from pyro_vi.errors import InputError
 from pyro_vi.likelihoods import likelihood_of
 from pyro_vi.networks import mlp
+from pyro_vi.priors import prior_of
 from pyro_vi.programs import data_plate
 
 
 class VAE(nn.Module):
-    """Variational autoencoder: z ~ N(0, I), x | z ~ p(x; f(z)), f an MLP, p a likelihood such as Bernoulli(σ(f(z))).
+    """Variational autoencoder: z ~ N(0, I) or another prior, x | z ~ p(x; f(z)), f an MLP, p a likelihood such as Bernoulli.
 
     Args:
         data: description of the data set: shape, support, size.
@@ -28,6 +28,10 @@ class VAE(nn.Module):
         scale: standard deviation of x | z for Gaussians; the initial value if it is learned.
         floor: the smallest scale of ``"gaussian_scale"``, in units of the data; without one the likelihood has no upper bound.
         levels: the largest value of data with levels, for ``"binomial"``, ``"categorical"`` and ``"discretised_logistic"``.
+        prior: of z: ``"normal"``, N(0, I); ``"mixture"``, a learned mixture of normals; ``"vamp"``, the same at learned
+            pseudo-inputs; ``"flow"``, a learned flow. See `pyro_vi.priors`.
+        components: number of components of ``"mixture"`` and ``"vamp"``.
+        transforms: number of transforms of ``"flow"``.
 
     Raises:
         InputError: the likelihood has no density at the data's values, or an option is out of range.
@@ -51,6 +55,9 @@ class VAE(nn.Module):
         scale: float = 1.0,
         floor: float = 0.01,
         levels: int | None = None,
+        prior: str = "normal",
+        components: int = 16,
+        transforms: int = 2,
     ) -> None:
         super().__init__()
         if not (isinstance(latent_dim, int) and latent_dim > 0):
@@ -58,15 +65,21 @@ class VAE(nn.Module):
         self.data, self.latent_dim = data, latent_dim
         self.law = likelihood_of(likelihood, data, scale=scale, floor=floor, levels=levels)
         self.likelihood = self.law.name
-        self.decoder = mlp(latent_dim, hidden, self.law.numbers, activation)
+        self.decoder = self.network(hidden, activation)
         self.law.register(self)
+        self.prior = prior_of(
+            prior, latent_dim, data, components=components, transforms=transforms, hidden=hidden, activation=activation
+        )
         self.to(data.dtype)
+
+    def network(self, hidden: tuple[int, ...], activation: str) -> nn.Module:
+        """Make the decoder: from z of shape ``(..., latent_dim)`` to the numbers of the likelihood, ``(..., numbers)``."""
+        return mlp(self.latent_dim, hidden, self.law.numbers, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Draw z and score the batch ``x`` of shape ``(B, *event_shape)``; return ``x``, or a draw of x."""
         with data_plate(self.data.num_data, x):
-            prior = dist.Normal(x.new_zeros(self.latent_dim), 1.0).to_event(1)
-            z = pyro.sample("z", prior)
+            z = pyro.sample("z", self.prior(x))
             value: Tensor = pyro.sample("x", self.observation(z), obs=x)
         return value
 

@@ -1,6 +1,6 @@
 """Distributions of single numbers that torch and Pyro lack, or have in a form that loses digits.
 
-* `ContinuousBernoulli`, `Poisson` and `NegativeBinomial` are right at every natural parameter.
+* `ContinuousBernoulli`, `Poisson` and `NegativeBinomial` are right at every natural parameter; `Categorical` has a mean.
 * `DiscretisedLogistic` has the levels 0, …, L, and `Shares` divides the levels of another distribution by L.
 """
 
@@ -206,6 +206,16 @@ class NegativeBinomial(Elementwise):
         """Draw a gamma mean, then a Poisson variable."""
         count = self.log_count.exp().expand(shape)
         return torch.poisson(dist.Gamma(count, (self.log_count - self.log_mean).exp().expand(shape)).sample())
+
+
+class Categorical(dist.Categorical):
+    """Pyro's Categorical with the mean Σ k P(k) of the numbers of its categories, for pictures; torch has NaN."""
+
+    @property
+    def mean(self) -> Tensor:
+        """Σ k P(k)."""
+        probs: Tensor = self.probs
+        return probs @ torch.arange(probs.shape[-1], dtype=probs.dtype, device=probs.device)
 
 
 class DiscretisedLogistic(Elementwise):

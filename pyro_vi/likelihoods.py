@@ -22,7 +22,7 @@ from torch.nn.functional import softplus
 
 from pyro_vi.data import DataSpec
 from pyro_vi.errors import InputError
-from pyro_vi.laws import ContinuousBernoulli, DiscretisedLogistic, NegativeBinomial, Poisson, Shares
+from pyro_vi.laws import Categorical, ContinuousBernoulli, DiscretisedLogistic, NegativeBinomial, Poisson, Shares
 from pyro_vi.support import Real, Whole, real, whole
 
 COUNTS = ("boolean", "nonnegative_integer")
@@ -196,13 +196,7 @@ class OfCategorical(Likelihood):
 
     def of(self, natural: tuple[Tensor, ...], shared: Tensor | None) -> Any:
         """Categorical of logits η."""
-        return dist.Categorical(logits=torch.stack(natural, -1))
-
-    def mean(self, natural: Tensor, shared: Tensor | None = None) -> Tensor:
-        """Σ k P(k): the mean of the numbers of the categories."""
-        law = self(natural)
-        probs: Tensor = (law.base_dist if self.event_shape else law).probs
-        return probs @ torch.arange(self.outputs, dtype=probs.dtype, device=probs.device)
+        return Categorical(logits=torch.stack(natural, -1))
 
 
 class OfDiscretisedLogistic(Likelihood):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.distributions import ExpandedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -203,6 +204,9 @@ def _states(fn: Any) -> Tensor | None:
 def _mass(fn: Any, support: Any, bijection: Any) -> tuple[Tensor, Tensor]:
     """Median and standard deviation of draws on the unconstrained scale; 0 and 1 if a distribution cannot be drawn from."""
     shape = torch.Size(bijection.inverse_shape(fn.batch_shape + fn.event_shape))
+    if isinstance(fn, ExpandedDistribution):  # the same law for each row, whose draws may be slow, as those of a flow
+        start, spread = _mass(fn.base_dist, support, bijection)
+        return start.expand(shape), spread.expand(shape)
     count = max(5, min(DRAWS, MOST // max(1, shape.numel())))
     try:
         draws = bijection.inv(fn.sample((count,))).reshape(count, *shape)

@@ -7,12 +7,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 from catalogue import BITS, columns, spec
+from pyro import poutine
 from torch import nn
 
 from pyro_vi.data.loading import load
 from pyro_vi.elbo.decomposition import terms
 from pyro_vi.errors import InputError
 from pyro_vi.models.vae import VAE
+from pyro_vi.priors import PRIORS
+from pyro_vi.programs.build import build_pair
 from pyro_vi.programs.layout import prototype
 
 
@@ -72,10 +75,44 @@ def test_prior_is_standard_normal_in_the_data_plate():
     torch.testing.assert_close(found.kl, torch.zeros(8, dtype=torch.float64))
 
 
+def test_a_learned_prior_takes_the_place_of_the_standard_normal():
+    torch.manual_seed(0)
+    model = VAE(spec(support="boolean"), latent_dim=2, prior="mixture", components=1)
+    with torch.no_grad():
+        model.prior.loc.fill_(1.0)
+        model.prior.log_scale.fill_(0.5)
+    z = columns(features=2)
+    trace = poutine.trace(poutine.condition(model, {"z": z})).get_trace(BITS)
+    trace.compute_log_prob()
+    expected = dist.Normal(1.0, torch.full_like(z, 0.5).exp()).log_prob(z).sum(-1)
+    torch.testing.assert_close(trace.nodes["z"]["unscaled_log_prob"], expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_every_parameter_of_a_learned_prior_is_trained(prior):
+    pair = build_pair(
+        f"vae(latent_dim=2, prior='{prior}', components=3)", "diag_normal(hidden=(4,))", load(columns(20))
+    )
+    terms(pair.model, pair.guide, columns(), kl="sampled", seed=1).loss.sum().backward()
+    learned = {name: value for name, value in pair.model.named_parameters() if name.startswith("prior.")}
+    assert bool(learned) == (prior != "normal")
+    assert all(value.grad is not None and bool(value.grad.abs().sum() > 0) for value in learned.values())
+
+
+def test_the_parameters_of_the_default_keep_their_names():
+    names = {"decoder.0.weight", "decoder.0.bias", "decoder.2.weight", "decoder.2.bias"}
+    assert set(VAE(spec(support="boolean")).state_dict()) == names
+    assert set(VAE(spec()).state_dict()) == {*names, "log_scale"}
+
+
 def test_parameters_have_the_dtype_of_the_data():
-    for likelihood in ("gaussian", "gaussian_fixed"):
-        model = VAE(spec(), likelihood=likelihood)
-        assert {value.dtype for value in model.state_dict().values()} == {torch.float64}
+    for options in (
+        *({"likelihood": name} for name in ("gaussian", "gaussian_fixed", "negative_binomial")),
+        *({"prior": name} for name in PRIORS),
+    ):
+        model = VAE(spec(support="nonnegative_integer"), **options)
+        floats = (value.dtype for value in model.state_dict().values() if value.is_floating_point())
+        assert set(floats) == {torch.float64}
 
 
 def test_pictures_keep_their_shape():
