@@ -2,7 +2,7 @@
 
     PYRO_VI_DATA=folder python scripts/mnist_models.py --steps 3000
 
-Each model has hidden layers of the same width, and is fitted with the same number of steps of Adam at the same rate, which falls
+Each model has hidden layers of the same width, and takes the same number of steps of Adam at the same rate, which falls
 to 0 on a cosine. The bound and the evidence are means over the same test images, in nats: the bound of some draws, and
 log (1/K) Σ p(x, z_k)/q(z_k | x) of K draws. The differences are paired: from `vae`, image by image, with their standard error.
 """
