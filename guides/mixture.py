@@ -73,8 +73,8 @@ class Mixture(AmortizedGuide):
     def _slowness(self, block: Block) -> float:
         """The factor between the parameters of log w and log w: less than 1 if the start has several modes.
 
-        Draws of one mode say little about the weight of another one far away. The noise of their gradients would lead the weights
-        away from their start, which is near the best.
+        Draws of one mode say little about the weight of another one far away. The noise of their gradients would lead the
+        weights away from their start, which is near the best.
         """
         return SLOW if len(block.modes) > 1 else 1.0
 
