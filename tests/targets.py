@@ -6,15 +6,12 @@ reference draws (the folder's README describes the models); the funnel and the n
 1e-3: computed twice, by quadrature, enumeration or closed form.
 """
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -23,7 +20,8 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-FOLDER = Path(os.environ.get("PYRO_VI_DATA", "")) / "posteriordb"
+from pyro_vi.data import posteriordb
+
 needs_folder = pytest.mark.skipif("PYRO_VI_DATA" not in os.environ, reason="PYRO_VI_DATA is not set")
 
 FLAT = 1000.0
@@ -42,7 +40,7 @@ class Target:
         evidence: log Z.
         mean_field: the best ELBO of independent normals on the unconstrained scale.
         full_rank: the best ELBO of a normal with any covariance there; None if it is not known.
-        folder: folder of the reference draws; None if there are none.
+        folder: name of the posterior in `pyro_vi.data.posteriordb`, which has reference draws; None if there are none.
         read: turns draws by site, each with the draws as first dimension, into the columns of the reference draws.
     """
 
@@ -62,27 +60,21 @@ class Target:
 
     def reference(self) -> tuple[Tensor, Tensor]:
         """Means and standard deviations of the reference draws, one for each column."""
-        summary = json.loads((self._folder / "reference_summary.json").read_text())
-        return tuple(torch.tensor(summary[key]).double() for key in ("mean", "sd"))  # type: ignore[return-value]
+        found = posteriordb.read(self.folder or "")
+        return found.mean, found.sd
 
     def draws(self) -> Tensor:
         """The reference draws, shape ``(10000, columns)``."""
-        with np.load(self._folder / "reference_draws.npz", allow_pickle=False) as file:
-            return torch.from_numpy(file["draws"]).flatten(0, 1)
-
-    @property
-    def _folder(self) -> Path:
-        assert self.folder is not None
-        return FOLDER / self.folder
+        return posteriordb.read(self.folder or "").draws.flatten(0, 1)
 
 
 def _number(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64)
 
 
-def _json(folder: str, *names: str) -> tuple[Tensor, ...]:
-    data = json.loads((FOLDER / folder / "data.json").read_text())
-    return tuple(torch.tensor(data[name]).double() for name in names)
+def _json(name: str, *keys: str) -> tuple[Tensor, ...]:
+    data = posteriordb.read(name).data
+    return tuple(data[key] for key in keys)
 
 
 # Eight schools: mu ~ N(0, 5²), tau ~ C⁺(5), theta_j ~ N(mu, tau²), y_j ~ N(theta_j, sigma_j²).
@@ -133,7 +125,7 @@ def autoregression(past: Tensor, y: Tensor) -> None:
 
 
 def _past() -> tuple[Tensor, ...]:
-    (y,) = _json("arK-arK", "y")
+    (y,) = _json("arK", "y")
     return torch.stack([y[4 - k : -1 - k] for k in range(5)], 1), y[5:]
 
 
@@ -213,7 +205,7 @@ def noisy_cone(z: Tensor) -> None:
     pyro.sample("z", dist.Normal(height, 0.1 + height / 100), obs=z)
 
 
-SCHOOLS = "eight_schools-eight_schools_noncentered"
+SCHOOLS = "eight_schools"
 TARGETS = {
     target.name: target
     for target in (
@@ -240,32 +232,32 @@ TARGETS = {
         Target(
             "sblrc",
             blr,
-            lambda: _json("sblrc-blr", "X", "y"),
+            lambda: _json("sblrc", "X", "y"),
             -194.967589,
             -195.983,
             -194.996,
-            "sblrc-blr",
+            "sblrc",
             _beta_sigma,
         ),
-        Target("arK", autoregression, _past, 58.587594, 53.992, 58.571, "arK-arK", _beta_sigma),
+        Target("arK", autoregression, _past, 58.587594, 53.992, 58.571, "arK", _beta_sigma),
         Target(
             "kidiq",
             kidscore,
-            lambda: _json("kidiq-kidscore_momiq", "mom_iq", "kid_score"),
+            lambda: _json("kidiq", "mom_iq", "kid_score"),
             -1881.663161 - 2 * _FLAT,
             -1883.575 - 2 * _FLAT,
             -1881.666 - 2 * _FLAT,
-            "kidiq-kidscore_momiq",
+            "kidiq",
             _beta_sigma,
         ),
         Target(
             "mixture",
             mixture,
-            lambda: _json("low_dim_gauss_mix-low_dim_gauss_mix", "y"),
+            lambda: _json("gauss_mix", "y"),
             -2115.683,
             -2115.927,
             -2115.687,
-            "low_dim_gauss_mix-low_dim_gauss_mix",
+            "gauss_mix",
             _mixture,
         ),
         Target("funnel", funnel, lambda: (), 0.0, -0.5 * math.log(1 + 81 / 2)),

@@ -57,7 +57,8 @@ class Data:
     (Burda et al. 2015, arXiv:1509.00519).
 
     `labels`, (num_data,), and `heldout_labels` are labels kept apart, for the colours of pictures: whole numbers that `classes`
-    names, −1 where they are not known. Programs do not see them.
+    names, −1 where they are not known. Programs do not see them. `standard` holds the mean and the standard deviation by
+    which the first column was standardised; `standardized` does the same to new values.
 
     `arguments` says what a program is called with (`pyro_vi.data.arguments.Arguments`): by default the columns alone. With
     `integers`, whole numbers and truth values stay what they are; otherwise programs get floats. Without `shuffle`, batches
@@ -86,6 +87,7 @@ class Data:
     labels: Tensor | None = field(default=None, repr=False)
     heldout_labels: Tensor | None = field(default=None, repr=False)
     classes: tuple[str, ...] = ()
+    standard: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     @property
     def num_heldout(self) -> int:
@@ -141,6 +143,13 @@ class Data:
         """Return the `values` of the indexed rows."""
         # Gather before converting to floats: images then take one byte per pixel.
         return self.values(tuple(column.index_select(0, index) for column in stored), index)
+
+    def standardized(self, values: Tensor) -> Tensor:
+        """Return new values of the first column, (rows, *event_shape), as the training data were standardised, if they were."""
+        if self.standard is None:
+            return values.to(self.spec.dtype)
+        loc, scale = (part.to(values.device) for part in self.standard)
+        return ((values.double() - loc) / scale).to(self.spec.dtype)
 
     def fixed(self) -> "Data":
         """Return the same data with the 0/1 values of epoch 0 in every epoch; the same data if nothing is redrawn."""

@@ -4,7 +4,7 @@ import importlib.util
 import os
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,40 @@ UNREADABLE = (ValueError, OSError, EOFError, KeyError, zlib.error, zipfile.BadZi
 """Exceptions raised when a damaged file is read."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Columns:
-    """Labelled arrays of one file, each (rows, ...), and the test part if the file has one."""
+    """Arrays by their label in messages, each (rows, ...), and what belongs to them.
 
-    train: dict[str, Array]
+    Attributes:
+        train: the columns.
+        test: the test part of a single column, if the file has one.
+        note: what was left out, for the source line.
+        features: names of the numbers of a row of the first column.
+        labels: labels kept apart, whole numbers that ``classes`` names; −1 where they are not known.
+        classes: names of the labels.
+        groups: names of the groups, if there is a column ``"group"``.
+        whole: labels of columns of whole numbers that stay what they are: groups and lengths.
+    """
+
+    train: Mapping[str, Any]
     test: Array | None = None
     note: str = ""
+    features: tuple[str, ...] = ()
+    labels: Array | None = None
+    classes: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
 
 
-def read_file(path: Path) -> Columns:
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A DataFrame; ``named`` is False if its columns have numbers for names."""
+
+    frame: Any
+    named: bool
+
+
+def read_file(path: Path) -> Columns | Table:
     """Read a .npy, .npz, .csv or .parquet file; pickled objects are rejected.
 
     Raises InputError if the file is missing, a folder, of another kind, unreadable, or not numeric.
@@ -76,7 +100,7 @@ def _npz_file(path: Path) -> Columns:
     return Columns({"'train'": arrays["train"]}, arrays["test"], note)
 
 
-def _csv_file(path: Path) -> Columns:
+def _csv_file(path: Path) -> Table:
     import pandas as pd
 
     kind: dict[str, Any] = {"encoding": "utf-8-sig", "skipinitialspace": True}
@@ -89,10 +113,11 @@ def _csv_file(path: Path) -> Columns:
     if has_header and bool(first.isna().any()):
         # By default pandas writes its row numbers as a column without a name; they would be fitted as data.
         raise InputError(f"{path.name}: a column has no name (row numbers?); name it, or save with index=False")
-    return _frame(path, pd.read_csv(path, header=0 if has_header else None, low_memory=False, **kind))
+    frame = pd.read_csv(path, header=0 if has_header else None, low_memory=False, **kind)
+    return Table(frame, has_header and not is_count)
 
 
-def _parquet_file(path: Path) -> Columns:
+def _parquet_file(path: Path) -> Table:
     if importlib.util.find_spec("pyarrow") is None:
         raise InputError(f"reading {path.name} needs pyarrow; install it with: pip install 'pyro-vi[parquet]'")
     import pandas as pd
@@ -102,26 +127,15 @@ def _parquet_file(path: Path) -> Columns:
         frame = pd.read_parquet(path, engine="pyarrow")
     except pyarrow.ArrowException as error:
         raise ValueError(str(error)) from error
-    return _frame(path, frame)
+    return table(frame)
 
 
-def _frame(path: Path, frame: Any) -> Columns:
-    from pandas.api import types
-
-    if not frame.size:
-        raise InputError(f"{path.name} holds no numbers; save at least 2 rows of them")
-    for name, column in frame.items():
-        if not types.is_numeric_dtype(column.dtype) or types.is_complex_dtype(column.dtype):
-            raise InputError(
-                f"{path.name}: column {str(name)!r} is not numeric; leave it out or code it as numbers "
-                "(a table needs commas between cells, and decimal points)"
-            )
-    values = frame.to_numpy(dtype=np.float64, na_value=np.nan)
-    whole = all(types.is_integer_dtype(dtype) or types.is_bool_dtype(dtype) for dtype in frame.dtypes)
-    return Columns({"the table": values.astype(np.int64) if whole and np.isfinite(values).all() else values})
+def table(frame: Any) -> Table:
+    """Return a DataFrame as a table; its columns have names if those are no numbers."""
+    return Table(frame, all(isinstance(name, str) and not name.isdecimal() for name in frame.columns))
 
 
-FILES: dict[str, Callable[[Path], Columns]] = {
+FILES: dict[str, Callable[[Path], Columns | Table]] = {
     ".npy": _npy_file,
     ".npz": _npz_file,
     ".csv": _csv_file,

@@ -17,7 +17,7 @@ from pyro.infer import autoguide
 from pyro_vi import estimators
 from pyro_vi.data import Data, fresh, load, numbered
 from pyro_vi.data.loading import available as data_sets
-from pyro_vi.data.registered import DATASETS
+from pyro_vi.data.registered import DATASETS, said
 from pyro_vi.errors import InputError, of_program
 from pyro_vi.overview.options import Option, about, options_from, plain
 from pyro_vi.programs import Pair, Source, build_pair, isolated, takes_row_numbers
@@ -158,7 +158,7 @@ def described(text: str) -> list[Described]:
         entry = DATASETS[name]
         keywords = [p for p in inspect.signature(entry.read).parameters.values() if p.kind is p.KEYWORD_ONLY]
         options = {
-            option: replace(one, type=" or ".join(map(repr, entry.options[option])))
+            option: replace(one, type=said(entry.options[option]))
             for option, one in options_from(entry.read, keywords).items()
         }
         found.append(Described("data set", name, every["data"][name], options, _command("--data", name, options)))

@@ -127,4 +127,4 @@ def test_refused_paths(tmp_path: Path) -> None:
     assert "there is no file" in message(load, str(tmp_path / "nowhere.csv"))
     assert "unknown kind of file" in message(load, str(tmp_path / "nowhere"))
     text = message(load, "x.csv(header=True)", error=UsageError)
-    assert text == "the file 'x.csv' has no options; leave out what is in parentheses"
+    assert text.startswith("the file 'x.csv' has no option 'header'. Its options are: columns, label, labels, target")

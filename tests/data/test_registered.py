@@ -16,8 +16,9 @@ import torch
 from data_toys import message, same
 from sklearn.datasets import load_digits
 
-from pyro_vi.data import registered
+from pyro_vi.data import posteriordb
 from pyro_vi.data.loading import available, load
+from pyro_vi.data.sets import images as of_images
 from pyro_vi.errors import UsageError
 
 needs_folder = pytest.mark.skipif("PYRO_VI_DATA" not in os.environ, reason="PYRO_VI_DATA is not set")
@@ -98,7 +99,9 @@ def test_standardised_digits() -> None:
 
 
 def test_available() -> None:
-    assert list(available()) == ["digits", "mnist", "mnist_static", "omniglot"]
+    images = ["digits", "mnist", "mnist_static", "omniglot", "frey", "caltech"]
+    tables = ["wine", "breast_cancer", "iris", "diabetes", "moons"]
+    assert list(available()) == [*images, *tables, "jsb", "robot", "nile", "20ng", *posteriordb.NAMES]
     assert all(text and "\n" not in text for text in available().values())
 
 
@@ -107,7 +110,7 @@ def test_available() -> None:
     [
         (
             "digts",
-            "no data set named 'digts'; did you mean 'digits'? Available: digits, mnist, mnist_static, omniglot; or",
+            "no data set named 'digts'; did you mean 'digits'? Available: digits, mnist, mnist_static, omniglot, frey",
         ),
         ("digts(binarize=False)", "did you mean 'digits'?"),
         (
@@ -121,6 +124,11 @@ def test_available() -> None:
         ("digits(binarize=", "cannot read 'digits(binarize='"),
         ("omniglot(heldout_part='train')", "heldout_part='train' is not allowed; use 'test' or 'valid'"),
         ("mnist(standardize=True)", "has no option 'standardize'; did you mean 'binarize'? Its options are: binarize"),
+        ("digits(labels=0)", "labels=0 is not allowed; use False or True or a whole number of at least 1"),
+        ("moons(noise=-1)", "noise=-1 is not allowed; use a number of at least 0"),
+        ("20ng(heldout_part='h1')", "use 'test' or 'valid' or 'test_h1' or 'test_h2'"),
+        ("wine(columns='alcohol')", "data set 'wine' has no option 'columns'. Its options are: standardize, labels"),
+        ("robot(steps=3)", "at least 2 sequences of at least 4 steps; raise sequences or steps"),
     ],
 )
 def test_refused_names(name: str, problem: str) -> None:
@@ -130,6 +138,8 @@ def test_refused_names(name: str, problem: str) -> None:
 def test_sets_with_their_own_split_refuse_another() -> None:
     text = "data set 'mnist' has a held-out part of its own; leave heldout out"
     assert message(load, "mnist", heldout=0.1, error=UsageError) == text
+    text = "data set 'kidiq' is fitted as a whole, and nothing of it is held out; leave heldout out"
+    assert message(load, "kidiq", heldout=0.1, error=UsageError) == text
 
 
 @pytest.fixture
@@ -158,9 +168,17 @@ def test_small_mnist_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "put the original train-images-idx3-ubyte.gz there" in message(load, "mnist")
     images = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
     header = np.array([2051, 5, 28, 28], ">u4").tobytes()
-    for name in registered.MNIST_SHA256:
+    names = list(of_images.MNIST_SHA256)
+    for name in names[:2]:
         (tmp_path / "mnist" / name).write_bytes(gzip.compress(header + images.tobytes()))
     data = load("mnist(binarize=False)")
+    assert data.labels is None
+    assert "put the original train-labels-idx1-ubyte.gz there" in message(load, "mnist(labels=True)")
+    for name, count in zip(names[2:], (5, 4), strict=True):
+        labels = np.array([2049, count], ">u4").tobytes() + bytes(range(count))
+        (tmp_path / "mnist" / name).write_bytes(gzip.compress(labels))
+    assert "5 and 5 images have 5 and 4 labels" in message(load, "mnist")
+    (tmp_path / "mnist" / names[3]).unlink()
     assert torch.equal(data.heldout[0], torch.from_numpy(images).reshape(5, 784) / 255)
     assert same(data.train(), data.heldout)
     for content in (b"no gzip", gzip.compress(b"short"), gzip.compress(header + b"1"), gzip.compress(b"\0" * 16)):
@@ -228,7 +246,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str | Path], No
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         servers.append(server)
-        monkeypatch.setattr(registered, "MNIST_URL", f"http://127.0.0.1:{server.server_port}/")
+        monkeypatch.setattr(of_images, "MNIST_URL", f"http://127.0.0.1:{server.server_port}/")
 
     yield start
     for server in servers:
@@ -243,8 +261,8 @@ FOLDER = os.environ.get("PYRO_VI_DATA", "")
 def test_mnist_is_downloaded_once(cache: Path, serve: Callable[[str | Path], None], monkeypatch: Any) -> None:
     serve(Path(FOLDER) / "mnist")
     downloaded = load("mnist(binarize=False)")
-    assert sorted(path.name for path in (cache / "mnist").iterdir()) == sorted(registered.MNIST_SHA256)
-    monkeypatch.setattr(registered, "MNIST_URL", "http://127.0.0.1:9/")
+    assert sorted(path.name for path in (cache / "mnist").iterdir()) == sorted(of_images.MNIST_SHA256)
+    monkeypatch.setattr(of_images, "MNIST_URL", "http://127.0.0.1:9/")
     again = load("mnist(binarize=False)")  # from the cache: nothing listens there
     assert same(downloaded.columns, again.columns)
     monkeypatch.setenv("PYRO_VI_DATA", FOLDER)
@@ -254,7 +272,7 @@ def test_mnist_is_downloaded_once(cache: Path, serve: Callable[[str | Path], Non
 def test_failed_download(cache: Path, serve: Callable[[str | Path], None], tmp_path: Path, monkeypatch: Any) -> None:
     name = "train-images-idx3-ubyte.gz"
     remedy = f"; set PYRO_VI_DATA to a folder that has mnist/{name}"
-    monkeypatch.setattr(registered, "MNIST_URL", "http://127.0.0.1:9/")
+    monkeypatch.setattr(of_images, "MNIST_URL", "http://127.0.0.1:9/")
     text = message(load, "mnist")
     assert text.startswith(f"data set 'mnist': cannot download http://127.0.0.1:9/{name} (")
     assert text.endswith(remedy)
