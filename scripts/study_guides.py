@@ -200,7 +200,7 @@ def draw(options: Options, values: np.ndarray) -> None:
         shown = np.clip(values, 0.01, None)
         image = axes.imshow(shown, norm=LogNorm(0.01, max(1.0, float(np.nanmax(shown)))), cmap="Blues", aspect="auto")
         for (i, j), value in np.ndenumerate(values):
-            text = "refused" if math.isnan(value) else f"{value:.2f}"
+            text = "refused" if math.isnan(value) else f"{max(value, 0.0):.2f}"
             axes.text(j, i, text, ha="center", va="center", color="white" if value > 0.7 else "black", fontsize=9)
         axes.set_xticks(range(len(SHAPES)), list(SHAPES), rotation=20, ha="right")
         axes.set_yticks(range(len(options.guides)), list(options.guides))
