@@ -8,4 +8,5 @@ TABLE: dict[str, str] = {
     "linear_gaussian": "pyro_vi.models.linear_gaussian:LinearGaussian",
     "conv_vae": "pyro_vi.models.conv_vae:ConvVAE",
     "hierarchical_vae": "pyro_vi.models.hierarchical_vae:HierarchicalVAE",
+    "deep_markov": "pyro_vi.models.deep_markov:DeepMarkov",
 }

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vi.amortized.columns import Column
+from pyro_vi.amortized.recurrent import Chained
 from pyro_vi.amortized.standard import Standard
 from pyro_vi.errors import InputError, of_program
 from pyro_vi.networks import ACTIVATIONS, activation_of, mlp_body, widths_of
@@ -36,8 +37,13 @@ class Features:
     steps: Tensor | None = None
 
 
-def kind_of(columns: Sequence[Column]) -> str:
-    """Return the encoder that suits the shapes of columns: ``"mlp"``, ``"conv"``, ``"recurrent"`` or ``"set"``."""
+def kind_of(columns: Sequence[Column], chain: str = "") -> str:
+    """Return the encoder that suits the shapes of columns: ``"mlp"``, ``"conv"``, ``"recurrent"`` or ``"set"``.
+
+    ``chain`` is the plate whose elements are the steps of a sequence.
+    """
+    if chain and max((column.plates for column in columns), key=len)[1:] == (chain,):
+        return "recurrent"
     if any(len(column.plates) > 1 for column in columns):
         return "set"
     if any(column.steps for column in columns):
@@ -58,6 +64,7 @@ class Encoder(nn.Module):
         hidden: widths of the hidden layers; the last one is the width of the features.
         activation: as in `pyro_vi.networks.mlp_body`.
         dtype: floating dtype of the parameters.
+        chain: the plate of elements that are the steps of a sequence; they are not pooled, but read in their order.
 
     Raises:
         InputError: an unknown kind, or one that does not suit the columns.
@@ -74,6 +81,7 @@ class Encoder(nn.Module):
         hidden: tuple[int, ...] | int = (64,),
         activation: str = "tanh",
         dtype: torch.dtype = torch.float32,
+        chain: str = "",
     ) -> None:
         super().__init__()
         if isinstance(kind, str) and kind not in KINDS:
@@ -87,19 +95,20 @@ class Encoder(nn.Module):
         )
         self.plates = max((column.plates for column in columns), key=len)
         self.given = not isinstance(kind, str)
-        self.kind = kind_of(columns) if kind == "auto" else "yours" if self.given else str(kind)
+        self.kind = kind_of(columns, chain) if kind == "auto" else "yours" if self.given else str(kind)
+        self.chained = self.kind == "recurrent" and self.plates[1:] == (chain,)
         self._refuse()
         self.network: nn.Module
         if isinstance(kind, nn.Module):
             self.network = kind
         else:
             channels = [part.channels for part in self._parts()]
-            self.network = _network(self._inner, columns, channels, widths, activation)
+            self.network = _network("chain" if self.chained else self._inner, columns, channels, widths, activation)
         self.to(dtype)
         self.width = self._tried(self._inputs(examples, present))
         joined = {level: self.width * (1 if level == self.plates[:1] else 2) for level in levels}
         self.mixes = nn.ModuleDict()
-        if len(self.plates) > 1:
+        if len(self.plates) > 1 and not self.chained:
             for level, inputs in joined.items():
                 self.mixes[_key(level)] = nn.Sequential(nn.Linear(inputs, self.width), mixed())
         self.levels = tuple(levels)
@@ -107,6 +116,9 @@ class Encoder(nn.Module):
 
     def forward(self, values: Sequence[Tensor], present: Sequence[Tensor | None]) -> Features:
         """Return the features of columns, as `Column.of` gives them."""
+        if self.chained:
+            steps, summary = self.network(self._inputs(values, present), self._seen(present))
+            return Features({self.plates: steps, self.plates[:1]: summary})
         found = self.network(*self._inputs(values, present))
         if self._inner == "recurrent":
             return Features({self.plates: found.summary}, found.steps)
@@ -134,13 +146,17 @@ class Encoder(nn.Module):
             "yours": "your network",
         }
         inputs = " and ".join(c.site or f"argument {c.position}" for c in self.columns)
-        within = (
-            f" for each row of {' and '.join(self.plates[1:])}, pooled over the others" if len(self.plates) > 1 else ""
-        )
+        within = ""
+        if self.chained:
+            within = f" along '{self.plates[1]}'"
+        elif len(self.plates) > 1:
+            within = f" for each row of {' and '.join(self.plates[1:])}, pooled over the others"
         return f"{names[self._inner if self._inner in names else 'mlp']} of {inputs}{within}, {self.width} features"
 
     def _tried(self, inputs: list[Tensor]) -> int:
         """The width of the features that the network returns for the example."""
+        if isinstance(self.network, Chained):
+            return self.network.width
         try:
             with torch.no_grad():
                 found = self.network(*inputs)
@@ -178,6 +194,12 @@ class Encoder(nn.Module):
                 inputs.append(x.reshape(*lead, *shape).expand(*wide, *shape))
         return inputs
 
+    def _seen(self, present: Sequence[Tensor | None]) -> Tensor | None:
+        """Which elements count, (rows, *elements), for any column; None for all."""
+        found = [p for c, p in zip(self.columns, present, strict=True) if p is not None and c.plates == self.plates]
+        wide = torch.broadcast_shapes(*(p.shape for p in found))
+        return torch.stack([p.expand(wide) for p in found]).any(0) if found else None
+
     def _weight(self, present: Sequence[Tensor | None], found: Tensor) -> Tensor | None:
         """Weights of the elements in a mean: 0 for those of which all is masked."""
         seen = [p for c, p in zip(self.columns, present, strict=True) if p is not None and c.plates == self.plates]
@@ -188,11 +210,11 @@ class Encoder(nn.Module):
     def _refuse(self) -> None:
         if self.kind == "set" and len(self.plates) == 1:
             raise InputError("encoder 'set' needs a plate of elements within each datum; use 'mlp'")
-        if self.kind == "recurrent" and not any(c.steps or len(c.shape) > 1 for c in self.columns):
+        if self.kind == "recurrent" and not self.chained and not any(c.steps or len(c.shape) > 1 for c in self.columns):
             raise InputError("encoder 'recurrent' needs a column of shape (rows, steps, …); use 'mlp'")
         if self.kind == "conv" and not any(len(c.shape) in (2, 3) for c in self.columns):
             raise InputError("encoder 'conv' needs images, of shape (rows, height, width) or with channels; use 'mlp'")
-        if self.kind == "recurrent" and len(self.plates) > 1:
+        if self.kind == "recurrent" and len(self.plates) > 1 and not self.chained:
             raise InputError("encoder 'recurrent' takes no plate of elements within a datum; use 'set'")
 
 
@@ -218,6 +240,8 @@ def _network(
     kind: str, columns: Sequence[Column], channels: Sequence[int], hidden: tuple[int, ...], activation: str
 ) -> nn.Module:
     shapes = [column.shape for column, count in zip(columns, channels, strict=True) for _ in range(count)]
+    if kind == "chain":
+        return Chained(shapes, hidden)
     if kind == "conv":
         return _Conv(shapes, hidden, activation)
     if kind == "recurrent":

@@ -130,6 +130,11 @@ class Frame:
         return floating[0] if floating else torch.get_default_dtype()
 
     @property
+    def chain(self) -> str:
+        """The plate of the encoder whose elements are the steps of a sequence; empty if there is none."""
+        return next((name for name in self.elements[1:] if any(s.chain == name for s in self.sites.values())), "")
+
+    @property
     def elements(self) -> tuple[str, ...]:
         """The data plate and the plates of elements within a row, as the encoder has them."""
         found = max((column.plates for column in self.columns), key=len, default=())

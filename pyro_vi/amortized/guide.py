@@ -115,6 +115,7 @@ class AmortizedGuide(nn.Module, ABC):
                 hidden=hidden,
                 activation=activation,
                 dtype=dtype,
+                chain=self.frame.chain,
             )
         self.blocks = self._grouped()
         self.hidden, self.activation = widths_of(hidden), activation

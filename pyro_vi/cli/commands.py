@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from pyro_vi.data.loading import with_data_options
 from pyro_vi.fitting import Options
 
 Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -20,13 +21,27 @@ class PairCommand:
     guide: Guide = "diag_normal"
     """Guide, in the same form."""
     data: str = "digits"
-    """Name of a data set, or a .npy, .npz, .csv or .parquet file."""
+    """Name of a data set, or a .npy, .npz, .csv or .parquet file, with options in parentheses: 'digits(labels=100)'."""
+    columns: str | None = None
+    """Columns of a table that a row consists of, with commas between them; by default all without another role."""
+    label: str | None = None
+    """Column of a table that holds classes, for the colours of pictures."""
+    target: str | None = None
+    """Column of a table that depends on the others: the second argument of the model."""
+    standardize: bool = False
+    """Give each column of the training rows mean 0 and standard deviation 1."""
     seed: int = Options.seed
     """Seed of all random numbers."""
     json: bool = False
     """Print one JSON document, and nothing else, on stdout."""
     debug: bool = False
     """Show the traceback of an error."""
+
+    @property
+    def source(self) -> str:
+        """The data with their options, as a run's configuration has them."""
+        given = {name: getattr(self, name) for name in ("columns", "label", "target", "standardize")}
+        return with_data_options(self.data, {name: value for name, value in given.items() if value})
 
 
 @dataclass(frozen=True)

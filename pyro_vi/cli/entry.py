@@ -39,7 +39,7 @@ def _compare(command: Compare) -> int:
     result = compare(
         command.model,
         [command.guide, *command.more],
-        command.data,
+        command.source,
         elbos=command.elbos,
         seeds=command.seeds,
         audit_draws=command.audit_draws,
@@ -55,7 +55,14 @@ def _compare(command: Compare) -> int:
             groups = {"fit": history_dataset(one.run.history), **audits}
             batch, folder = comparison.pictured()[1], comparison.folder_of(name)
             try:
-                tree = datatree_of_pair(one.run.pair, batch, draws=100, seed=comparison.seed, groups=groups)
+                tree = datatree_of_pair(
+                    one.run.pair,
+                    batch,
+                    draws=100,
+                    seed=comparison.seed,
+                    groups=groups,
+                    features=one.run.data.spec.features,
+                )
             except Exception as error:
                 if comparison.across == "estimators":
                     raise
@@ -84,17 +91,19 @@ def _fit(command: Fit) -> int:
     from pyro_vi.reporting.datatree import datatree_of_pair, history_dataset, write
 
     out = Path(command.out or "")
-    run = fit(command.model, command.guide, command.data, elbo=command.elbo, out=out, **command.options())
+    run = fit(command.model, command.guide, command.source, elbo=command.elbo, out=out, **command.options())
     batch = run.data.heldout if run.data.num_heldout else run.data.example(run.data.spec.num_data)
     groups = {"fit": history_dataset(run.history)}
-    write(datatree_of_pair(run.pair, batch, draws=100, seed=command.seed, groups=groups), out / "result.nc")
+    features = run.data.spec.features
+    tree = datatree_of_pair(run.pair, batch, draws=100, seed=command.seed, groups=groups, features=features)
+    write(tree, out / "result.nc")
     last = run.history[-1]
     steps = {} if run.choice is None else {"compiled": run.compiled, "note": run.choice.note, "seconds": run.seconds}
     document = {"elbo": run.elbo, "kl_source": run.kl_source, "out": str(out), "steps": steps, "last": last}
     if command.json:
         _print_json(document)
         return 0
-    shown = _table(f"{command.model} with guide {command.guide} on {command.data}, {run.elbo}", "", "nats per datum")
+    shown = _table(f"{command.model} with guide {command.guide} on {command.source}, {run.elbo}", "", "nats per datum")
     for label, key in (
         ("held-out ELBO", "heldout_elbo"),
         ("held-out log predictive density", "heldout_lpd"),
@@ -122,7 +131,7 @@ def _audit(command: Audit) -> int:
         _print_json({**found.to_dict(), "advice": [advice.text for advice in advise(found)]})
         return 0
     console = _console()
-    console.print(audit_table(found, f"{command.model} with guide {command.guide} on {command.data}"))
+    console.print(audit_table(found, f"{command.model} with guide {command.guide} on {command.source}"))
     for advice in advise(found):
         console.print(advice.text)
     return 0
@@ -142,7 +151,7 @@ def _check(command: Check) -> int:
         for finding in findings:
             print(f"{finding.severity}: {finding} [{finding.code}]")
         if not findings:
-            print(f"nothing found: {command.model} with guide {command.guide} on {command.data}")
+            print(f"nothing found: {command.model} with guide {command.guide} on {command.source}")
     return int(any(finding.severity == "error" for finding in findings))
 
 
@@ -184,7 +193,7 @@ def _show(command: Show) -> int:
         rows = {key: config[key] for key in ("batch_size", "shuffle", "drop_last")}
     planned = _planned(command, command.run, **rows)
     (name, estimator), *_ = named(command.elbo or config.get("elbo", "mean_field")).items()
-    found = show_pair(planned, (command.model, command.guide, command.data), name, estimator, out=command.out)
+    found = show_pair(planned, (command.model, command.guide, command.source), name, estimator, out=command.out)
     if command.json:
         _print_json(found.to_dict())
     else:
@@ -227,7 +236,7 @@ def _planned(command: PairCommand, run: str | None, **rows: Any) -> Any:
     # A run is evaluated on the data that it held out: another seed would split them differently.
     config = {"seed": command.seed} if run is None else config_of(Path(run))
     options = Options(seed=config["seed"], heldout=config.get("heldout"), **rows)
-    planned = plan_of(command.model, command.guide, command.data, options)
+    planned = plan_of(command.model, command.guide, command.source, options)
     if run is not None:
         load_parameters(planned.pair, Path(run))
     return planned
@@ -248,7 +257,7 @@ def _folder(command: FittingCommand) -> Path:
     named = guides if len(guides) <= 3 else [f"{len(guides)}guides"]
     count = getattr(command, "seeds", 1)
     seeds = f"seed{command.seed}" if count < 2 else f"seeds{command.seed}to{command.seed + count - 1}"
-    parts = (command.model, *named, command.data, seeds)
+    parts = (command.model, *named, command.source, seeds)
     stem = "-".join(slug(part) for part in parts)
     numbered = (Path("runs") / (stem if i == 1 else f"{stem}-{i}") for i in range(1, 10_000))
     return next(path for path in numbered if not path.exists())

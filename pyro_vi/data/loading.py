@@ -165,6 +165,29 @@ def _load_named(
     return _load_set(name, options, seed, heldout, dtype)
 
 
+def with_data_options(data: str, options: Mapping[str, object]) -> str:
+    """Return the name of data with more options: what `load` takes as one text, and a run's configuration keeps.
+
+    Raises:
+        UsageError: an option is given twice.
+
+    Example:
+        >>> with_data_options("wine.csv(label='kind')", {"standardize": True})
+        "wine.csv(label='kind', standardize=True)"
+    """
+    if not options:
+        return data
+    path = Path(os.path.expanduser(data))
+    name, given = (data, {}) if path.suffix.lower() in FILES or path.is_file() else parse(data)
+    for option in options:
+        if option in given:
+            raise UsageError(f"{data!r}: the option {option!r} is given twice; give it once")
+    # A name with blanks is read as a path only if it has a folder.
+    name = name if "/" in name or " " not in name else f"./{name}"
+    written = ", ".join(f"{key}={value!r}" for key, value in {**given, **options}.items())
+    return f"{name}({written})"
+
+
 def _choice(what: str, options: Mapping[str, Any]) -> Choice:
     check_options(what, options, [option.name for option in fields(Choice)])
     return Choice(**options)

@@ -68,6 +68,8 @@ class Latent:
         scale: its `pyro.poutine.scale`, without the factors of plates.
         start: the median of the prior given those of the sites before it, on the unconstrained scale.
         spread: the prior's standard deviation there.
+        chain: the plate at the attribute ``chain_dim`` of the prior, along which each element depends on the one before it;
+            empty if there is none.
         states: the values of a discrete site with finitely many, the first dimension over them; None for other sites.
     """
 
@@ -85,6 +87,7 @@ class Latent:
     start: Tensor
     spread: Tensor
     states: Tensor | None = None
+    chain: str = ""
 
     @property
     def event_dim(self) -> int:
@@ -188,6 +191,7 @@ class Reading(Messenger):
             start=start,
             spread=spread,
             states=_states(fn),
+            chain=next((f.name for f in frames if f.dim == getattr(fn, "chain_dim", None)), ""),
         )
         self.latents.setdefault(msg["name"], latent)
 

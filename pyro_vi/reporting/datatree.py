@@ -1,6 +1,6 @@
 """Export to ArviZ's DataTree: draws, predictions, log-likelihood and observed data of a pair, with plates as dimensions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ def to_datatree(
     draws: Whole = 1000,
     seed: Whole = 0,
     groups: Mapping[str, xr.Dataset] | None = None,
+    features: Sequence[str] = (),
 ) -> xr.DataTree:
     """Draw z ~ q(z | x), predict and score x by p(x | z), and return the results as a DataTree that ArviZ reads.
 
@@ -47,6 +48,7 @@ def to_datatree(
         draws: number of draws of each site; at most 100 of the prior.
         seed: seed of the draws.
         groups: further groups to add, such as ``fit`` and ``audit``.
+        features: names of the numbers of a datum, such as the columns of a table: coordinates of the observed sites.
 
     Raises:
         InputError: the guide lacks a latent site that cannot be summed out, or a program draws its own minibatch.
@@ -62,11 +64,19 @@ def to_datatree(
         {'chain': 1, 'draw': 5, 'data': 3, 'z_dim_0': 8}
     """
     with naming_programs("the pair fails in the export"):
-        return datatree_of_pair(*pair_and_args(model, guide, batch), draws=draws, seed=seed, groups=groups)
+        return datatree_of_pair(
+            *pair_and_args(model, guide, batch), draws=draws, seed=seed, groups=groups, features=features
+        )
 
 
 def datatree_of_pair(
-    pair: Pair, args: Batch, *, draws: Whole = 1000, seed: Whole = 0, groups: Mapping[str, xr.Dataset] | None = None
+    pair: Pair,
+    args: Batch,
+    *,
+    draws: Whole = 1000,
+    seed: Whole = 0,
+    groups: Mapping[str, xr.Dataset] | None = None,
+    features: Sequence[str] = (),
 ) -> xr.DataTree:
     """`to_datatree` for a pair that is bound already."""
     draws, seed = whole("draws", draws, 1), seed_from(seed)
@@ -111,6 +121,7 @@ def datatree_of_pair(
     tree = arviz_base.from_dict(
         {**data, **({"observed_data": observed} if observed else {}), **_constant(args)},
         dims={site.label: list(site.dims) for site in sites.values()},
+        coords=_named(sites, features),
     )
     if densities:
         tree["log_likelihood"] = xr.DataTree(_log_likelihood(densities, sites))
@@ -119,6 +130,15 @@ def datatree_of_pair(
     for name, dataset in (groups or {}).items():
         tree[name] = xr.DataTree(dataset)
     return tree
+
+
+def _named(sites: Mapping[str, Exported], features: Sequence[str]) -> dict[str, list[str]]:
+    """Names of features as coordinates of the last dimension of observed sites of that length."""
+    return {
+        site.dims[-1]: list(features)
+        for site in sites.values()
+        if features and site.kind == "data" and len(site.shape) > site.rank and site.shape[-1] == len(features)
+    }
 
 
 def _prior(

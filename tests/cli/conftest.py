@@ -24,5 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     np.save("nan.npy", values)
     values[3, 2] = math.inf
     np.savetxt("infinite.csv", values, delimiter=",")
+    rows = [f"{a:.3f},{kind},{b:.3f},{c:.3f}" for (a, b, c, *_), kind in zip(values, 20 * ["red", "blue"], strict=True)]
+    (tmp_path / "kinds.csv").write_text("\n".join(["a,kind,b,c", *rows]).replace("inf", "0") + "\n")
     yield tmp_path
     sys.modules.pop("programs", None)

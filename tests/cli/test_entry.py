@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+import xarray as xr
 from command_line import FAILED, SMALL, files, real
 
 from pyro_vi.cli import entry as cli
+from pyro_vi.data import load
 
 GREY = "digits(binarize=False)"
 
@@ -100,6 +102,26 @@ BAD: dict[str, tuple[tuple[str, ...], int, str]] = {
     "show under no estimator": (("show", "--elbo", "tracee"), 2, "did you mean 'trace'?"),
     "show of no batch": (("show", "--batch-size", "0"), 2, "batch_size must be a whole number of at least 1, not 0"),
     "show into a file": (("show", *SMALL, "--data", "five.npy", "--out", "file/x"), 1, "cannot be written"),
+    "label that is not there": (
+        ("fit", "--data", "kinds.csv", "--label", "knd"),
+        2,
+        "no column named 'knd'; did you mean",
+    ),
+    "label of an array": (
+        ("fit", "--data", "five.npy", "--label", "a"),
+        2,
+        "has no named columns, so label cannot be chosen",
+    ),
+    "label of a data set": (
+        ("fit", "--label", "a"),
+        2,
+        "data set 'digits' has no option 'label'; did you mean 'labels'?",
+    ),
+    "standardised twice": (
+        ("fit", "--data", "wine(standardize=True)", "--standardize"),
+        2,
+        "'standardize' is given twice",
+    ),
     "list of no name": (("list", "diag_norml"), 2, "estimator named 'diag_norml'; did you mean 'diag_normal'?"),
 }
 
@@ -138,6 +160,33 @@ def test_the_real_command_gives_one_line_and_leaves_nothing(case, folder):
     done = real(*BAD[case][0], cwd=folder)
     judge(case, done.returncode, done.stdout, done.stderr)
     assert files(folder) == before
+
+
+def test_columns_of_a_table_are_chosen_and_kept_in_the_run(folder, capsys):
+    args = [
+        "--data",
+        "kinds.csv",
+        "--columns",
+        "a,b",
+        "--label",
+        "kind",
+        "--standardize",
+        "--steps",
+        "2",
+        "--compile",
+        "no",
+        "--out",
+        "run",
+    ]
+    assert cli.main(["fit", "vae(latent_dim=1)", *args]) == 0
+    name = "kinds.csv(columns='a,b', label='kind', standardize=True)"
+    assert json.loads((folder / "run" / "config.json").read_text())["data"] == name
+    data = load(name)
+    assert (data.spec.features, data.classes) == (("a", "b"), ("blue", "red"))
+    assert float(data.train()[0].mean(0).abs().max()) < 1e-6
+    tree = xr.open_datatree(folder / "run" / "result.nc")
+    assert tree["observed_data"]["x_dim_0"].values.tolist() == ["a", "b"]
+    tree.close()
 
 
 def test_version_is_that_of_the_distribution(folder, capsys):

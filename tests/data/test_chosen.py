@@ -10,7 +10,7 @@ import pytest
 import torch
 from data_toys import message, same
 
-from pyro_vi.data.loading import load
+from pyro_vi.data.loading import load, with_data_options
 from pyro_vi.errors import InputError, UsageError
 
 RNG = np.random.default_rng(0)
@@ -200,3 +200,16 @@ def test_refused_lengths(tmp_path: Path) -> None:
     np.savez(tmp_path / "parts.npz", train=np.zeros((7, 2)), test=np.zeros((3, 2)))
     text = message(load, tmp_path / "parts.npz", label=np.zeros(7), error=UsageError)
     assert text == "parts.npz has a test part of its own, for which there are no labels; leave label out"
+
+
+def test_options_become_part_of_the_name(tmp_path: Path) -> None:
+    FRAME.to_csv(tmp_path / "my table.csv", index=False)
+    path = str(tmp_path / "my table.csv")
+    name = with_data_options(path, {"columns": "a,b", "label": "kind", "standardize": True})
+    assert name == f"{path}(columns='a,b', label='kind', standardize=True)"
+    data = load(name)
+    assert (data.spec.features, data.classes) == (("a", "b"), ("blue", "red"))
+    assert with_data_options("my table.csv", {"label": "kind"}) == "./my table.csv(label='kind')"
+    assert with_data_options("digits", {}) == "digits"
+    text = message(with_data_options, "wine(standardize=True)", {"standardize": True}, error=UsageError)
+    assert text == "'wine(standardize=True)': the option 'standardize' is given twice; give it once"
