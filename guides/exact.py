@@ -5,20 +5,25 @@ from typing import Any
 
 import pyro
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
 from pyro_vi.programs import ModelPlate, prototype, title
+
+ENUMERATED = {"enumerate": "parallel"}
 
 
 class Exact(nn.Module):
     """Exact posterior: q(z | x) = p(z | x), taken from the model's ``posterior(x)``.
 
     It has no parameters of its own. It depends on the model's, with gradients: the ELBO of every draw then equals log p(x),
-    and the gradient of the ELBO equals that of log p(x).
+    and the gradient of the ELBO equals that of log p(x). Discrete sites are marked for enumeration, which the estimator
+    ``enum`` follows.
 
     Args:
-        model: a module whose ``posterior(x)`` returns a distribution for each latent site.
+        model: a module whose ``posterior(x)`` returns a distribution for each latent site, or a function that gives it from
+            the draws of the sites before, by name.
         batch: an example batch.
 
     Raises:
@@ -54,4 +59,12 @@ class Exact(nn.Module):
         """Draw every latent site from the posterior of the batch."""
         posterior = self.model.posterior(*args)  # type: ignore[operator]
         with nullcontext() if self.plate is None else self.plate(args):
-            return {name: pyro.sample(name, distribution) for name, distribution in posterior.items()}
+            return self._drawn(posterior)
+
+    def _drawn(self, posterior: dict[str, Any]) -> dict[str, Any]:
+        draws: dict[str, Any] = {}
+        for name, found in posterior.items():
+            distribution: Any = found if isinstance(found, Distribution) else found(draws)
+            infer: Any = ENUMERATED if distribution.has_enumerate_support else {}
+            draws[name] = pyro.sample(name, distribution, infer=infer)
+        return draws

@@ -9,4 +9,7 @@ TABLE: dict[str, str] = {
     "conv_vae": "pyro_vi.models.conv_vae:ConvVAE",
     "hierarchical_vae": "pyro_vi.models.hierarchical_vae:HierarchicalVAE",
     "deep_markov": "pyro_vi.models.deep_markov:DeepMarkov",
+    "ppca": "pyro_vi.models.linear_gaussian:PPCA",
+    "factor_analysis": "pyro_vi.models.linear_gaussian:FactorAnalysis",
+    "mixture": "pyro_vi.models.mixture:GaussianMixture",
 }

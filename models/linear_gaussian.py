@@ -1,4 +1,7 @@
-"""The linear-Gaussian model, whose evidence and posterior have a closed form."""
+"""The linear-Gaussian model, whose evidence and posterior have a closed form, with two of its forms by name.
+
+* `LinearGaussian` is the model. `PPCA` is the same with one noise variance, `FactorAnalysis` with one for each feature.
+"""
 
 import math
 from collections.abc import Sequence
@@ -23,11 +26,12 @@ class LinearGaussian(nn.Module):
     Args:
         data: description of the data set; its event shape is ``(D,)`` or ``()``.
         latent_dim: dimension of z.
-        noise: ``"shared"`` for Σ = σ² I, or ``"diagonal"`` for one variance per feature.
+        noise: ``"shared"`` for Σ = σ² I, ``"diagonal"`` for one variance per feature, or ``"fixed"`` for those of ``scale``,
+            which are not learned.
         weight: A, of shape ``(D, latent_dim)``; by default drawn from N(0, 1 / latent_dim).
         bias: b, of shape ``(D,)``; by default 0.
         scale: standard deviation of the noise, a number, or one per feature, of shape ``(D,)``.
-        learn: if true, A, b and Σ are parameters; otherwise they are fixed.
+        learn: if true, A, b and, unless the noise is fixed, Σ are parameters; otherwise they are fixed.
 
     Raises:
         InputError: the data are not real-valued vectors, or a given array has the wrong shape.
@@ -65,8 +69,8 @@ class LinearGaussian(nn.Module):
                 f"linear_gaussian has a density for real values, but '{data.name}' is binary; "
                 "use real-valued data, such as 'digits(standardize=True)'"
             )
-        if noise not in ("shared", "diagonal"):
-            raise InputError(f"noise must be 'shared' or 'diagonal', not {noise!r}")
+        if noise not in ("shared", "diagonal", "fixed"):
+            raise InputError(f"noise must be 'shared', 'diagonal' or 'fixed', not {noise!r}")
         if not (isinstance(latent_dim, int) and latent_dim > 0):
             raise InputError(f"latent_dim must be a whole number of at least 1, not {latent_dim!r}")
         self.data, self.latent_dim = data, latent_dim
@@ -87,7 +91,7 @@ class LinearGaussian(nn.Module):
             if tuple(tensor.shape) != shape:
                 raise InputError(f"linear_gaussian's {name} must have shape {shape}, not {tuple(tensor.shape)}")
             tensor = tensor.detach().clone()
-            if learn:
+            if learn and not (name == "log_scale" and noise == "fixed"):
                 self.register_parameter(name, nn.Parameter(tensor))
             else:
                 self.register_buffer(name, tensor)
@@ -127,3 +131,51 @@ class LinearGaussian(nn.Module):
         mean = (x.reshape(len(x), -1) - self.bias) @ (covariance @ weighted).mT
         scale_tril = torch.linalg.cholesky(covariance)
         return {"z": dist.MultivariateNormal(mean, scale_tril=scale_tril)}
+
+
+class PPCA(LinearGaussian):
+    """Probabilistic PCA: z ~ N(0, I), x | z ~ N(A z + b, σ² I); maximum likelihood spans the principal subspace.
+
+    At the maximum, σ² is the mean of the eigenvalues of the covariance that are left out (Tipping and Bishop 1999).
+
+    Args:
+        data: description of the data set; its event shape is ``(D,)`` or ``()``.
+        latent_dim: dimension of z.
+        scale: σ; where it starts, if it is learned.
+        learn_scale: if false, σ is fixed: latents whose eigenvalue is below σ² then collapse to the prior (arXiv:1911.02469).
+
+    Raises:
+        InputError: the data are not real-valued vectors, or a number is out of range.
+
+    Example:
+        >>> from pyro_vi.data import DataSpec
+        >>> spec = DataSpec("made up", 100, (5,), "real", torch.float32, "made up")
+        >>> [name for name, _ in PPCA(spec, learn_scale=False).named_parameters()]
+        ['weight', 'bias']
+    """
+
+    def __init__(self, data: DataSpec, *, latent_dim: int = 8, scale: float = 1.0, learn_scale: bool = True) -> None:
+        super().__init__(data, latent_dim=latent_dim, noise="shared" if learn_scale else "fixed", scale=scale)
+
+
+class FactorAnalysis(LinearGaussian):
+    """Factor analysis: z ~ N(0, I), x | z ~ N(A z + b, Σ) with one noise variance per feature.
+
+    Source: Rubin and Thayer, EM algorithms for ML factor analysis, Psychometrika 47 (1982).
+
+    Args:
+        data: description of the data set; its event shape is ``(D,)`` or ``()``.
+        latent_dim: dimension of z, the number of factors.
+        scale: standard deviations of the noise where they start, a number, or one per feature, of shape ``(D,)``.
+
+    Raises:
+        InputError: the data are not real-valued vectors, or a number is out of range.
+
+    Example:
+        >>> from pyro_vi.data import DataSpec
+        >>> FactorAnalysis(DataSpec("made up", 100, (5,), "real", torch.float32, "made up")).log_scale.shape
+        torch.Size([5])
+    """
+
+    def __init__(self, data: DataSpec, *, latent_dim: int = 8, scale: float | Sequence[float] | Tensor = 1.0) -> None:
+        super().__init__(data, latent_dim=latent_dim, noise="diagonal", scale=scale)

@@ -1,11 +1,13 @@
 """Making of pairs from models and guides.
 
 `build_pair` makes a pair for a data set; `pair_of` binds two existing programs. A class is called as
-``Model(data_spec, **options)`` or ``Guide(model, example_batch, **options)``; a function or a module is used as it is.
+``Model(data_spec, **options)`` or ``Guide(model, example_batch, **options)``; a function or a module is used as it is. A model
+that is made here and has a method ``start(*batch)`` is started on the data: it may set its parameters from them.
 """
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from traceback import walk_tb
 from typing import Any
 
@@ -91,7 +93,7 @@ def build_pair(model: Source, guide: Source, data: Data, *, seed: int = 0, rows:
     names = data.arguments.names if data.arguments is not None else ()
     copies = Copies()
     with isolated(seed):
-        shell = _shell(by_name(_make(model, "model", (data.spec,)), names), copies, "model")
+        shell = _shell(by_name(_started(_make(model, "model", (data.spec,)), model, data), names), copies, "model")
         # A guide class gets the model that the pair will have.
         plain = args[:-1] if data.numbered else args
         contract = (shell, plain, data.spec.num_data) if numbers else (shell, plain)
@@ -169,6 +171,15 @@ def _failed(error: Exception, model: nn.Module, guide: nn.Module) -> str:
 
 def _plain(program: object) -> bool:
     return isinstance(program, nn.Module) and not any(isinstance(m, PyroModule) for m in program.modules())
+
+
+def _started(made: object, given: Source, data: Data) -> object:
+    """Return a model that was made here, started on rows of the data if it has a method ``start(*batch)``."""
+    start = getattr(made, "start", None)
+    if made is not given and data.columns and isinstance(made, nn.Module) and callable(start):
+        # Without row numbers; on the same rows whatever the size of a batch.
+        start(*replace(data, numbered=False).example(min(data.spec.num_data, EXAMPLE_ROWS)))
+    return made
 
 
 def _make(program: Source, kind: Kind, contract: tuple[Any, ...], num_data: int = 0) -> object:

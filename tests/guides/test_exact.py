@@ -5,6 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from catalogue import BITS, columns, linear_gaussian, spec
+from pyro.infer import Trace_ELBO
 from torch import nn
 
 from pyro_vi.errors import InputError
@@ -47,6 +48,28 @@ def test_draws_have_the_posterior_moments():
     exact = posterior.covariance_matrix
     spread = ((posterior.variance.unsqueeze(-1) * posterior.variance.unsqueeze(-2) + exact**2) / draws).sqrt()
     assert ((covariance - exact).abs() < 4 * spread).all()
+
+
+class Chained(nn.Module):
+    """u ~ N(0, 1), z | u ~ N(u, 1), x | z ~ N(z, 1); p(x) = N(0, 3)."""
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(x.new_zeros(()), 1.0))
+            z = pyro.sample("z", dist.Normal(u, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def posterior(self, x):
+        return {"u": dist.Normal(x / 3, (2 / 3) ** 0.5), "z": lambda draws: dist.Normal((draws["u"] + x) / 2, 0.5**0.5)}
+
+
+def test_a_posterior_over_several_sites_may_be_a_chain():
+    """With the joint posterior, every draw of the ELBO is the evidence."""
+    x = columns()[:, 0]
+    model = Chained()
+    with isolated(1):
+        loss = Trace_ELBO().loss(model, Exact(model, (x,)), x)
+    assert -loss == pytest.approx(float(dist.Normal(0 * x, 3**0.5).log_prob(x).sum()), rel=1e-10)
 
 
 def test_a_model_without_a_closed_form_is_refused():

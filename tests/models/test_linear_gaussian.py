@@ -7,11 +7,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from catalogue import columns, linear_gaussian, spec
-from sklearn.decomposition import PCA, FactorAnalysis
+from sklearn.datasets import load_digits, load_wine
+from sklearn.decomposition import PCA
+from sklearn.decomposition import FactorAnalysis as Peer
 
+import pyro_vi
 from pyro_vi.data.spec import DataSpec
 from pyro_vi.errors import InputError
-from pyro_vi.models.linear_gaussian import LinearGaussian
+from pyro_vi.models.linear_gaussian import PPCA, FactorAnalysis, LinearGaussian
 from pyro_vi.programs.layout import prototype
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -102,7 +105,7 @@ def test_maximum_likelihood_is_probabilistic_pca():
 def test_diagonal_noise_is_factor_analysis():
     torch.manual_seed(2)
     x = torch.randn(300, 5, dtype=torch.float64) @ torch.randn(5, 5, dtype=torch.float64) + 1
-    fitted = FactorAnalysis(2).fit(x.numpy())
+    fitted = Peer(2).fit(x.numpy())
     model = LinearGaussian(
         spec(300, 5),
         latent_dim=2,
@@ -112,6 +115,46 @@ def test_diagonal_noise_is_factor_analysis():
         scale=torch.as_tensor(fitted.noise_variance_).sqrt(),
     )
     assert float(model.log_evidence(x).mean().detach()) == pytest.approx(fitted.score(x.numpy()), rel=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "peer"), [("ppca", PCA), ("factor_analysis", Peer)])
+def test_svi_reaches_the_maximum_of_scikit_learn(model, peer):
+    x = torch.as_tensor(load_wine().data, dtype=torch.float64)
+    x = (x - x.mean(0)) / x.std(0)
+    options = {"steps": 1500, "lr": 0.01, "batch_size": len(x), "heldout": 0, "compile": False, "progress": False}
+    run = pyro_vi.fit(f"{model}(latent_dim=2)", "full_normal", x, **options)
+    expected = peer(2).fit(x.numpy()).score(x.numpy())
+    assert float(run.model.log_evidence(x).mean().detach()) == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variance", "active", "evidence", "total"), [(0.3, 4, -27.541084, 1.2445), (0.1, 8, -1.764220, 4.982636)]
+)
+def test_latents_below_the_noise_collapse(variance, active, evidence, total):
+    """As many latents stay active as eigenvalues of the covariance are above the noise (Lucas et al. 2019).
+
+    At the maximum the posterior is diagonal, KL_d = ½ log(λ_d / s²) on average, and the ELBO is the evidence.
+    """
+    x = torch.as_tensor(load_digits().data, dtype=torch.float64) / 16
+    x = x - x.mean(0)
+    options = {"epochs": 250, "lr": 0.005, "batch_size": 128, "heldout": 0, "progress": False}
+    model = f"ppca(latent_dim=8, scale={variance**0.5!r}, learn_scale=False)"
+    run = pyro_vi.fit(model, "diag_normal", x, **options)
+    loc, scale = run.guide.parameters_of(x)["z"]
+    kl = (0.5 * (loc**2 + scale**2 - 1) - scale.log()).mean(0).detach()
+    assert int((kl > 0.01).sum()) == active
+    assert float(kl.sum()) == pytest.approx(total, abs=0.02)
+    assert float(run.model.log_evidence(x).mean().detach()) == pytest.approx(evidence, abs=0.02)
+
+
+def test_names_are_forms_of_the_model():
+    assert PPCA(spec(), latent_dim=2).log_scale.shape == ()
+    assert FactorAnalysis(spec(), latent_dim=2).log_scale.shape == (3,)
+    fixed = PPCA(spec(), latent_dim=2, scale=0.3, learn_scale=False)
+    assert [name for name, _ in fixed.named_parameters()] == ["weight", "bias"]
+    assert float(fixed.log_scale.exp()) == pytest.approx(0.3)
 
 
 def test_decode_is_the_mean_and_forward_gives_the_batch_back():
@@ -145,7 +188,7 @@ def test_given_arrays_are_copied():
         ({"scale": [1.0, 1.0]}, r"must have shape"),
         ({"scale": -1.0}, "must be positive"),
         ({"noise": "diagonal", "scale": [1.0, 0.0, 1.0]}, "must be positive"),
-        ({"noise": "full"}, "must be 'shared' or 'diagonal'"),
+        ({"noise": "full"}, "must be 'shared', 'diagonal' or 'fixed'"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, words):

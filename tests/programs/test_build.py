@@ -52,6 +52,22 @@ def test_building_leaves_the_generator_and_the_store(data):
     assert len(pyro.get_param_store()) == 0
 
 
+def test_a_model_made_by_its_class_starts_on_all_rows_and_a_given_one_stays():
+    x = columns(20)
+
+    class Centred(LinearGaussian):
+        def start(self, x):
+            with torch.no_grad():
+                self.bias.copy_(x.mean(0))
+
+    data = load(x, heldout=0.0)
+    for rows in (20, 4):
+        made = build_pair(Centred, "diag_normal", data, rows=rows).model
+        torch.testing.assert_close(made.bias.detach(), x.mean(0))
+    given = build_pair(Centred(data.spec), "diag_normal", data).model
+    assert (given.bias == 0).all()
+
+
 def test_a_pair_has_copies_of_the_modules_that_it_was_given(data):
     model = VAE(data.spec, latent_dim=2)
     guide = DiagNormal(model, data.example(4))
