@@ -12,4 +12,5 @@ TABLE: dict[str, str] = {
     "ppca": "pyro_vi.models.linear_gaussian:PPCA",
     "factor_analysis": "pyro_vi.models.linear_gaussian:FactorAnalysis",
     "mixture": "pyro_vi.models.mixture:GaussianMixture",
+    "state_space": "pyro_vi.models.state_space:StateSpace",
 }

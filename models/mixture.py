@@ -86,7 +86,7 @@ class GaussianMixture(nn.Module):
         given = {"weights": weights, "means": means, "covariances": covariances}
         self.given = {name for name, value in given.items() if value is not None}
         K, D = components, self.features
-        shares = self._array("weights", torch.ones(K) / K if weights is None else weights, (K,))
+        shares = self._array("weights", torch.ones(K, dtype=data.dtype) / K if weights is None else weights, (K,))
         if not bool((shares > 0).all()):
             raise InputError("weights must be positive")
         values = {

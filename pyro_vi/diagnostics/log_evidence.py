@@ -116,9 +116,14 @@ def evidence_of_pair(
     if method == "exact" or (method is None and closed is not None):
         if closed is None:
             raise InputError(f"{title(pair.model)} has no closed form log_evidence(x); use method='iw'")
+        facts = facts_of(pair, args)
+        whole = facts.plate is None or bool(facts.shared)
+        if whole:  # the closed form is one number, of all rows together
+            refuse_part(pair, args, facts)
         with torch.no_grad(), isolated(seed, validation=False):
-            values = torch.cat([closed(*without_numbers(pair.model, block)) for block in blocks(pair, args, rows)])
-        return _exact(values, "exact", "no draws")
+            cut = [args] if whole else blocks(pair, args, rows)
+            values = torch.cat([closed(*without_numbers(pair.model, block)).reshape(-1) for block in cut])
+        return _exact(values, "exact", "no draws", length_of(args) if whole else None)
     facts = facts_of(pair, args)
     refuse_no_density(pair, args, facts)
     whole = facts.plate is None or bool(facts.shared)
