@@ -46,7 +46,7 @@ class Exact(nn.Module):
                 "use guide 'diag_normal', or model 'linear_gaussian'"
             )
         layout = prototype(model, batch)
-        self.model = model
+        self.model, self.shared = model, set(layout.shared)
         self.plate = ModelPlate(model, layout, batch) if layout.data_plate is not None else None
         missing = set(layout.latents) - set(model.posterior(*batch))  # type: ignore[operator]
         if missing:
@@ -57,14 +57,11 @@ class Exact(nn.Module):
 
     def forward(self, *args: Tensor) -> dict[str, Any]:
         """Draw every latent site from the posterior of the batch."""
-        posterior = self.model.posterior(*args)  # type: ignore[operator]
-        with nullcontext() if self.plate is None else self.plate(args):
-            return self._drawn(posterior)
-
-    def _drawn(self, posterior: dict[str, Any]) -> dict[str, Any]:
         draws: dict[str, Any] = {}
-        for name, found in posterior.items():
+        plate = nullcontext() if self.plate is None else self.plate(args)
+        for name, found in self.model.posterior(*args).items():  # type: ignore[operator]
             distribution: Any = found if isinstance(found, Distribution) else found(draws)
             infer: Any = ENUMERATED if distribution.has_enumerate_support else {}
-            draws[name] = pyro.sample(name, distribution, infer=infer)
+            with nullcontext() if name in self.shared else plate:
+                draws[name] = pyro.sample(name, distribution, infer=infer)
         return draws

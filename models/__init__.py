@@ -13,4 +13,5 @@ TABLE: dict[str, str] = {
     "factor_analysis": "pyro_vi.models.linear_gaussian:FactorAnalysis",
     "mixture": "pyro_vi.models.mixture:GaussianMixture",
     "state_space": "pyro_vi.models.state_space:StateSpace",
+    "regression": "pyro_vi.models.regression:Regression",
 }
