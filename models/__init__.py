@@ -14,4 +14,5 @@ TABLE: dict[str, str] = {
     "mixture": "pyro_vi.models.mixture:GaussianMixture",
     "state_space": "pyro_vi.models.state_space:StateSpace",
     "regression": "pyro_vi.models.regression:Regression",
+    "topic": "pyro_vi.models.topic:Topic",
 }
