@@ -50,6 +50,10 @@ class Topic(nn.Module):
         [3, 3]
     """
 
+    loc: Tensor
+    log_scale: Tensor
+    log_concentration: Tensor
+
     def __init__(
         self,
         data: DataSpec,
@@ -86,11 +90,11 @@ class Topic(nn.Module):
         start = {"loc": zeros, "log_scale": zeros + math.log(scale)}
         if prior == "dirichlet":
             start = {"log_concentration": zeros + math.log(concentration)}
-        for name, value in start.items():
+        for name, tensor in start.items():
             if learn_prior:
-                self.register_parameter(name, nn.Parameter(value))
+                self.register_parameter(name, nn.Parameter(tensor))
             else:
-                self.register_buffer(name, value)
+                self.register_buffer(name, tensor)
         self.to(data.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
