@@ -14,5 +14,6 @@ TABLE: dict[str, str] = {
     "mixture": "pyro_vi.models.mixture:GaussianMixture",
     "state_space": "pyro_vi.models.state_space:StateSpace",
     "regression": "pyro_vi.models.regression:Regression",
+    "conditional_vae": "pyro_vi.models.conditional_vae:ConditionalVAE",
     "topic": "pyro_vi.models.topic:Topic",
 }
