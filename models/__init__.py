@@ -15,5 +15,6 @@ TABLE: dict[str, str] = {
     "state_space": "pyro_vi.models.state_space:StateSpace",
     "regression": "pyro_vi.models.regression:Regression",
     "conditional_vae": "pyro_vi.models.conditional_vae:ConditionalVAE",
+    "semi_supervised_vae": "pyro_vi.models.semi_supervised_vae:SemiSupervisedVAE",
     "topic": "pyro_vi.models.topic:Topic",
 }

@@ -1,0 +1,201 @@
+"""The semi-supervised VAE M2 of Kingma et al. (2014, arXiv:1406.5298): classes that are known for some rows only."""
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyro_vi.data import DataSpec
+from pyro_vi.errors import InputError
+from pyro_vi.likelihoods import likelihood_of
+from pyro_vi.models.conditional_vae import classes_of
+from pyro_vi.networks import mlp
+from pyro_vi.programs import data_plate
+
+
+class SemiSupervisedVAE(nn.Module):
+    """Semi-supervised VAE: y ~ Categorical(π), z ~ N(0, I), x | z, y ~ p(x | f(z, y)), f an MLP that reads z and one-hot y.
+
+    A batch is ``(x, y)``, y of shape ``(B,)`` with whole numbers from 0, and −1 where the class is not known. The model marks y
+    for enumeration, so that the estimator is ``enum``: with a guide q(z | x) from the shelf, the bound of a row is
+
+        E_q[log Σ_y π_y p(x | z, y)] − KL(q ‖ p(z)) without a label,  E_q[log p(x | z, y)] + log π_y − KL(q ‖ p(z)) with one.
+
+    The first is at least the bound of M2, Σ_y r(y | x) E_q[log π_y p(x | z, y) − log r(y | x)] − KL(q ‖ p(z)): they differ by
+    E_q KL(r(y | x) ‖ p(y | x, z)). M2 trains the classifier r through this term, and through α log r(y | x) on rows with a
+    label. With ``alpha``, the model owns r, an MLP, and the factor ``classifier`` adds −KL(r ‖ p(y | x, z)) for a row without
+    label, and α log r(y | x) for one with label. The objective is then that of M2 for every guide of z, and `classify` gives r.
+    Without r, Bayes' rule is a classifier: `classify` with a guide.
+
+    Args:
+        data: description of the data set: shape, support, size.
+        classes: number of classes; by default that of the label column of the data.
+        latent_dim: dimension of z.
+        hidden: widths of the hidden layers of the decoder, and of the classifier.
+        activation: ``"tanh"``, ``"relu"``, ``"elu"``, ``"gelu"`` or ``"softplus"``.
+        alpha: α; 0 for a model without a classifier.
+        learn_prior: learn π; otherwise all classes have the same probability.
+        likelihood: a name of `pyro_vi.likelihoods`, or ``"auto"``, which chooses by the support of the data.
+        scale: standard deviation of x for the Gaussian likelihoods; the initial value if it is learned.
+        floor: the smallest standard deviation of ``"gaussian_scale"``.
+        levels: the largest value of data with levels, for the likelihoods that need it.
+
+    Raises:
+        InputError: the number of classes is not known, an option is out of range, or the likelihood has no density at the
+            values of the data.
+
+    Example:
+        >>> from pyro_vi.data import load
+        >>> model = SemiSupervisedVAE(load("digits").spec, classes=10, latent_dim=2, alpha=10.0)
+        >>> model.classify(torch.zeros(3, 64)).shape
+        torch.Size([3, 10])
+    """
+
+    def __init__(
+        self,
+        data: DataSpec,
+        *,
+        classes: int | None = None,
+        latent_dim: int = 8,
+        hidden: tuple[int, ...] = (64,),
+        activation: str = "tanh",
+        alpha: float = 0.0,
+        learn_prior: bool = False,
+        likelihood: str = "auto",
+        scale: float = 1.0,
+        floor: float = 0.01,
+        levels: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not (isinstance(latent_dim, int) and latent_dim > 0):
+            raise InputError(f"latent_dim must be a whole number of at least 1, not {latent_dim!r}")
+        if not alpha >= 0:
+            raise InputError(f"alpha is a weight and must not be negative, not {alpha!r}")
+        self.data, self.latent_dim, self.alpha = data, latent_dim, float(alpha)
+        self.classes = classes_of(data, classes)
+        self.law = likelihood_of(likelihood, data, scale=scale, floor=floor, levels=levels)
+        self.likelihood = self.law.name
+        self.decoder = mlp(latent_dim + self.classes, hidden, self.law.numbers, activation)
+        self.law.register(self)
+        self.classifier = mlp(self.law.features, hidden, self.classes, activation) if alpha else None
+        logits = torch.zeros(self.classes)
+        if learn_prior:
+            self.prior_logits = nn.Parameter(logits)
+        else:
+            self.register_buffer("prior_logits", logits)
+        self.to(data.dtype)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Draw z and y, and score a batch ``x`` of shape ``(B, *event_shape)`` and its labels ``y``, ``(B,)``; return ``x``."""
+        known, log_prior = y >= 0, self.prior_logits.log_softmax(-1)
+        with data_plate(self.data.num_data, x):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(self.latent_dim), 1.0).to_event(1))
+            every, laws = self._every(z) if self.classifier is not None else (None, None)
+            if laws is not None:
+                pyro.factor("classifier", self._classified(x, y, laws.log_prob(x), log_prior))
+            with poutine.mask(mask=known):  # type: ignore[call-overload]
+                pyro.sample("label", Labels(logits=log_prior), obs=y)
+            # Where the label is known, y is the label.
+            fixed = nn.functional.one_hot(y.clamp(min=0), self.classes).to(x.dtype).log()
+            state = dist.Categorical(logits=torch.where(known.unsqueeze(-1), fixed, log_prior))
+            drawn = pyro.sample("y", state, infer={"enumerate": "parallel"})
+            # What is enumerated has been decoded already.
+            law: Any = laws if every is not None and drawn.shape == every.shape else self.observation(z, drawn)
+            value: Tensor = pyro.sample("x", law, obs=x)
+        return value
+
+    def observation(self, z: Tensor, y: Tensor) -> Any:
+        """Distribution of x given z, ``(..., latent_dim)``, and y, ``(...)``; their leading dimensions broadcast."""
+        return self.law(self._natural(z, y), self.law.kept(self))
+
+    def decode(self, z: Tensor, y: Tensor) -> Tensor:
+        """E[x | z, y], for z of shape ``(..., latent_dim)`` and y of shape ``(...)``: shape ``(..., *event_shape)``."""
+        return self.law.mean(self._natural(z, y), self.law.kept(self))
+
+    def sample(self, y: Tensor) -> Tensor:
+        """Draw z from the prior for each class in ``y``, ``(...)``, and return E[x | z, y], ``(..., *event_shape)``."""
+        z = torch.randn(*y.shape, self.latent_dim, dtype=self.data.dtype, device=y.device)
+        return self.decode(z, y)
+
+    def classify(self, x: Tensor, guide: nn.Module | None = None, draws: int = 10) -> Tensor:
+        """Return the probabilities of the classes of rows ``x``, ``(B, *event_shape)``: shape ``(B, classes)``.
+
+        Args:
+            x: the rows.
+            guide: None for the classifier r(y | x). With a guide, Bayes' rule: the bound of log p(x, y) for each y, the
+                guide being told that y is the label, normalised over y.
+            draws: draws of z for each bound.
+
+        Raises:
+            InputError: the model has no classifier, and no guide is given.
+        """
+        with torch.no_grad():
+            if guide is not None:
+                bounds = [
+                    self._bound(x, torch.full((len(x),), k, device=x.device), guide, draws) for k in range(self.classes)
+                ]
+                return torch.stack(bounds, -1).softmax(-1)
+            if self.classifier is None:
+                raise InputError(
+                    "the model has no classifier, as alpha is 0; give the guide, as in classify(x, run.pair.guide), or alpha=10"
+                )
+            return self._log_r(x).softmax(-1)
+
+    def _bound(self, x: Tensor, y: Tensor, guide: nn.Module, draws: int) -> Tensor:
+        """The mean of log p(x, y, z) − log q(z) over draws of each row, ``(B,)``."""
+        total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+        prior = self.prior_logits.log_softmax(-1)[y]
+        for _ in range(draws):
+            with poutine.block():
+                site: Any = poutine.trace(guide).get_trace(x, y).nodes["z"]
+            z = site["value"]
+            log_z = dist.Normal(torch.zeros_like(z), 1.0).to_event(1).log_prob(z)
+            total += prior + log_z + self.observation(z, y).log_prob(x) - site["fn"].log_prob(z)
+        return total / draws
+
+    def _classified(self, x: Tensor, y: Tensor, log_likelihoods: Tensor, log_prior: Tensor) -> Tensor:
+        """α log r(y | x) of a row with a label, −KL(r(y | x) ‖ p(y | x, z)) of one without: shape ``(..., B)``.
+
+        Args:
+            log_likelihoods: log p(x | z, y) with all classes along the first dimension.
+        """
+        log_r = self._log_r(x)
+        posterior = (log_likelihoods.movedim(0, -1) + log_prior).log_softmax(-1)
+        distance = (log_r.exp() * (log_r - posterior)).sum(-1)
+        labelled = log_r.gather(-1, y.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        return torch.where(y >= 0, self.alpha * labelled, -distance)
+
+    def _log_r(self, x: Tensor) -> Tensor:
+        assert self.classifier is not None
+        found: Tensor = self.classifier(x.reshape(len(x), -1)).log_softmax(-1)
+        return found
+
+    def _every(self, z: Tensor) -> tuple[Tensor, Any]:
+        """All classes along a dimension on the left of z, as enumeration puts them, and the distributions of x given them."""
+        every = torch.arange(self.classes, device=z.device).reshape(-1, *(1 for _ in z.shape[:-1]))
+        return every, self.observation(z, every)
+
+    def _natural(self, z: Tensor, y: Tensor) -> Tensor:
+        known = nn.functional.one_hot(y.long(), self.classes).to(z.dtype)
+        wide = torch.broadcast_shapes(z.shape[:-1], known.shape[:-1])
+        both = torch.cat([z.expand(*wide, z.shape[-1]), known.expand(*wide, known.shape[-1])], -1)
+        found: Tensor = self.decoder(both)
+        return found
+
+
+class Labels(dist.Categorical):
+    """Categorical of labels, in which −1 means that a label is not known and has the log-density 0."""
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self) -> Any:
+        """−1, 0, …, number of classes − 1."""
+        return constraints.integer_interval(-1, self._num_events - 1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log π of each label."""
+        found: Tensor = super().log_prob(value.clamp(min=0))
+        return torch.where(value >= 0, found, 0.0)
