@@ -16,5 +16,6 @@ TABLE: dict[str, str] = {
     "regression": "pyro_vi.models.regression:Regression",
     "conditional_vae": "pyro_vi.models.conditional_vae:ConditionalVAE",
     "semi_supervised_vae": "pyro_vi.models.semi_supervised_vae:SemiSupervisedVAE",
+    "mixture_vae": "pyro_vi.models.mixture_vae:MixtureVAE",
     "topic": "pyro_vi.models.topic:Topic",
 }
