@@ -16,20 +16,26 @@ from pyro_vi.models.conditional_vae import classes_of
 from pyro_vi.networks import mlp
 from pyro_vi.programs import data_plate
 
+ENTERS = ("decoder", "prior")
+
 
 class SemiSupervisedVAE(nn.Module):
     """Semi-supervised VAE: y ~ Categorical(π), z ~ N(0, I), x | z, y ~ p(x | f(z, y)), f an MLP that reads z and one-hot y.
 
+    With ``enters="prior"``, the class is in the prior of z and not in the decoder: z | y ~ N(m_y, diag s_y²), x | z ~
+    p(x | f(z)), a `mixture_vae` with labels. Its sum over y needs one run of the decoder, and that of M2 one for each class.
+
     A batch is ``(x, y)``, y of shape ``(B,)`` with whole numbers from 0, and −1 where the class is not known. The model marks y
-    for enumeration, so that the estimator is ``enum``: with a guide q(z | x) from the shelf, the bound of a row is
+    for enumeration, so that the estimator is ``enum``. With a guide q(z | x) from the shelf, the bound of a row is
 
-        E_q[log Σ_y π_y p(x | z, y)] − KL(q ‖ p(z)) without a label,  E_q[log p(x | z, y)] + log π_y − KL(q ‖ p(z)) with one.
+        E_q[log Σ_y p(x, z, y) − log q] without a label, and  E_q[log p(x, z, y) − log q] with the label y.
 
-    The first is at least the bound of M2, Σ_y r(y | x) E_q[log π_y p(x | z, y) − log r(y | x)] − KL(q ‖ p(z)): they differ by
+    The first is at least the bound of M2, E_q[Σ_y r(y | x) (log p(x, z, y) − log r(y | x)) − log q]: they differ by
     E_q KL(r(y | x) ‖ p(y | x, z)). M2 trains the classifier r through this term, and through α log r(y | x) on rows with a
     label. With ``alpha``, the model owns r, an MLP, and the factor ``classifier`` adds −KL(r ‖ p(y | x, z)) for a row without
     label, and α log r(y | x) for one with label. The objective is then that of M2 for every guide of z, and `classify` gives r.
-    Without r, Bayes' rule is a classifier: `classify` with a guide.
+    r reads x alone: an encoder that reads the labels too cannot mislead it. Without r, Bayes' rule is a classifier: `classify`
+    with a guide.
 
     Args:
         data: description of the data set: shape, support, size.
@@ -37,7 +43,9 @@ class SemiSupervisedVAE(nn.Module):
         latent_dim: dimension of z.
         hidden: widths of the hidden layers of the decoder, and of the classifier.
         activation: ``"tanh"``, ``"relu"``, ``"elu"``, ``"gelu"`` or ``"softplus"``.
+        enters: ``"decoder"`` or ``"prior"``: what reads the class.
         alpha: α; 0 for a model without a classifier.
+        dropout: fraction of the hidden units of the classifier that each step leaves out.
         learn_prior: learn π; otherwise all classes have the same probability.
         likelihood: a name of `pyro_vi.likelihoods`, or ``"auto"``, which chooses by the support of the data.
         scale: standard deviation of x for the Gaussian likelihoods; the initial value if it is learned.
@@ -63,7 +71,9 @@ class SemiSupervisedVAE(nn.Module):
         latent_dim: int = 8,
         hidden: tuple[int, ...] = (64,),
         activation: str = "tanh",
+        enters: str = "decoder",
         alpha: float = 0.0,
+        dropout: float = 0.0,
         learn_prior: bool = False,
         likelihood: str = "auto",
         scale: float = 1.0,
@@ -75,13 +85,25 @@ class SemiSupervisedVAE(nn.Module):
             raise InputError(f"latent_dim must be a whole number of at least 1, not {latent_dim!r}")
         if not alpha >= 0:
             raise InputError(f"alpha is a weight and must not be negative, not {alpha!r}")
-        self.data, self.latent_dim, self.alpha = data, latent_dim, float(alpha)
+        if enters not in ENTERS:
+            raise InputError(f"enters must be 'decoder' or 'prior', not {enters!r}")
+        if not 0 <= dropout < 1:
+            raise InputError(f"dropout must be a fraction from 0 to below 1, not {dropout!r}")
+        self.data, self.latent_dim, self.alpha, self.enters = data, latent_dim, float(alpha), enters
         self.classes = classes_of(data, classes)
         self.law = likelihood_of(likelihood, data, scale=scale, floor=floor, levels=levels)
         self.likelihood = self.law.name
-        self.decoder = mlp(latent_dim + self.classes, hidden, self.law.numbers, activation)
+        inputs = latent_dim + (self.classes if enters == "decoder" else 0)
+        self.decoder = mlp(inputs, hidden, self.law.numbers, activation)
         self.law.register(self)
-        self.classifier = mlp(self.law.features, hidden, self.classes, activation) if alpha else None
+        self.classifier: nn.Module | None = None
+        if alpha:
+            layers = mlp(self.law.features, hidden, self.classes, activation)
+            dropped = [[nn.Dropout(dropout), layer] if isinstance(layer, nn.Linear) else [layer] for layer in layers]
+            self.classifier = nn.Sequential(*[layer for part in dropped for layer in part][1:] if dropout else layers)
+        if enters == "prior":
+            self.loc = nn.Parameter(0.5 * torch.randn(self.classes, latent_dim))
+            self.log_scale_of_z = nn.Parameter(torch.zeros(self.classes, latent_dim))
         logits = torch.zeros(self.classes)
         if learn_prior:
             self.prior_logits = nn.Parameter(logits)
@@ -92,21 +114,34 @@ class SemiSupervisedVAE(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Draw z and y, and score a batch ``x`` of shape ``(B, *event_shape)`` and its labels ``y``, ``(B,)``; return ``x``."""
         known, log_prior = y >= 0, self.prior_logits.log_softmax(-1)
+        every = torch.arange(self.classes, device=x.device)
         with data_plate(self.data.num_data, x):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(self.latent_dim), 1.0).to_event(1))
-            every, laws = self._every(z) if self.classifier is not None else (None, None)
-            if laws is not None:
-                pyro.factor("classifier", self._classified(x, y, laws.log_prob(x), log_prior))
+            z = pyro.sample("z", self.prior_of(every[:1])) if self.enters == "decoder" else None
             with poutine.mask(mask=known):  # type: ignore[call-overload]
                 pyro.sample("label", Labels(logits=log_prior), obs=y)
             # Where the label is known, y is the label.
             fixed = nn.functional.one_hot(y.clamp(min=0), self.classes).to(x.dtype).log()
             state = dist.Categorical(logits=torch.where(known.unsqueeze(-1), fixed, log_prior))
             drawn = pyro.sample("y", state, infer={"enumerate": "parallel"})
-            # What is enumerated has been decoded already.
-            law: Any = laws if every is not None and drawn.shape == every.shape else self.observation(z, drawn)
+            if z is None:
+                z = pyro.sample("z", self.prior_of(drawn))
+            law = None
+            if self.classifier is not None:
+                # All classes along a dimension on the left of z, where enumeration puts them.
+                every = every.reshape(-1, *(1 for _ in z.shape[:-1]))
+                law = self.observation(z, every)
+                scores = self.prior_of(every).log_prob(z) + law.log_prob(x)
+                pyro.factor("classifier", self._classified(x, y, scores, log_prior))
+            if law is None or (self.enters == "decoder" and drawn.shape != every.shape):
+                law = self.observation(z, drawn)
             value: Tensor = pyro.sample("x", law, obs=x)
         return value
+
+    def prior_of(self, y: Tensor) -> Any:
+        """Distribution of z given y, for y of shape ``(...)``."""
+        if self.enters == "prior":
+            return dist.Normal(self.loc[y], self.log_scale_of_z[y].exp()).to_event(1)
+        return dist.Normal(torch.zeros(self.latent_dim, dtype=self.data.dtype, device=y.device), 1.0).to_event(1)
 
     def observation(self, z: Tensor, y: Tensor) -> Any:
         """Distribution of x given z, ``(..., latent_dim)``, and y, ``(...)``; their leading dimensions broadcast."""
@@ -118,8 +153,7 @@ class SemiSupervisedVAE(nn.Module):
 
     def sample(self, y: Tensor) -> Tensor:
         """Draw z from the prior for each class in ``y``, ``(...)``, and return E[x | z, y], ``(..., *event_shape)``."""
-        z = torch.randn(*y.shape, self.latent_dim, dtype=self.data.dtype, device=y.device)
-        return self.decode(z, y)
+        return self.decode(self.prior_of(y).expand(y.shape).sample(), y)
 
     def classify(self, x: Tensor, guide: nn.Module | None = None, draws: int = 10) -> Tensor:
         """Return the probabilities of the classes of rows ``x``, ``(B, *event_shape)``: shape ``(B, classes)``.
@@ -143,7 +177,11 @@ class SemiSupervisedVAE(nn.Module):
                 raise InputError(
                     "the model has no classifier, as alpha is 0; give the guide, as in classify(x, run.pair.guide), or alpha=10"
                 )
-            return self._log_r(x).softmax(-1)
+            training = self.classifier.training
+            self.classifier.eval()  # without dropout
+            found = self._log_r(x).exp()
+            self.classifier.train(training)
+            return found
 
     def _bound(self, x: Tensor, y: Tensor, guide: nn.Module, draws: int) -> Tensor:
         """The mean of log p(x, y, z) − log q(z) over draws of each row, ``(B,)``."""
@@ -153,18 +191,17 @@ class SemiSupervisedVAE(nn.Module):
             with poutine.block():
                 site: Any = poutine.trace(guide).get_trace(x, y).nodes["z"]
             z = site["value"]
-            log_z = dist.Normal(torch.zeros_like(z), 1.0).to_event(1).log_prob(z)
-            total += prior + log_z + self.observation(z, y).log_prob(x) - site["fn"].log_prob(z)
+            total += prior + self.prior_of(y).log_prob(z) + self.observation(z, y).log_prob(x) - site["fn"].log_prob(z)
         return total / draws
 
-    def _classified(self, x: Tensor, y: Tensor, log_likelihoods: Tensor, log_prior: Tensor) -> Tensor:
+    def _classified(self, x: Tensor, y: Tensor, scores: Tensor, log_prior: Tensor) -> Tensor:
         """α log r(y | x) of a row with a label, −KL(r(y | x) ‖ p(y | x, z)) of one without: shape ``(..., B)``.
 
         Args:
-            log_likelihoods: log p(x | z, y) with all classes along the first dimension.
+            scores: log p(x, z | y) with all classes along the first dimension.
         """
         log_r = self._log_r(x)
-        posterior = (log_likelihoods.movedim(0, -1) + log_prior).log_softmax(-1)
+        posterior = (scores.movedim(0, -1) + log_prior).log_softmax(-1)
         distance = (log_r.exp() * (log_r - posterior)).sum(-1)
         labelled = log_r.gather(-1, y.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         return torch.where(y >= 0, self.alpha * labelled, -distance)
@@ -174,12 +211,10 @@ class SemiSupervisedVAE(nn.Module):
         found: Tensor = self.classifier(x.reshape(len(x), -1)).log_softmax(-1)
         return found
 
-    def _every(self, z: Tensor) -> tuple[Tensor, Any]:
-        """All classes along a dimension on the left of z, as enumeration puts them, and the distributions of x given them."""
-        every = torch.arange(self.classes, device=z.device).reshape(-1, *(1 for _ in z.shape[:-1]))
-        return every, self.observation(z, every)
-
     def _natural(self, z: Tensor, y: Tensor) -> Tensor:
+        if self.enters == "prior":
+            alone: Tensor = self.decoder(z)
+            return alone
         known = nn.functional.one_hot(y.long(), self.classes).to(z.dtype)
         wide = torch.broadcast_shapes(z.shape[:-1], known.shape[:-1])
         both = torch.cat([z.expand(*wide, z.shape[-1]), known.expand(*wide, known.shape[-1])], -1)

@@ -14,6 +14,9 @@ from pyro_vi.data import DataSpec
 from pyro_vi.errors import InputError
 from pyro_vi.programs import data_plate
 
+RATE = 10.0
+"""The parameter is β / RATE, so that β moves ten times as far in a step of Adam as the weights of an encoder: otherwise the
+posterior collapses, as the topics learn to differ later than the encoder learns to ignore the document."""
 PRIORS = ("logistic_normal", "dirichlet")
 WORDS = ("mixture", "product")
 
@@ -82,10 +85,9 @@ class Topic(nn.Module):
                 raise InputError(f"{name} must be positive, not {number!r}")
         self.data, self.topics, self.prior, self.words = data, topics, prior, words
         vocabulary = data.event_shape[0]
-        # Topics start nearly alike: from far apart, each document takes one of them at random and keeps it.
-        self.weights = nn.Parameter(0.1 * torch.randn(topics, vocabulary))
+        self.scaled = nn.Parameter(0.1 / RATE * torch.randn(topics, vocabulary))
         if words == "product":
-            self.background = nn.Parameter(torch.zeros(vocabulary))
+            self.background = nn.Parameter(torch.zeros(vocabulary))  # b / RATE
         zeros = torch.zeros(topics, dtype=data.dtype)
         start = {"loc": zeros, "log_scale": zeros + math.log(scale)}
         if prior == "dirichlet":
@@ -96,6 +98,11 @@ class Topic(nn.Module):
             else:
                 self.register_buffer(name, tensor)
         self.to(data.dtype)
+
+    @property
+    def weights(self) -> Tensor:
+        """β, one row for each topic: ``(K, V)``."""
+        return RATE * self.scaled
 
     def forward(self, x: Tensor) -> Tensor:
         """Draw the shares and score the counts ``x`` of shape ``(B, V)``; return ``x``."""
@@ -118,7 +125,7 @@ class Topic(nn.Module):
     def log_words(self, theta: Tensor) -> Tensor:
         """log p(word | θ), ``(..., V)``, for shares of shape ``(..., K)``."""
         if self.words == "product":
-            return (self.background + theta @ self.weights).log_softmax(-1)
+            return (RATE * self.background + theta @ self.weights).log_softmax(-1)
         smallest = torch.finfo(theta.dtype).tiny  # the softmax of a word that no topic has may be 0
         return (theta @ self.weights.softmax(-1)).clamp(min=smallest).log()
 

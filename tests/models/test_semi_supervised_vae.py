@@ -13,7 +13,7 @@ from pyro_vi.errors import InputError
 from pyro_vi.guides.diag_normal import DiagNormal
 from pyro_vi.guides.prior import Prior
 from pyro_vi.models.conditional_vae import ConditionalVAE
-from pyro_vi.models.semi_supervised_vae import SemiSupervisedVAE
+from pyro_vi.models.semi_supervised_vae import ENTERS, SemiSupervisedVAE
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 KNOWN, UNKNOWN = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1]), torch.full((8,), -1)
@@ -32,25 +32,31 @@ def made(**options: object) -> tuple[SemiSupervisedVAE, DiagNormal]:
 def elbo_and_draw(
     model: torch.nn.Module, guide: DiagNormal, y: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The ELBO of one draw under enumeration, for one datum of the 50; the draw z, and log p(z) − log q(z) of each row."""
+    """The ELBO of one draw under enumeration, for one datum of the 50; the draw z, and − log q(z) of each row."""
     torch.manual_seed(3)
     elbo = -TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(model, guide, columns(), y) / 50
     torch.manual_seed(3)
     site = poutine.trace(guide).get_trace(columns(), y).nodes["z"]
     z = site["value"]
-    return elbo, z, torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1) - site["fn"].log_prob(z)
+    return elbo, z, -site["fn"].log_prob(z)
 
 
 def joint(model: SemiSupervisedVAE, z: torch.Tensor) -> torch.Tensor:
-    """log π_y p(x | z, y) of each row and class, one class after another."""
-    prior = model.prior_logits.log_softmax(-1)
-    every = [prior[k] + model.observation(z, torch.full((8,), k)).log_prob(columns()) for k in range(3)]
-    return torch.stack(every, -1)
+    """log p(x, z, y) of each row and class, one class after another."""
+    prior, found = model.prior_logits.log_softmax(-1), []
+    for k in range(3):
+        loc, scale = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+        if model.enters == "prior":
+            loc, scale = model.loc[k], model.log_scale_of_z[k].exp()
+        of_z = torch.distributions.Normal(loc, scale).log_prob(z).sum(-1)
+        found.append(prior[k] + of_z + model.observation(z, torch.full((8,), k)).log_prob(columns()))
+    return torch.stack(found, -1)
 
 
+@pytest.mark.parametrize("enters", ENTERS)
 @pytest.mark.parametrize("y", [UNKNOWN, PARTLY, KNOWN])
-def test_bound_is_the_sum_over_the_classes_that_a_row_may_have(y):
-    model, guide = made()
+def test_bound_is_the_sum_over_the_classes_that_a_row_may_have(y, enters):
+    model, guide = made(enters=enters)
     elbo, z, rest = elbo_and_draw(model, guide, y)
     scores = joint(model, z)
     rows = [scores[i].logsumexp(-1) if k < 0 else scores[i, k] for i, k in enumerate(y.tolist())]
@@ -68,10 +74,11 @@ def test_with_all_labels_it_is_the_conditional_vae_and_the_prior_of_the_labels()
     torch.testing.assert_close(elbo, expected, **EXACT)
 
 
+@pytest.mark.parametrize("enters", ENTERS)
 @pytest.mark.parametrize("y", [UNKNOWN, PARTLY])
-def test_with_a_classifier_it_is_the_objective_of_m2(y):
+def test_with_a_classifier_it_is_the_objective_of_m2(y, enters):
     """Kingma et al. (2014), equations 6, 7 and 9, with q(y | x) = r and the draw of z for every class."""
-    model, guide = made(alpha=5.0)
+    model, guide = made(alpha=5.0, enters=enters)
     elbo, z, rest = elbo_and_draw(model, guide, y)
     scores, r = joint(model, z), model.classifier(columns()).softmax(-1)
     total = rest.sum()
@@ -80,6 +87,13 @@ def test_with_a_classifier_it_is_the_objective_of_m2(y):
         total = total + (unlabelled if k < 0 else scores[i, k] + 5.0 * r[i, k].log())
     torch.testing.assert_close(elbo, total / 8, **EXACT)
     torch.testing.assert_close(model.classify(columns()), r.detach(), **EXACT)
+
+
+def test_units_that_are_left_out_in_training_are_there_for_the_classifier():
+    model, _ = made(alpha=1.0, dropout=0.5)
+    assert model.classifier.training
+    torch.testing.assert_close(model.classify(columns()), model.classify(columns()), rtol=0, atol=0)
+    assert model.classifier.training and not torch.equal(model.classifier(columns()), model.classifier(columns()))
 
 
 def test_bayes_rule_is_exact_where_the_bound_is():
@@ -96,9 +110,10 @@ def test_bayes_rule_is_exact_where_the_bound_is():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.0, 10.0])
-@pytest.mark.parametrize("guide", ["diag_normal", "full_normal", "structured", "flow", "mixture", "prior"])
-def test_guides_of_the_shelf_fit_it(guide, alpha):
-    model = f"semi_supervised_vae(classes=3, alpha={alpha}, learn_prior=True)"
+@pytest.mark.parametrize("enters", ENTERS)
+@pytest.mark.parametrize("guide", ["diag_normal", "full_normal", "structured", "flow", "mixture"])
+def test_guides_of_the_shelf_fit_it(guide, enters, alpha):
+    model = f"semi_supervised_vae(classes=3, enters={enters!r}, alpha={alpha}, learn_prior=True)"
     run = pyro_vi.fit(model, guide, (columns(), PARTLY), elbo="enum", steps=5, progress=False)
     assert math.isfinite(run.history[-1]["loss"])
 
@@ -107,6 +122,8 @@ def test_guides_of_the_shelf_fit_it(guide, alpha):
     ("options", "words"),
     [
         ({"alpha": -1.0}, "alpha is a weight and must not be negative"),
+        ({"enters": "both"}, "enters must be 'decoder' or 'prior'"),
+        ({"dropout": 1.0}, "dropout must be a fraction"),
         ({"latent_dim": 0}, "latent_dim must be a whole number of at least 1"),
     ],
 )

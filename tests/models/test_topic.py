@@ -33,7 +33,7 @@ def by_hand(counts: list[float], probs: list[float]) -> float:
 def test_log_likelihood_is_the_sum_over_words(prior, words):
     model = Topic(TEXTS, topics=3, prior=prior, words=words)
     with torch.no_grad():
-        model.weights.normal_()
+        model.scaled.normal_(0.0, 0.1)
     theta = torch.tensor([[0.2, 0.5, 0.3], [0.6, 0.1, 0.3], [0.1, 0.1, 0.8], [0.3, 0.3, 0.4]], dtype=torch.float64)
     code = theta if prior == "dirichlet" else theta.log() + 2.0
     weights = model.weights.tolist()
@@ -61,7 +61,7 @@ def test_dirichlet_shares_give_the_evidence_of_a_dirichlet_multinomial():
     """Topics that each have one word: x ~ Dirichlet-multinomial(α), by importance sampling from the prior."""
     model = Topic(dataclasses.replace(TEXTS, event_shape=(2,)), topics=2, prior="dirichlet", concentration=0.7)
     with torch.no_grad():
-        model.weights.copy_(torch.tensor([[60.0, -60.0], [-60.0, 60.0]]))
+        model.scaled.copy_(torch.tensor([[6.0, -6.0], [-6.0, 6.0]]))
     x = torch.tensor([[3.0, 1.0], [0.0, 2.0]], dtype=torch.float64)
     theta = torch.distributions.Dirichlet(torch.full((2,), 0.7, dtype=torch.float64)).sample((40000,))
     weight = model.observation(theta[:, None], x.sum(-1)).log_prob(x).exp().detach()
@@ -75,7 +75,7 @@ def test_the_prior_is_in_the_data_plate_and_learned_if_asked():
     assert trace.nodes["x"]["scale"] == 10 and trace.nodes["eta"]["scale"] == 10
     assert trace.nodes["eta"]["fn"].base_dist.scale.flatten()[0].item() == pytest.approx(2.0, rel=1e-12)
     fixed, learned = ([n for n, _ in Topic(TEXTS, learn_prior=on).named_parameters()] for on in (False, True))
-    assert (fixed, learned) == (["weights"], ["weights", "loc", "log_scale"])
+    assert (fixed, learned) == (["scaled"], ["scaled", "loc", "log_scale"])
 
 
 def test_draws_have_the_total_of_their_row_and_the_mean_of_the_density():
@@ -91,7 +91,7 @@ def test_draws_have_the_total_of_their_row_and_the_mean_of_the_density():
 def test_top_words_are_those_with_the_largest_weights():
     model = Topic(TEXTS, topics=2)
     with torch.no_grad():
-        model.weights.copy_(torch.tensor([[0.0, 3, 1, 2, -1], [5.0, 0, 1, 2, 3]]))
+        model.scaled.copy_(torch.tensor([[0.0, 3, 1, 2, -1], [5.0, 0, 1, 2, 3]]))
     assert model.top_words(2, list("abcde")) == [["b", "d"], ["a", "e"]]
     assert model.top_words(3) == [["1", "3", "2"], ["0", "4", "3"]]
     with pytest.raises(InputError, match="has 2 words, and a datum 5 counts"):
