@@ -98,7 +98,7 @@ class ConditionalVAE(nn.Module):
 
     def natural(self, z: Tensor, y: Tensor) -> Tensor:
         """The decoder's numbers, ``(..., numbers)``."""
-        known = nn.functional.one_hot(y.long(), self.classes).to(z.dtype)
+        known = one_hot(y, self.classes, z.dtype)
         wide = torch.broadcast_shapes(z.shape[:-1], known.shape[:-1])
         both = torch.cat([z.expand(*wide, z.shape[-1]), known.expand(*wide, known.shape[-1])], -1)
         found: Tensor = self.decoder(both)
@@ -131,3 +131,14 @@ def classes_of(data: DataSpec, classes: int | None) -> int:
     if not (isinstance(classes, int) and classes > 0):
         raise InputError(f"classes must be a whole number of at least 1, not {classes!r}")
     return classes
+
+
+def one_hot(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """Return one-hot vectors, ``(..., classes)``, of classes ``(...)``; an IndexError for a number that is no class.
+
+    `torch.nn.functional.one_hot` decides by the values, so that a step with it has no graph.
+
+    >>> one_hot(torch.tensor([1]), 3, torch.float32)
+    tensor([[0., 1., 0.]])
+    """
+    return nn.functional.embedding(y.long(), torch.eye(classes, dtype=dtype, device=y.device))

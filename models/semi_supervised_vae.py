@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from pyro_vi.data import DataSpec
 from pyro_vi.errors import InputError
 from pyro_vi.likelihoods import likelihood_of
-from pyro_vi.models.conditional_vae import classes_of
+from pyro_vi.models.conditional_vae import classes_of, one_hot
 from pyro_vi.networks import mlp
 from pyro_vi.programs import data_plate
 
@@ -117,10 +117,10 @@ class SemiSupervisedVAE(nn.Module):
         every = torch.arange(self.classes, device=x.device)
         with data_plate(self.data.num_data, x):
             z = pyro.sample("z", self.prior_of(every[:1])) if self.enters == "decoder" else None
-            with poutine.mask(mask=known):  # type: ignore[call-overload]
-                pyro.sample("label", Labels(logits=log_prior), obs=y)
+            # Not by a mask, which a guide would have to read from a run of the model on each batch.
+            pyro.sample("label", Labels(logits=log_prior), obs=y)
             # Where the label is known, y is the label.
-            fixed = nn.functional.one_hot(y.clamp(min=0), self.classes).to(x.dtype).log()
+            fixed = one_hot(y.clamp(min=0), self.classes, x.dtype).log()
             state = dist.Categorical(logits=torch.where(known.unsqueeze(-1), fixed, log_prior))
             drawn = pyro.sample("y", state, infer={"enumerate": "parallel"})
             if z is None:
@@ -215,7 +215,7 @@ class SemiSupervisedVAE(nn.Module):
         if self.enters == "prior":
             alone: Tensor = self.decoder(z)
             return alone
-        known = nn.functional.one_hot(y.long(), self.classes).to(z.dtype)
+        known = one_hot(y, self.classes, z.dtype)
         wide = torch.broadcast_shapes(z.shape[:-1], known.shape[:-1])
         both = torch.cat([z.expand(*wide, z.shape[-1]), known.expand(*wide, known.shape[-1])], -1)
         found: Tensor = self.decoder(both)

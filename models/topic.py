@@ -138,13 +138,13 @@ class Topic(nn.Module):
 
         Args:
             n: number of words.
-            vocabulary: the words, as many as a datum has numbers; by default their numbers.
+            vocabulary: the words, as many as a datum has numbers; by default those of the data, or else their numbers.
 
         Raises:
             InputError: the vocabulary has another length, or n is out of range.
         """
         size = self.data.event_shape[0]
-        names = [str(i) for i in range(size)] if vocabulary is None else list(vocabulary)
+        names = list(vocabulary or self.data.features or map(str, range(size)))
         if len(names) != size:
             raise InputError(
                 f"the vocabulary has {len(names)} words, and a datum {size} counts; give one word for each"
