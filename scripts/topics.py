@@ -5,8 +5,8 @@
 The data are those of Dieng, Ruiz and Blei (2020, arXiv:1907.04907): 11,214 and 7,531 documents, 3,072 words. Perplexity is
 exp(−Σ log p(w) / number of words). *By completion*: the topics of a test document are inferred from one half of its words, and
 the other half is scored by p(w) = E_q[p(w | θ)], with 20 draws of q(θ | first half). *By the bound*: the log-probability of a
-test document is its ELBO without the multinomial coefficient. Beside them stands the perplexity of the words' frequencies, without
-topics.
+test document is its ELBO without the multinomial coefficient. Beside them stands the perplexity without topics, that of the
+words' frequencies.
 
 The encoder reads the shares of the words of a document. With standardised counts, long documents and rare words move it farther
 than what a document is about, and the perplexity falls much later.
@@ -85,7 +85,7 @@ def main(options: Options) -> None:
     frequencies = data.train()[0].double().sum(0).clamp(min=0.5)
     unigram = (frequencies / frequencies.sum()).log()
     completion, bound = scored(run.pair, first, second)
-    print(f"perplexity by completion {completion:.1f}, by the bound {bound:.1f}, of the words' frequencies "
+    print(f"perplexity by completion {completion:.1f}, by the bound {bound:.1f}, without topics "
           f"{float((-(second.double() @ unigram).sum() / second.sum()).exp()):.1f}")  # fmt: skip
     for number, words in enumerate(run.pair.model.top_words(8)):
         print(f"{number:3d}  {' '.join(words)}")
