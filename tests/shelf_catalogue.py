@@ -70,6 +70,14 @@ def _vectors(model: str, boolean: bool = False) -> Callable[[], tuple[Any, Any]]
     return lambda: (model, (rows > 0).double() if boolean else rows)
 
 
+def _given(model: str, values: Any) -> Callable[[], tuple[Any, Any]]:
+    return lambda: (model, values)
+
+
+def _bits(*shape: int) -> Tensor:
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.5).double()
+
+
 def _nested() -> tuple[Any, Any]:
     model, _ = catalogue.nested_pair(-2)()
     return model, catalogue.columns(catalogue.NUM_DATA)
@@ -109,7 +117,49 @@ COLUMNS = {
     "linear_gaussian": Column(
         "a vector for each row, with a closed form", _vectors("linear_gaussian(latent_dim=2)"), learns=True
     ),
-    "bayesian_network": Column("weights that all rows share, as matrices", _of(regressions.bayesian_network)),
+    "conv_vae": Column(
+        "a vector for each image", _given("conv_vae(latent_dim=2, channels=(2,))", _bits(12, 8, 8)), learns=True
+    ),
+    "hierarchical_vae": Column(
+        "two layers of latents", _vectors("hierarchical_vae(latent_dims=(2, 1), hidden=(4,))", True), learns=True
+    ),
+    "conditional_vae": Column(
+        "a vector for each row, classes given",
+        _given("conditional_vae(latent_dim=2, hidden=(4,))", (_bits(12, 4), torch.arange(12) % 3)),
+        learns=True,
+    ),
+    "semi_supervised_vae": Column(
+        "a vector for each row, and a class where it is not known",
+        _given("semi_supervised_vae(latent_dim=2, hidden=(4,))", (_bits(12, 4), torch.arange(12) % 4 - 1)),
+        True,
+        learns=True,
+    ),
+    "mixture_vae": Column(
+        "a class and a vector for each row",
+        _vectors("mixture_vae(components=2, latent_dim=2, hidden=(4,))", True),
+        True,
+        learns=True,
+    ),
+    "ppca": Column("probabilistic principal components", _vectors("ppca(latent_dim=2)"), learns=True),
+    "factor_analysis": Column("factor analysis", _vectors("factor_analysis(latent_dim=2)"), learns=True),
+    "mixture": Column("a class for each row, with a closed form", _vectors("mixture(components=2)"), True, learns=True),
+    "state_space": Column(
+        "a path for a series, with a closed form", _given("state_space", catalogue.scalars(6).cumsum(0)), learns=True
+    ),
+    "deep_markov": Column(
+        "a path for each padded sequence",
+        _given(
+            "deep_markov(latent_dim=2, transition_dim=8, hidden=(4,))", (_bits(4, 3, 2), torch.tensor([3, 2, 3, 1]))
+        ),
+        learns=True,
+    ),
+    "topic": Column(
+        "shares of topics for each document", _given("topic(topics=3)", (2 * _bits(12, 6)).long()), learns=True
+    ),
+    "regression": Column(
+        "weights and a scale that all rows share", _given("regression", (catalogue.columns(12), catalogue.scalars(12)))
+    ),
+    "matrices": Column("weights that all rows share, as matrices", _of(regressions.bayesian_network)),
     "radon": Column("groups under a common prior, three columns of data", _of(regressions.radon)),
     "eight_schools": Column("a program that holds its data itself", _of(regressions.eight_schools)),
     "nested": Column("nested plates: groups and their members", _nested, nesting=2),
@@ -129,7 +179,9 @@ COLUMNS = {
     "own_minibatch": Column("a plate that draws rows itself", _of(regressions.own_minibatch_of_both)),
     "lda": Column("the same, with words in documents", _of(mixtures.lda), True, 2),
     "series": Column("sequences in a loop", _of(_series)),
-    "deep_markov": Column("masked sequences", _steps(sequences.deep_markov, 2), learns=True, idle="rnn|combine|z_q_0"),
+    "masked_series": Column(
+        "masked sequences", _steps(sequences.deep_markov, 2), learns=True, idle="rnn|combine|z_q_0"
+    ),
     "hmm": Column("a chain of states that the model marks", _steps(sequences.hmm_vectorised, 2), True),
     "local_level": Column("a series without a plate", _of(sequences.local_level), learns=True),
     "factor": Column("factors and deterministic sites", _of(idioms.deterministic_and_factor)),
@@ -170,27 +222,27 @@ def _at(why: str, words: str, *columns: str) -> dict[str, Refusal]:
     return dict.fromkeys(columns, Refusal(why, words))
 
 
-def _but_for(column: str, why: str, words: str) -> dict[str, Refusal]:
-    return _at(why, words, *(name for name in COLUMNS if name != column))
+def _but_for(columns: tuple[str, ...], why: str, words: str) -> dict[str, Refusal]:
+    return _at(why, words, *(name for name in COLUMNS if name not in columns))
 
 
 SMALL = "hidden=(8,), start='prior'"
 """From a start that is fitted, no loss would fall."""
 DISCRETE = _at(
     "a site is discrete, and the model does not mark it for enumeration; `diag_normal` serves it",
-    r"serves continuous sites, and site '(assignment|y|z)' \(.*\) is discrete; use guide 'diag_normal'",
-    *("assignments", "bernoulli", "unlabelled"),
+    r"serves continuous sites, and site '(assignment|y|z|component)' \(.*\) is discrete; use guide 'diag_normal'",
+    *("assignments", "bernoulli", "unlabelled", "mixture"),
 )
 PART = {
     **_at(
         "the model masks part of a site, and the guide would count the density of all of it; `diag_normal` masks it too",
         r"the density of all of site '(z|y_unobserved)', and the model masks some of it, .* use guide 'diag_normal'",
-        *("masked", "obs_mask"),
+        *("masked", "obs_mask", "deep_markov"),
     ),
     **_at(
         "the model scales the density of a site, and the guide would not; `diag_normal` scales it too",
         r"the density of all of site 'z_0', and the model scales its density by 0\.4, .* use guide 'diag_normal'",
-        "deep_markov",
+        "masked_series",
     ),
 }
 DRAWN = _at(
@@ -201,14 +253,29 @@ DRAWN = _at(
 DIFFERENTIABLE = _at(
     "a site is discrete, and the guide needs derivatives; `diag_normal` serves it",
     r"needs derivatives of log p\(x, z\), and site '\w+' \(.*\) is discrete; .* use guide 'diag_normal'",
-    *("gmm", "assignments", "bernoulli", "unlabelled", "lda", "hmm"),
+    *("gmm", "assignments", "bernoulli", "unlabelled", "lda", "hmm", "semi_supervised_vae", "mixture_vae", "mixture"),
 )
 ENCODED = _at(
     "no site belongs to the rows of the data, so that there is nothing to encode; `diag_normal` has free parameters",
     r"no latent site of the model has a row for each datum; use guide 'diag_normal'",
-    *("bayesian_network", "radon", "eight_schools", "bounded", "local_level", "factor", "keywords"),
+    *(
+        "matrices",
+        "radon",
+        "eight_schools",
+        "bounded",
+        "local_level",
+        "factor",
+        "keywords",
+        "state_space",
+        "regression",
+    ),
 )
 PEAKED = {
+    **_at(
+        "the model masks part of a site, and the guide has one normal for all of it; `diag_normal` masks it too",
+        r"has one density for all of site 'z', and the model masks some of it; use guide 'diag_normal'",
+        "deep_markov",
+    ),
     **_at(
         "log p(x, z) has no mode: it rises where a scale goes to 0; `full_normal` serves the model",
         r"finds no mode of log p\(x, z\) within \d+ steps: .* use guide 'full_normal'",
@@ -238,11 +305,18 @@ SHELF: dict[str, Guide] = {
     "semi_amortized": Guide(f"{SMALL}, steps=2", DIFFERENTIABLE | ENCODED),
     "laplace": Guide(refused=DIFFERENTIABLE | PEAKED, learns=False, eager="decide by a value"),
     "point": Guide(SMALL, idle=r"fc\d"),  # weights of a network at 0, a saddle
-    "prior": Guide(learns=False),
+    "prior": Guide(
+        refused=_at(
+            "a site follows on one that the model marks for enumeration; `diag_normal` serves it",
+            r"cannot draw site 'z' after site 'c', which the model marks for enumeration; use guide 'diag_normal'",
+            "mixture_vae",
+        ),
+        learns=False,
+    ),
     "per_datum": Guide("family=\"diag_normal(start='prior')\""),
     "exact": Guide(
         refused=_but_for(
-            "linear_gaussian",
+            ("linear_gaussian", "ppca", "factor_analysis", "mixture", "state_space"),
             "the model has no closed form: no method `posterior(x)`",
             r"needs a model with a closed form, a method posterior\(x\); .* use guide 'diag_normal'",
         ),
@@ -259,7 +333,7 @@ SHELF: dict[str, Guide] = {
     "auto_delta": Guide(refused=DISCRETE),
     "auto_discrete": Guide(
         refused=_but_for(
-            "bernoulli",
+            ("bernoulli", "mixture"),
             "a site is continuous; `diag_normal` serves both kinds",
             r"serves discrete sites, and site '[\w.]+' \(.*\) is continuous; use guide 'diag_normal'",
         )

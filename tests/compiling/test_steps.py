@@ -126,7 +126,7 @@ def test_each_estimator_on_functions_shorter_batches_and_a_weight_that_is_given_
 
 
 BITS = (columns(ROWS) > 0).double()
-MODELS, GUIDES = list(available("model")), list(available("guide"))
+MODELS, GUIDES = ["vae", "linear_gaussian"], list(available("guide"))  # `guides/test_contract.py` traces all models
 TOGETHER = [(model, guide) for model in MODELS for guide in GUIDES]
 AS_CODE = {(MODELS[i % len(MODELS)], GUIDES[i % len(GUIDES)]) for i in range(max(len(MODELS), len(GUIDES)))}
 """Each model and each guide as machine code at least once; all others by their graph."""
