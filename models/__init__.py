@@ -18,4 +18,8 @@ TABLE: dict[str, str] = {
     "semi_supervised_vae": "pyro_vi.models.semi_supervised_vae:SemiSupervisedVAE",
     "mixture_vae": "pyro_vi.models.mixture_vae:MixtureVAE",
     "topic": "pyro_vi.models.topic:Topic",
+    "bayesian_network": "pyro_vi.models.bayesian_network:BayesianNetwork",
+    "funnel": "pyro_vi.models.funnel:Funnel",
+    "noisy_cone": "pyro_vi.models.noisy_cone:NoisyCone",
+    "two_moons": "pyro_vi.models.two_moons:TwoMoons",
 }

@@ -126,8 +126,12 @@ class Regression(nn.Module):
             self.register_buffer(name, scale.expand(self.features).clone() if name == "weight_scale" else scale)
         self.register_buffer("intercept_loc", torch.zeros((), dtype=data.dtype))
 
-    def start(self, x: Tensor, y: Tensor, group: Tensor | None = None) -> None:
+    def start(self, x: Tensor, y: Tensor | None = None, group: Tensor | None = None) -> None:
         """Set what was not given from rows: scales of priors, and the number of groups."""
+        if y is None:
+            raise InputError(
+                f"regression takes (x, y) or (x, y, group), and '{self.data.name}' has no targets; give them too"
+            )
         if "groups" in self.open and group is not None:
             self.groups = max(self.groups, int(group.max()) + 1)
         features, target = self._split(x)[0], y.to(self.data.dtype)

@@ -253,3 +253,8 @@ def test_there_is_no_closed_form_with_groups_or_other_likelihoods():
     three = ColumnSpec("label", (), "class", ("a", "b", "c"))
     with pytest.raises(InputError, match="has 3; use model 'bayesian_network'"):
         Regression(DataSpec("made up", 8, (3,), "real", torch.float64, "made up", others=(three,)))
+
+
+def test_targets_that_are_missing_are_asked_for():
+    with pytest.raises(InputError, match="has no targets; give them too"):
+        pyro_vi.fit("regression", "diag_normal", columns(), steps=1, progress=False)
