@@ -11,6 +11,9 @@ from pyro_vi.amortized import AmortizedGuide, Block, Call, Part
 from pyro_vi.amortized.shapes import Shape
 from pyro_vi.programs import Latent
 
+NEAR = 0.1
+"""Free parameters start at this distance from the centre, in units of the prior's standard deviation."""
+
 
 class Point(AmortizedGuide):
     """Point guide: z = f(x), an encoder's value for local sites and a free parameter for global ones (MAP).
@@ -33,7 +36,8 @@ class Point(AmortizedGuide):
 
     def parts(self, block: Block) -> dict[str, Part]:
         """The value of each number, in units of the prior."""
-        return {"loc": Part(torch.zeros(block.dim))}
+        # The centre of the prior is a saddle of many densities, such as that of a network's weights, and has no gradient.
+        return {"loc": Part(torch.zeros(block.dim) if block.encoded else NEAR * torch.randn(block.dim))}
 
     def conditional(self, name: str, block: Block, numbers: Mapping[str, Tensor], call: Call) -> Any:
         """The value."""

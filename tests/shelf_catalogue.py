@@ -159,6 +159,13 @@ COLUMNS = {
     "regression": Column(
         "weights and a scale that all rows share", _given("regression", (catalogue.columns(12), catalogue.scalars(12)))
     ),
+    "bayesian_network": Column(
+        "weights of a network that all rows share",
+        _given("bayesian_network(hidden=(3,))", (catalogue.columns(12), catalogue.scalars(12))),
+    ),
+    "funnel": Column("a target without data, whose scale varies", _given("funnel", None)),
+    "noisy_cone": Column("a target without data, on a ring", _given("noisy_cone", None)),
+    "two_moons": Column("a target without data, with two parts", _given("two_moons", None)),
     "matrices": Column("weights that all rows share, as matrices", _of(regressions.bayesian_network)),
     "radon": Column("groups under a common prior, three columns of data", _of(regressions.radon)),
     "eight_schools": Column("a program that holds its data itself", _of(regressions.eight_schools)),
@@ -268,9 +275,18 @@ ENCODED = _at(
         "keywords",
         "state_space",
         "regression",
+        "bayesian_network",
+        "funnel",
+        "noisy_cone",
+        "two_moons",
     ),
 )
 PEAKED = {
+    **_at(
+        "the search for the mode ends before it is there, in a narrow valley; `full_normal` serves the model",
+        r"finds no mode of log p\(x, z\) within \d+ steps: .* use guide 'full_normal'",
+        "two_moons",
+    ),
     **_at(
         "the model masks part of a site, and the guide has one normal for all of it; `diag_normal` masks it too",
         r"has one density for all of site 'z', and the model masks some of it; use guide 'diag_normal'",
@@ -304,7 +320,7 @@ SHELF: dict[str, Guide] = {
     "structured": Guide(SMALL),
     "semi_amortized": Guide(f"{SMALL}, steps=2", DIFFERENTIABLE | ENCODED),
     "laplace": Guide(refused=DIFFERENTIABLE | PEAKED, learns=False, eager="decide by a value"),
-    "point": Guide(SMALL, idle=r"fc\d"),  # weights of a network at 0, a saddle
+    "point": Guide(SMALL),
     "prior": Guide(
         refused=_at(
             "a site follows on one that the model marks for enumeration; `diag_normal` serves it",
@@ -328,7 +344,7 @@ SHELF: dict[str, Guide] = {
     "auto_low_rank": FIXED,
     "auto_iaf": replace(FIXED, rate=0.005, idle="_prototype_tensor"),
     "auto_structured": FIXED,
-    "auto_gaussian": replace(FIXED, idle="soft_constraint"),  # of a factor, which is no data
+    "auto_gaussian": replace(FIXED, idle="soft_constraint|moons"),  # of a factor, which is no data
     "auto_laplace": Guide(refused=DISCRETE | DRAWN),
     "auto_delta": Guide(refused=DISCRETE),
     "auto_discrete": Guide(
