@@ -26,9 +26,7 @@ from pyro_vi.programs.lookup import AUTOGUIDES, Kind, available, resolve
 from pyro_vi.support import parse, unknown
 
 
-def _made(
-    values: Callable[[torch.Generator], torch.Tensor], image: tuple[int, int] | None = None
-) -> Callable[[], Data]:
+def _made(values: Callable[[torch.Generator], Any], image: tuple[int, int] | None = None) -> Callable[[], Data]:
     def make() -> Data:
         data = load(values(torch.Generator().manual_seed(0)), heldout=0.0)
         return replace(data, spec=replace(data.spec, image_shape=image))
@@ -37,11 +35,14 @@ def _made(
 
 
 EXAMPLES: dict[str, Callable[[], Data]] = {
+    "no data": _made(lambda _: None),
     "0/1 images": _made(lambda g: (torch.rand(8, 64, generator=g) < 0.5).float(), (8, 8)),
     "real vectors": _made(lambda g: torch.randn(8, 5, generator=g)),
     "counts": _made(lambda g: torch.poisson(torch.full((8, 5), 3.0), generator=g).long()),
     "real series": _made(lambda g: torch.randn(8, 6, 2, generator=g)),
     "real numbers": _made(lambda g: torch.randn(8, generator=g)),
+    "0/1 vectors with classes": _made(lambda g: ((torch.rand(8, 6, generator=g) < 0.5).float(), torch.arange(8) % 2)),
+    "real vectors with a target": _made(lambda g: (torch.randn(8, 3, generator=g), torch.randn(8, generator=g))),
 }
 """Small data sets on which pairs are tried: a model takes the first that it has a density for."""
 

@@ -128,17 +128,18 @@ def shelf_tables(names: Mapping[str, Mapping[str, str]], found: Iterable[Match])
 def match_tables(found: Iterable[Match]) -> Iterator[RenderableType]:
     """Yield which guides go with which models, and the reasons of those that do not."""
     models: dict[tuple[str, str], list[str]] = {}
-    refused = []
+    refused: dict[tuple[str, str], list[str]] = {}
     for match in found:
         good = models.setdefault((match.model, match.data), [])
         if match.reason:
-            refused.append((match.model, match.guide, match.reason))
+            refused.setdefault((match.model, match.reason), []).append(match.guide)
         else:
             good.append(match.guide)
     rows = [(model, data, ", ".join(guides) or "none") for (model, data), guides in models.items()]
     yield _table("pairs that go together", ("model", "tried on", "guides"), rows)
     if refused:
-        yield _table("pairs that do not", ("model", "guide", "why"), refused)
+        lines = [(model, ", ".join(guides), reason) for (model, reason), guides in refused.items()]
+        yield _table("pairs that do not", ("model", "guides", "why"), lines)
 
 
 def described_tables(found: Described) -> Iterator[RenderableType]:
