@@ -19,6 +19,7 @@ from pyro_vi.errors import FitError, InputError, UsageError
 from pyro_vi.fitting import Finding, Run, check, fit
 from pyro_vi.overview import Layout, show
 from pyro_vi.reporting.datatree import to_datatree
+from pyro_vi.reporting.pictures.plotting import plot
 
 __version__ = version("pyro-vi")
 
@@ -40,6 +41,7 @@ __all__ = [
     "evidence",
     "fit",
     "load",
+    "plot",
     "show",
     "terms",
     "to_datatree",

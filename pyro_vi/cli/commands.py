@@ -76,6 +76,8 @@ class FittingCommand(PairCommand):
     """Compile the steps: if that saves more time than it takes, always (an error if impossible), or never."""
     out: str | None = None
     """Folder to write to; by default a new one in runs/."""
+    format: Literal["png", "svg", "pdf"] = "png"
+    """Format of the pictures."""
     resume: bool = Options.resume
     """Continue the interrupted run in --out."""
 

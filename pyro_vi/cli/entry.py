@@ -70,7 +70,7 @@ def _compare(command: Compare) -> int:
                 continue
             # A pair without parameters has no run folder yet.
             written.append(write(tree, make_folder(folder or out) / "result.nc"))
-    plots = save(result, out)
+    plots = save(result, out, command.format)
     document = finite(to_dict(result, plots))
     write_json(out / "result.json", document)
     if command.json:
@@ -89,6 +89,8 @@ def _compare(command: Compare) -> int:
 def _fit(command: Fit) -> int:
     from pyro_vi.fitting import fit
     from pyro_vi.reporting.datatree import datatree_of_pair, history_dataset, write
+    from pyro_vi.reporting.pictures.plotting import comparison_of
+    from pyro_vi.reporting.saving import save
 
     out = Path(command.out or "")
     run = fit(command.model, command.guide, command.source, elbo=command.elbo, out=out, **command.options())
@@ -97,9 +99,11 @@ def _fit(command: Fit) -> int:
     features = run.data.spec.features
     tree = datatree_of_pair(run.pair, batch, draws=100, seed=command.seed, groups=groups, features=features)
     write(tree, out / "result.nc")
+    plots = save(comparison_of(run, command.model, command.guide, command.seed), out, command.format)
     last = run.history[-1]
     steps = {} if run.choice is None else {"compiled": run.compiled, "note": run.choice.note, "seconds": run.seconds}
     document = {"elbo": run.elbo, "kl_source": run.kl_source, "out": str(out), "steps": steps, "last": last}
+    document["plots"] = [str(path) for path in plots]
     if command.json:
         _print_json(document)
         return 0
@@ -115,7 +119,9 @@ def _fit(command: Fit) -> int:
         if key in last and not math.isnan(last[key]):
             shown.add_row(label, f"{last[key]:.2f}")
     note = f" ({run.choice.note})" if run.choice else ""
-    _console().print(shown, f"{run.steps} steps in {run.seconds:.1f} s{note}", str(out), sep="\n", soft_wrap=True)
+    _console().print(shown, f"{run.steps} steps in {run.seconds:.1f} s{note}", sep="\n", soft_wrap=True)
+    for path in [*plots, out]:
+        _console().print(str(path), soft_wrap=True)
     return 0
 
 

@@ -144,9 +144,24 @@ def posterior_trace(pair: Pair, args: Batch, facts: Facts, count: int | None) ->
         model, guide = plate(model), plate(guide)
     args = fresh(args)
     guide_trace: Any = trace_of_guide(guide, args)
-    kept = Keep(guide_trace)(model)  # innermost, because infer_discrete hides the handlers around it from the model
+    given = _Given(guide_trace)
+    kept = given(model)  # innermost, because infer_discrete hides the handlers around it from the model
     sampled = infer_discrete(kept, first_available_dim=-1 - nesting - (count is not None), temperature=1)
-    return prune_subsample_sites(poutine.trace(sampled).get_trace(*args))
+    trace = prune_subsample_sites(poutine.trace(sampled).get_trace(*args))
+    for name in given.values:
+        if name in trace.nodes:
+            trace.nodes[name]["is_observed"] = False
+    return trace
+
+
+class _Given(Keep):
+    """Keep the guide's draws as if they were observed: infer_discrete would take their event dimensions for batch dimensions
+    where their prior depends on a discrete site."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        latent = not msg["is_observed"]
+        super()._pyro_sample(msg)
+        msg["is_observed"] = msg["is_observed"] or (latent and msg["name"] in self.values)
 
 
 def refuse_changing_rows(pair: Pair, args: Batch, facts: Facts) -> None:

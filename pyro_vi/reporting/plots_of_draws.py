@@ -6,8 +6,7 @@
 """
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,19 +15,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from pyro import poutine
-from pyro.poutine.util import prune_subsample_sites
-from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vi.comparing import Comparison
-from pyro_vi.data import Batch, length_of
+from pyro_vi.data import Batch
 from pyro_vi.errors import InputError
-from pyro_vi.programs import Pair, Site, evaluating, isolated, role_of
+from pyro_vi.programs import Pair, Site
 from pyro_vi.reporting.look import LOOK, heading, legend, looks
+from pyro_vi.reporting.mosaics import draw_images, image_shape
+from pyro_vi.reporting.of_pairs import moment, observed, of_each_pair, posterior_of, prior_of, rows_of, trace_of
 
 STEPS, MOST = 9, 8
 """Number of values of a latent dimension in a traversal, and the largest number of dimensions shown."""
-T = TypeVar("T")
 SPREAD = np.linspace(-3, 3, STEPS)
 
 
@@ -45,16 +43,16 @@ def reconstructions(comparison: Comparison, *, n: int = 10, seed: int = 0) -> Fi
         InputError: a program fails on these rows, or an observed site does not have one row per datum.
     """
     on, pictured = comparison.pictured()
-    args = _rows(pictured, range(min(n, len(pictured[0]))))
-    found = _of_each_pair(comparison, seed, lambda pair: _observed(pair, args, _trace(pair.guide, args)))
+    args = rows_of(pictured, range(min(n, len(pictured[0]))))
+    found = of_each_pair(comparison, seed, lambda pair: observed(pair, args, posterior_of(pair, args)))
     data, shown = next(iter(found.values()))[0], {name: mean for name, (_, mean) in found.items()}
-    styles, shape, count = looks(shown), _image_shape(comparison, data), len(data)
+    styles, shape, count = looks(shown), image_shape(comparison, data), len(data)
     if shape is not None:
         size = (0.62 * count + 0.5 + 0.08 * max(map(len, shown)), 0.7 * (1 + len(shown)) * shape[0] / shape[1] + 0.5)
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.02, hspace=0))
         panels = figure.subplots(1 + len(shown), 1, squeeze=False).ravel()
         for axes, (name, values) in zip(panels, [("data", data), *shown.items()], strict=True):
-            _draw_images(axes, values.reshape(1, count, *shape), comparison)
+            draw_images(axes, values.reshape(1, count, *shape), comparison)
             colour = styles[name].colour if name in styles else "black"
             axes.set_ylabel(name, rotation=0, ha="right", va="center", color=colour, parse_math=False)
     else:
@@ -97,10 +95,10 @@ def prior_samples(comparison: Comparison, *, rows: int = 4, columns: int = 8, se
         )
     # Only the length of the batch matters, and the inputs of a model that is conditioned on some.
     on, pictured = comparison.pictured()
-    args = _rows(pictured, [i % len(pictured[0]) for i in range(count)])
-    found = _of_each_pair(comparison, seed, lambda pair: _observed(pair, args))
+    args = rows_of(pictured, [i % len(pictured[0]) for i in range(count)])
+    found = of_each_pair(comparison, seed, lambda pair: observed(pair, args, prior_of(pair, args)))
     data, shown = next(iter(found.values()))[0], {name: mean for name, (_, mean) in found.items()}
-    styles, shape = looks(shown), _image_shape(comparison, data)
+    styles, shape = looks(shown), image_shape(comparison, data)
     across, down = min(3, len(shown)), math.ceil(len(shown) / 3)
     height = 2.6 if shape is None else 3.4 * rows * shape[0] / (columns * shape[1])
     size = (max(3.6 * across, 5.2), (height + 0.3) * down + (0.6 if shape else 1.3))
@@ -109,7 +107,7 @@ def prior_samples(comparison: Comparison, *, rows: int = 4, columns: int = 8, se
     for axes, (name, values) in zip(panels, shown.items(), strict=False):
         axes.set_title(name, color=styles[name].colour, parse_math=False)
         if shape is not None:
-            _draw_images(axes, values.reshape(rows, columns, *shape), comparison)
+            draw_images(axes, values.reshape(rows, columns, *shape), comparison)
         else:
             _draw_lines(axes, data, "0.75", f"{on} data", marker=".")
             _draw_lines(axes, values, styles[name].colour, "E[x | z]" if len(shown) == 1 else name, marker=".")
@@ -137,20 +135,20 @@ def latent_traversal(comparison: Comparison, *, datum: int = 0, seed: int = 0) -
         InputError: the model does not have exactly one latent site, or the site is not a real vector in the data plate.
     """
     on, pictured = comparison.pictured()
-    traversals = _of_each_pair(comparison, seed, lambda pair: _traverse(pair, pictured, datum))
+    traversals = of_each_pair(comparison, seed, lambda pair: _traverse(pair, pictured, datum))
     styles, values = looks(traversals), next(iter(traversals.values()))[2]
-    shape, most = _image_shape(comparison, values[0]), max(len(dims) for dims, _, _ in traversals.values())
+    shape, most = image_shape(comparison, values[0]), max(len(dims) for dims, _, _ in traversals.values())
     if shape is not None:
         across, down = min(3, len(traversals)), math.ceil(len(traversals) / 3)
         size = (max(3.6 * across + 0.8, 5.2), (3.3 * most / STEPS * shape[0] / shape[1] + 0.4) * down + 0.8)
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.add_gridspec(down, across + 1, width_ratios=[0.16] + [1.0] * across)
         start = pictured[0][datum].double().cpu().numpy()
-        _draw_images(figure.add_subplot(grid[0, 0], title="datum", anchor="N"), start.reshape(1, 1, *shape), comparison)
+        draw_images(figure.add_subplot(grid[0, 0], title="datum", anchor="N"), start.reshape(1, 1, *shape), comparison)
         for k, (name, (dims, mean, values)) in enumerate(traversals.items()):
             axes = figure.add_subplot(grid[k // across, 1 + k % across])
             axes.set_title(name, color=styles[name].colour, parse_math=False)
-            cell = _draw_images(axes, values.reshape(len(dims), STEPS, *shape), comparison)
+            cell = draw_images(axes, values.reshape(len(dims), STEPS, *shape), comparison)
             middle, top = (np.arange(STEPS) + 0.5) * cell[1] - 0.5, np.arange(len(dims)) * cell[0] - 0.5
             # The line marks the posterior mean of this dimension, at which the other rows fix it.
             axes.vlines(np.interp(mean, SPREAD, middle), top, top + shape[0], color=styles[name].colour, linewidth=1.6)
@@ -179,101 +177,25 @@ def latent_traversal(comparison: Comparison, *, datum: int = 0, seed: int = 0) -
     return figure
 
 
-def _of_each_pair(comparison: Comparison, seed: int, read: Callable[[Pair], T]) -> dict[str, T]:
-    """Apply ``read`` to each fitted pair, in evaluation mode and with the same seed; return the results by name.
-
-    A guide to which the figure does not apply is left out if there are others. A guide with free parameters for each datum,
-    for example, cannot be called with a few of them.
-    """
-    found: dict[str, T] = {}
-    errors: list[Exception] = []
-    for name, result in comparison.results.items():
-        try:
-            with evaluating(result.run.pair), isolated(seed, validation=False), torch.no_grad():
-                found[name] = read(result.run.pair)
-        except Exception as error:
-            if comparison.across == "estimators":
-                raise
-            errors.append(error)
-    if not found:
-        raise next((e for e in errors if isinstance(e, InputError)), InputError(f"no guide can be drawn: {errors[0]}"))
-    return found
-
-
-def _trace(program: Any, args: Batch) -> Any:
-    return poutine.trace(program).get_trace(*args)
-
-
-def _rows(args: Batch, index: Iterable[int]) -> Batch:
-    length, rows = length_of(args), list(index)
-    return tuple(a[rows] if isinstance(a, Tensor) and a.dim() and len(a) == length else a for a in args)
-
-
-def _observed(pair: Pair, args: Batch, replayed: Any = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return x and E[x | z], each of shape ``(B, features)``; z is that of the replayed trace, or a draw from the prior.
-
-    x is the site that observes the first column. If no site does (the column is an input), all observed sites are
-    concatenated.
-    """
-    n = len(args[0])
-    plate = pair.layouts(args)[0].data_plate
-    model = pair.model if replayed is None else poutine.replay(pair.model, trace=replayed)
-    pairs = []
-    nodes: dict[str, Any] = prune_subsample_sites(_trace(model, args)).nodes
-    for name, node in nodes.items():
-        if node["type"] != "sample" or role_of(node) in ("factor", "deterministic"):
-            continue
-        if not node["is_observed"]:
-            if replayed is not None and name not in replayed.nodes:
-                raise InputError(f"the guide does not draw '{name}', so that there is no E[x | z] at its draw")
-            continue
-        fn = node["fn"]
-        axis = 0 if plate is None else plate.dim + len(fn.batch_shape)
-        value, mean = (v.expand(fn.shape()) for v in (node["value"], _moment(fn, "mean", 1)))
-        if not value.dim() or value.shape[axis] != n:
-            raise InputError(
-                f"an observed site of shape {tuple(value.shape)} does not have a row for each of {n} data; "
-                "put it in the data plate"
-            )
-        pairs.append(tuple(v.movedim(axis, 0).reshape(n, -1).double().cpu() for v in (value, mean)))
-    if not pairs:
-        raise InputError("the model has no observed site, so there is nothing to draw; add one with obs=")
-    first = args[0].reshape(n, -1).double().cpu()
-    chosen = [p for p in pairs if p[0].shape == first.shape and torch.equal(p[0], first)][:1] or pairs
-    data, means = (torch.cat(columns, 1).numpy() for columns in zip(*chosen, strict=True))
-    return data, means
-
-
-def _moment(fn: Any, name: Literal["mean", "stddev"], draws: int) -> Tensor:
-    """Mean or standard deviation of a distribution; from ``draws`` draws if it is not finite or has no closed form."""
-    try:
-        value: Tensor = getattr(fn, name)
-        if bool(value.isfinite().all()):
-            return value
-    except (NotImplementedError, AttributeError):
-        pass
-    values = fn.sample((draws,)).double()
-    return values.mean(0) if name == "mean" else values.std(0)
-
-
 def _traverse(pair: Pair, heldout: Batch, datum: int) -> tuple[list[int], np.ndarray, np.ndarray]:
     """Return the dimensions shown, their posterior means in prior standard deviations, and E[x | z] along each of them.
 
     Their shapes are ``(D,)``, ``(D,)`` and ``(D, STEPS, features)``.
     """
     site = _latent_vector(pair, heldout)
-    posterior = _trace(pair.guide, heldout).nodes[site.name]["fn"]
-    means = _moment(posterior, "mean", 200).expand(len(heldout[0]), -1)
+    posterior = trace_of(pair.guide, heldout).nodes[site.name]["fn"]
+    means = moment(posterior, "mean", 200).expand(len(heldout[0]), -1)
     dims = means.var(0, correction=0).argsort(descending=True)[:MOST]
-    args = _rows(heldout, [datum] * (len(dims) * STEPS))
-    replayed = _trace(pair.guide, args)
-    prior = _trace(poutine.replay(pair.model, trace=replayed), args).nodes[site.name]["fn"]
-    loc, scale = (_moment(prior, m, 1000).expand(len(args[0]), -1)[0].to(means) for m in ("mean", "stddev"))
+    args = rows_of(heldout, [datum] * (len(dims) * STEPS))
+    replayed = trace_of(pair.guide, args)
+    prior = trace_of(poutine.replay(pair.model, trace=replayed), args).nodes[site.name]["fn"]
+    loc, scale = (moment(prior, m, 1000).expand(len(args[0]), -1)[0].to(means) for m in ("mean", "stddev"))
     z = means[datum].repeat(len(dims), STEPS, 1)
     for i, d in enumerate(dims):
         z[i, :, d] = loc[d] + scale[d] * torch.as_tensor(SPREAD).to(means)
     replayed.nodes[site.name]["value"] = z.reshape(-1, z.shape[-1]).to(site.dtype)
-    values = _observed(pair, args, replayed)[1].reshape(len(dims), STEPS, -1)
+    values = observed(pair, args, trace_of(poutine.replay(pair.model, trace=replayed), args))[1]
+    values = values.reshape(len(dims), STEPS, -1)
     return dims.tolist(), ((means[datum] - loc) / scale)[dims].double().cpu().numpy(), values
 
 
@@ -288,28 +210,6 @@ def _latent_vector(pair: Pair, args: Batch) -> Site:
         if vector and isinstance(support, type(constraints.real)):
             return sites[0]
     raise InputError("a latent traversal needs a model with exactly one latent site, a real vector for each datum")
-
-
-def _image_shape(comparison: Comparison, values: np.ndarray) -> tuple[int, int] | None:
-    shape: tuple[int, int] | None = comparison.data.spec.image_shape
-    return shape if shape is not None and values.shape[1] == math.prod(shape) else None
-
-
-def _draw_images(axes: Axes, images: np.ndarray, comparison: Comparison) -> tuple[int, int]:
-    """Draw images of shape ``(rows, columns, height, width)`` as one mosaic; return the height and width of a cell."""
-    gap = max(1, images.shape[3] // 14)
-    cells = np.pad(images, ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=np.nan)
-    rows, columns, height, width = cells.shape
-    mosaic = cells.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)[:-gap, :-gap]
-    # All images share the grey scale of the data, so that equal greys are equal numbers.
-    x, support = comparison.pictured()[1][0], comparison.data.spec.support
-    low, high = (0.0, 1.0) if support in ("boolean", "unit_interval") else (float(x.min()), float(x.max()))
-    grey = matplotlib.colormaps["gray"].with_extremes(bad="white")
-    axes.imshow(mosaic, cmap=grey, vmin=low, vmax=high, interpolation="none")
-    axes.autoscale(False)
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-    return height, width
 
 
 def _draw_lines(axes: Axes, values: np.ndarray, colour: Any, label: str, marker: str, width: float = 0.8) -> None:

@@ -15,6 +15,7 @@ from command_line import QUICK, SMALL, real
 from pyro_vi.cli import entry as cli
 from pyro_vi.data.loading import load
 from pyro_vi.programs.build import build_pair
+from pyro_vi.reporting.pictures import plotting
 
 
 @pytest.fixture(scope="module")
@@ -47,19 +48,34 @@ def test_fit_writes_its_folder_and_shows_its_numbers(folder, capsys):
     out, err = capsys.readouterr()
     assert "held-out ELBO" in out and "3 steps in" in out and out.endswith("\nrun\n")
     assert "Traceback" not in err
-    assert {"config.json", "metrics.jsonl", "checkpoint.pt", "result.nc"} <= {
-        path.name for path in Path("run").iterdir()
-    }
+    names = {path.name for path in Path("run").iterdir()}
+    assert {"config.json", "metrics.jsonl", "checkpoint.pt", "result.nc"} <= names
+    assert "run/latent_means.png\n" in out and {"training_curves.png", "latent_means.png"} <= names
     last = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
     assert f"{last['heldout_elbo']:.2f}" in out and f"{last['reconstruction']:.2f}" in out
 
 
 def test_fit_in_json(folder, capsys):
-    assert cli.main(["fit", *SMALL, *QUICK, "--out", "run", "--json"]) == 0
+    assert cli.main(["fit", *SMALL, *QUICK, "--out", "run", "--format", "svg", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
+    assert "run/reconstructions.svg" in document["plots"] and all(Path(path).is_file() for path in document["plots"])
     assert document["elbo"] == "mean_field" and document["out"] == "run"
     assert document["kl_source"] == {"z": "analytic"}
     assert document["last"] == json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_picture_that_fails_loses_neither_the_table_nor_the_run(folder, capsys, monkeypatch):
+    def broken(made):
+        raise RuntimeError("no more ink\nand no paper")
+
+    monkeypatch.setattr(plotting, "PICTURES", (plotting.Picture(broken),))
+    assert cli.main(["fit", *SMALL, *QUICK, "--out", "run"]) == 0
+    out, err = capsys.readouterr()
+    assert "held-out ELBO" in out and out.endswith("\nrun\n") and Path("run/result.nc").is_file()
+    assert [line for line in err.splitlines() if "warning" in line] == [
+        "warning: no picture broken: RuntimeError: no more ink"
+    ]
 
 
 def test_without_out_each_run_has_a_folder_of_its_own(folder, capsys):

@@ -241,7 +241,8 @@ def test_a_walk_is_refused_where_there_is_no_vector_to_walk_in(model: Any) -> No
 
 def test_save_leaves_out_what_does_not_apply(tmp_path: Path) -> None:
     made = comparison(two, "diag_normal", vectors(2), ("trace",))
-    assert [path.stem for path in save(made, tmp_path)] == ["training_curves", "reconstructions", "prior_samples"]
+    written = ["training_curves", "reconstructions", "prior_samples", "latent_means"]
+    assert [path.stem for path in save(made, tmp_path)] == written
 
 
 def test_a_distribution_without_a_mean_gives_a_draw() -> None:

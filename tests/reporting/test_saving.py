@@ -25,6 +25,7 @@ def test_save_writes_what_applies_in_order(tmp_path: Path) -> None:
         "reconstructions.png",
         "prior_samples.png",
         "latent_traversal.png",
+        "latent_means.png",
     ]
     for path in paths:
         with Image.open(path) as image:
@@ -35,4 +36,5 @@ def test_save_writes_what_applies_in_order(tmp_path: Path) -> None:
         "reconstructions",
         "prior_samples",
         "latent_traversal",
+        "latent_means",
     ]
