@@ -74,7 +74,8 @@ def main(options: Options) -> None:
     first, second = data.heldout[0], load("20ng(heldout_part='test_h2')").heldout[0]
     run, seconds = fitted(options, data)
     print(
-        f"topics {options.topics}, words {options.words}, seed {options.seed}: {options.steps} steps, {seconds:.0f} s of processor"
+        f"topics {options.topics}, words {options.words}, seed {options.seed}: {options.steps} steps, "
+        f"{seconds:.0f} s of processor"
     )
     frequencies = data.train()[0].double().sum(0).clamp(min=0.5)
     unigram = (frequencies / frequencies.sum()).log()

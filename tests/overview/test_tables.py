@@ -73,4 +73,4 @@ def test_shelves_show_pairs_and_reasons():
     ]
     text = text_of(shelf_tables({"models": {"a": "A model."}}, pairs))
     assert "│ a     │ counts   │ g, h   │" in text and "│ b     │          │ none   │" in text
-    assert "│ a     │ i     │ no way │" in text and "A model." in text
+    assert "│ a     │ i      │ no way │" in text and "A model." in text
