@@ -101,7 +101,10 @@ class BayesianNetwork(nn.Module):
     def start(self, x: Tensor, y: Tensor | None = None) -> None:
         """Take means and standard deviations of the features, and of targets that are numbers, for units."""
         if y is None:
-            raise InputError(f"bayesian_network takes (x, y), and '{self.data.name}' has no targets; give them too")
+            raise InputError(
+                f"bayesian_network takes (x, y), and '{self.data.name}' has no targets; give them too, as in "
+                "'wine(labels=True)'"
+            )
         rows = x.reshape(len(x), -1)
         self.loc.copy_(rows.mean(0))
         spread = rows.std(0)

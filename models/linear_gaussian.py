@@ -141,7 +141,7 @@ class PPCA(LinearGaussian):
     Args:
         data: description of the data set; its event shape is ``(D,)`` or ``()``.
         latent_dim: dimension of z.
-        scale: σ; where it starts, if it is learned.
+        scale: σ; where it starts, if it is learned: by default from the data, with half of their variance.
         learn_scale: if false, σ is fixed: latents whose eigenvalue is below σ² then collapse to the prior (arXiv:1911.02469).
 
     Raises:
@@ -154,8 +154,16 @@ class PPCA(LinearGaussian):
         ['weight', 'bias']
     """
 
-    def __init__(self, data: DataSpec, *, latent_dim: int = 8, scale: float = 1.0, learn_scale: bool = True) -> None:
-        super().__init__(data, latent_dim=latent_dim, noise="shared" if learn_scale else "fixed", scale=scale)
+    def __init__(
+        self, data: DataSpec, *, latent_dim: int = 8, scale: float | None = None, learn_scale: bool = True
+    ) -> None:
+        noise = "shared" if learn_scale else "fixed"
+        super().__init__(data, latent_dim=latent_dim, noise=noise, scale=1.0 if scale is None else scale)
+        self.scaled = learn_scale and scale is None
+
+    def start(self, x: Tensor) -> None:
+        """Set b to the mean, A in units of the standard deviations, and σ, unless it was given, to half of the variance."""
+        _start(self, x, self.scaled)
 
 
 class FactorAnalysis(LinearGaussian):
@@ -166,7 +174,8 @@ class FactorAnalysis(LinearGaussian):
     Args:
         data: description of the data set; its event shape is ``(D,)`` or ``()``.
         latent_dim: dimension of z, the number of factors.
-        scale: standard deviations of the noise where they start, a number, or one per feature, of shape ``(D,)``.
+        scale: standard deviations of the noise where they start, a number, or one per feature, of shape ``(D,)``; by default
+            from the data, with half of their variances.
 
     Raises:
         InputError: the data are not real-valued vectors, or a number is out of range.
@@ -177,5 +186,24 @@ class FactorAnalysis(LinearGaussian):
         torch.Size([5])
     """
 
-    def __init__(self, data: DataSpec, *, latent_dim: int = 8, scale: float | Sequence[float] | Tensor = 1.0) -> None:
-        super().__init__(data, latent_dim=latent_dim, noise="diagonal", scale=scale)
+    def __init__(
+        self, data: DataSpec, *, latent_dim: int = 8, scale: float | Sequence[float] | Tensor | None = None
+    ) -> None:
+        super().__init__(data, latent_dim=latent_dim, noise="diagonal", scale=1.0 if scale is None else scale)
+        self.scaled = scale is None
+
+    def start(self, x: Tensor) -> None:
+        """Set b to the mean, A in units of the standard deviations, and Σ, unless it was given, to half of the variances."""
+        _start(self, x, self.scaled)
+
+
+def _start(model: LinearGaussian, x: Tensor, scaled: bool) -> None:
+    rows = x.reshape(len(x), -1)
+    variance = rows.var(0, correction=0)
+    variance = torch.where(variance > 0, variance, 1.0)
+    with torch.no_grad():
+        model.bias.copy_(rows.mean(0))
+        model.weight.mul_((variance / 2).sqrt().unsqueeze(-1))
+        if scaled:
+            noise = variance if model.log_scale.dim() else variance.mean()
+            model.log_scale.copy_(0.5 * (noise / 2).log())

@@ -21,6 +21,8 @@ SCALES: dict[str, Callable[[Tensor], Any]] = {
     "exponential": lambda scale: dist.Exponential(1 / scale),
 }
 """Priors of a standard deviation, by name."""
+NO_TARGETS = ("lengths", "group", "sigma")
+"""Second columns of data sets that are no targets."""
 WIDE = 2.5
 """Default scale of a prior, in standard deviations of the target for one standard deviation of a feature."""
 
@@ -130,7 +132,8 @@ class Regression(nn.Module):
         """Set what was not given from rows: scales of priors, and the number of groups."""
         if y is None:
             raise InputError(
-                f"regression takes (x, y) or (x, y, group), and '{self.data.name}' has no targets; give them too"
+                f"regression takes (x, y) or (x, y, group), and '{self.data.name}' has no targets; give them too, as in "
+                "'diabetes(target=True)'"
             )
         if "groups" in self.open and group is not None:
             self.groups = max(self.groups, int(group.max()) + 1)
@@ -265,6 +268,8 @@ def _effects(name: str, centre: Any, scale: Any, centred: bool, event_dim: int) 
 
 def _likelihood(name: str, data: DataSpec) -> str:
     target = data.others[0] if data.others else None
+    if target is not None and target.name in NO_TARGETS:
+        raise InputError(f"regression takes targets as its second column, and '{data.name}' has {target.name} there")
     if name == "auto":
         numbers = target is None or all(word.isdigit() for word in target.classes)  # counts, unless they have names
         if target is not None and len(target.classes) > 2 and (target.support == "class" or not numbers):

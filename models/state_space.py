@@ -45,7 +45,8 @@ class StateSpace(nn.Module):
         noise_variance: R: a number, one for each of D, or a positive definite matrix.
         mean: of the first state, of shape ``(d,)``; by default the start is diffuse.
         variance: of the first state, as ``state_variance``.
-        series: ``"one"`` if the data are one series, ``"rows"`` if each row is one; by default one if a row is a single number.
+        series: ``"one"`` if the data are one series, ``"rows"`` if each row is one; by default one if a row is a single number,
+            or if there is only one row.
         states: ``"path"`` for one site, ``"steps"`` for sites ``z_1, z_2, …``; by default a path for one series.
         learn: if true, the variances are parameters, and correlations stay as given; otherwise they are fixed.
 
@@ -87,14 +88,17 @@ class StateSpace(nn.Module):
             if value not in known:
                 raise InputError(f"{name} must be one of {', '.join(known)}, not {value!r}")
         self.data, shape = data, data.event_shape
-        self.one = series == "one" or (series == "auto" and shape in ((), (1,)))
-        if len(shape) > (1 if self.one else 2) or (not self.one and not shape):
+        row = bool(shape) and data.num_data == 1 and series == "auto"
+        self.row = row
+        """True for one series that is the only row, so that the batch has one dimension more than the series."""
+        self.one = series == "one" or row or (series == "auto" and shape in ((), (1,)))
+        if len(shape) > (2 if row or not self.one else 1) or (not self.one and not shape):
             raise InputError(
                 "state_space takes one series of shape (T,) or (T, D), or rows of shape (T,) or (T, D); "
                 f"a row of '{data.name}' has shape {shape}"
             )
         self.path = states == "path" or (states == "auto" and self.one)
-        inner = shape if self.one else shape[1:]
+        inner = shape if self.one and not row else shape[1:]
         self.features, self.flat = math.prod(inner), not inner
         self._matrices(form, transition, observation)
         d, D = len(self.F), self.features
@@ -247,6 +251,7 @@ class StateSpace(nn.Module):
 
     def _series(self, x: Tensor) -> Tensor:
         """The data with the shape ``(..., T, D)``."""
+        x = x[0] if self.row else x
         return x.unsqueeze(-1) if self.flat else x
 
     def _known(self, series: Tensor, lengths: Tensor) -> Tensor:

@@ -157,6 +157,24 @@ def test_names_are_forms_of_the_model():
     assert float(fixed.log_scale.exp()) == pytest.approx(0.3)
 
 
+def test_names_start_from_the_moments_of_the_data():
+    """Half of each variance is noise, and half of it is that of A z, on average over the draw of A."""
+    x = columns(500) * torch.tensor([1.0, 100.0, 0.01], dtype=torch.float64) + 7
+    variance = x.var(0, correction=0)
+    torch.manual_seed(0)
+    model = FactorAnalysis(spec(500), latent_dim=4000)
+    model.start(x)
+    torch.testing.assert_close(model.bias.detach(), x.mean(0), **EXACT)
+    torch.testing.assert_close((2 * model.log_scale).exp().detach(), variance / 2, **EXACT)
+    torch.testing.assert_close(model.weight.detach().square().sum(1), variance / 2, rtol=0.1, atol=0)
+    shared = PPCA(spec(500), latent_dim=2)
+    shared.start(x)
+    assert float((2 * shared.log_scale.detach()).exp()) == pytest.approx(float(variance.mean()) / 2)
+    for kept in (PPCA(spec(500), scale=0.3), PPCA(spec(500), scale=0.3, learn_scale=False)):
+        kept.start(x)
+        assert float(kept.log_scale.detach().exp()) == pytest.approx(0.3)
+
+
 def test_decode_is_the_mean_and_forward_gives_the_batch_back():
     model, z, x = linear_gaussian(), columns(4, 2), columns()
     weight, bias, _ = dense(model)

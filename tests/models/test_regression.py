@@ -250,6 +250,9 @@ def test_there_is_no_closed_form_with_groups_or_other_likelihoods():
     known = {"known_scale": 1.0}
     for options in ({}, {"likelihood": "poisson"}, {**known, "groups": 2}, {**known, "prior": "student"}):
         assert getattr(Regression(spec(), **options), "log_evidence", None) is None
+    errors = (ColumnSpec("sigma", (), "real"),)
+    with pytest.raises(InputError, match="has sigma there"):
+        Regression(DataSpec("made up", 8, (), "real", torch.float64, "made up", others=errors))
     three = ColumnSpec("label", (), "class", ("a", "b", "c"))
     with pytest.raises(InputError, match="has 3; use model 'bayesian_network'"):
         Regression(DataSpec("made up", 8, (3,), "real", torch.float64, "made up", others=(three,)))

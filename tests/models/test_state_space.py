@@ -146,6 +146,14 @@ def test_the_start_takes_the_variance_of_steps():
     assert float(padded.root("noise").detach()) ** 2 == pytest.approx(3.0)
 
 
+def test_a_single_row_is_one_series():
+    x = columns(7, 1)[:, 0].cumsum(0)
+    one, row = StateSpace(spec(), learn=False), StateSpace(spec(7, 1, rows=1), learn=False)
+    torch.testing.assert_close(row.log_evidence(x[None, :, None]), one.log_evidence(x), **EXACT)
+    trace = poutine.trace(row).get_trace(x[None, :, None])
+    assert trace.nodes["z"]["value"].shape == (7,) and trace.nodes["z"]["cond_indep_stack"] == ()
+
+
 @pytest.mark.slow
 @needs_folder
 def test_a_full_normal_reaches_the_evidence_and_the_variances():
