@@ -82,10 +82,21 @@ class DeepMarkov(nn.Module):
         self.data, self.latent_dim = data, latent_dim
         self.law = likelihood_of(likelihood, replace(data, event_shape=data.event_shape[1:]), scale=scale)
         self.law.register(self)
-        self.start = nn.Parameter(torch.zeros(latent_dim))
+        self.before = nn.Parameter(torch.zeros(latent_dim))  # z_0
         self.transition = Transition(latent_dim, transition_dim)
         self.emission = mlp(latent_dim, hidden, self.law.numbers, activation)
         self.to(data.dtype)
+
+    def start(self, x: Tensor, lengths: Tensor | None = None) -> None:
+        """Set the constant of the emission so that x_t has about the mean of the steps of ``x``."""
+        given = x if lengths is None else x[self._inside(x, lengths)]
+        mean = given.reshape(-1, self.law.features).mean(0)
+        last = self.emission[-1]
+        natural = {"bernoulli": mean.clamp(1e-3, 1 - 1e-3).logit(), "poisson": mean.clamp(min=1e-3).log()}
+        natural |= {"gaussian": mean, "gaussian_fixed": mean}
+        if isinstance(last, nn.Linear) and self.law.name in natural:
+            with torch.no_grad():
+                last.bias.copy_(natural[self.law.name])
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Draw the paths and score the batch; return ``x``, or a draw of x where it is not observed.
@@ -95,15 +106,20 @@ class DeepMarkov(nn.Module):
             lengths: their lengths, ``(B,)``; None if all have T steps.
         """
         size, steps = x.shape[:2]
-        inside: Any = True if lengths is None else torch.arange(steps, device=x.device) < lengths.unsqueeze(-1)
+        inside: Any = True if lengths is None else self._inside(x, lengths)
         with (
             data_plate(self.data.num_data, x, dim=-2),
             pyro.plate("time", steps, dim=-1),
             poutine.mask(mask=inside),
         ):
-            z = pyro.sample("z", Path(self.start, self.transition, (size, steps)))
+            z = pyro.sample("z", Path(self.before, self.transition, (size, steps)))
             value: Tensor = pyro.sample("x", self.observation(z), obs=x)
         return value
+
+    @staticmethod
+    def _inside(x: Tensor, lengths: Tensor) -> Tensor:
+        """True for the steps of (B, T, ...) that are no padding: (B, T)."""
+        return torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(-1)
 
     def observation(self, z: Tensor) -> Any:
         """Distribution of x_t given z_t, for z of shape ``(..., latent_dim)``."""

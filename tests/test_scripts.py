@@ -1,11 +1,14 @@
 """The scripts can be imported, and run through as a person would start them; the claims of the studies: `test_studies.py`."""
 
+import os
 import runpy
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from script_files import NAMES, SCRIPTS, script
 
@@ -59,3 +62,45 @@ def test_script_runs_as_it_is(name, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "ELBO" in done.stdout
     assert bool(list(tmp_path.rglob("*.png"))) == (name == "compare_estimators")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "args", "words"),
+    [
+        pytest.param(
+            "music",
+            ["--steps", "2", "--particles", "2"],
+            "nats a time step",
+            marks=pytest.mark.skipif("PYRO_VI_DATA" not in os.environ, reason="PYRO_VI_DATA is not set"),
+        ),
+        ("robot", ["--data", "robot(sequences=12, steps=8)", "--steps", "2", "--draws", "2"], "last value"),
+    ],
+)
+def test_scripts_of_sequences_run(name, args, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *args])
+    runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
+    assert words in capsys.readouterr().out
+
+
+def test_the_robot_is_predicted_from_the_past_only():
+    """The errors of the last value and of the line are those of a known series: x_t = t² has steps 2t + 1 and curvature 2."""
+    robot = script("robot")
+    x = (torch.arange(6.0) ** 2).expand(2, 6).unsqueeze(-1)
+    seen = []
+
+    class Square:
+        model = None
+
+        def guide(self, past, lengths):
+            seen.append(past.shape[1])
+            assert lengths.tolist() == [past.shape[1]] * len(past)
+            return {"z": past}
+
+    run = Square()
+    run.model = SimpleNamespace(transition=lambda z: (z.sqrt() + 1, torch.zeros_like(z)), decode=torch.square)
+    found = robot.compared(run, x, torch.tensor([6, 4]), draws=3, seed=0)
+    assert seen == [t for t in (2, 3, 4, 5) for _ in range(3)]
+    assert found["deep Markov model"] == pytest.approx(0.0, abs=1e-9)
+    assert found["last value"] == pytest.approx(np.mean(np.square([3, 3, 5, 5, 7, 9])))
+    assert found["line through the last two"] == pytest.approx(4.0)

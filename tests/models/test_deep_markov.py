@@ -153,3 +153,15 @@ def test_a_label_is_refused() -> None:
     with pytest.raises(InputError, match="deep_markov takes \\(x, lengths\\), but 'array' has the column 'label'"):
         DeepMarkov(spec)
     assert dataclasses.replace(spec, others=()).others == ()
+
+
+def test_the_emission_starts_at_the_mean_of_the_steps() -> None:
+    """At z = 0 and zero weights E[x_t] is the mean over the steps of the sequences; padding does not count."""
+    for kind in ("real", "boolean"):
+        data = sequences(kind)
+        x, lengths = data.train()
+        model = DeepMarkov(data.spec, hidden=(4,))
+        model.start(x, lengths)
+        torch.nn.init.zeros_(model.emission[-1].weight)  # type: ignore[arg-type]
+        steps = torch.cat([row[:n] for row, n in zip(x, lengths, strict=True)])
+        torch.testing.assert_close(model.decode(torch.zeros(16).double()), steps.mean(0))
