@@ -228,7 +228,7 @@ class Labels(dist.Categorical):
     @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self) -> Any:
         """−1, 0, …, number of classes − 1."""
-        return constraints.integer_interval(-1, self._num_events - 1)
+        return constraints.integer_interval(-1, self.logits.shape[-1] - 1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log π of each label."""
