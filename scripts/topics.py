@@ -91,8 +91,8 @@ def fitted(options: Options, data: Data) -> tuple[Any, float]:
     start = time.process_time()
     guide = partial(DiagNormal, encoder=Shares(data.example(BATCH)[0]))
     run = pyro_vi.fit(
-        f"topic(topics={options.topics}, words={options.words!r})", guide, data, elbo="mean_field", steps=options.steps,
-        batch_size=BATCH, lr=options.lr, schedule="cosine", seed=options.seed, progress=False,
+        f"topic(topics={options.topics}, words={options.words!r}, learn_prior=True)", guide, data, elbo="mean_field",
+        steps=options.steps, batch_size=BATCH, lr=options.lr, schedule="cosine", seed=options.seed, progress=False,
     )  # fmt: skip
     return run, time.process_time() - start
 
