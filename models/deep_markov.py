@@ -71,6 +71,10 @@ class DeepMarkov(nn.Module):
                 f"deep_markov takes sequences of shape (steps, features), but a datum of '{data.name}' has shape "
                 f"{data.event_shape}; give data such as 'jsb' or 'robot'"
             )
+        if len(data.event_shape) == 1 and data.image_shape is not None:
+            raise InputError(
+                f"deep_markov takes sequences, but '{data.name}' has images; give data such as 'jsb' or 'robot'"
+            )
         for name, value in (("latent_dim", latent_dim), ("transition_dim", transition_dim)):
             if not (isinstance(value, int) and value > 0):
                 raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
