@@ -21,7 +21,7 @@ class PairCommand:
     guide: Guide = "diag_normal"
     """Guide, in the same form."""
     data: str = "digits"
-    """Name of a data set, or a .npy, .npz, .csv or .parquet file, with options in parentheses: 'digits(labels=100)'."""
+    """Name of a data set, a .npy, .npz, .csv or .parquet file, with options in parentheses: 'digits(labels=100)'; or none."""
     columns: str | None = None
     """Columns of a table that a row consists of, with commas between them; by default all without another role."""
     label: str | None = None

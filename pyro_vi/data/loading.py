@@ -47,10 +47,11 @@ def load(
     """Load data from a registered name with options, a file, a tensor or array, or the arguments of a program.
 
     Args:
-        data: a name with options ("digits", "mnist(binarize=False)"), the path of a .npy, .npz, .csv or .parquet file, with
-            options too ("wine.csv(label='kind')"), values (rows, ...), a DataFrame, a tuple of positional arguments such as
-            (x, y, None), a list as the one argument, a dictionary of keyword arguments, or a `Data`, which is returned
-            unchanged. Of several arguments, those with as many rows as the first tensor or array are columns; the others are
+        data: a name with options ("digits", "mnist(binarize=False)"), "none" or None for programs that hold their data, the
+            path of a .npy, .npz, .csv or .parquet file, with options too ("wine.csv(label='kind')"), values (rows, ...), a
+            DataFrame, a tuple of positional arguments such as (x, y, None), a list as the one argument, a dictionary of keyword
+            arguments, or a `Data`, which is returned unchanged.
+            Of several arguments, those with as many rows as the first tensor or array are columns; the others are
             passed on as they are. Columns are copied, except an `np.memmap` and a .npy file of more than 256 MB: their training
             rows stay in the file, which must not change, and are read batch by batch. (Copy-on-write maps, foreign byte orders,
             and views that are not C-contiguous are copied too.) A list of arrays that differ in their first dimension only, and
@@ -150,6 +151,8 @@ def _without_columns(arguments: Arguments, source: str, seed: int, dtype: torch.
 def _load_named(
     data: str | Path, seed: int, heldout: float | None, dtype: torch.dtype | None, more: Mapping[str, object]
 ) -> Data:
+    if data == "none":
+        return _without_columns(split_arguments(())[0], "no data", seed, dtype)
     path = Path(os.path.expanduser(data))
     is_name = isinstance(data, str) and data.split("(")[0].strip() in DATASETS
     if isinstance(data, Path) or path.suffix.lower() in FILES:

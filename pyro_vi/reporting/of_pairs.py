@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -96,7 +96,9 @@ def draws_of(pair: Pair, args: Batch, count: int) -> Draws:
             if site.kind != "data":
                 found[0].setdefault(name, []).append(site.values(node["value"], size))
                 continue
-            found[1].setdefault(name, []).append(site.values(moment(node["fn"], "mean", 1), size))
+            found[1].setdefault(name, []).append(
+                replace(site, boolean=False).values(moment(node["fn"], "mean", 1), size)
+            )
             found[2].setdefault(name, []).append(site.values(node["fn"].sample(), size))
     values, means, drawn = ({name: np.concatenate(parts) for name, parts in group.items()} for group in found)
     data = {n: site.masked(site.values(single.nodes[n]["value"], None)) for n, site in sites.items() if n in means}

@@ -1,6 +1,8 @@
 """Pictures of model and data: what they show is what was computed."""
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -203,6 +205,27 @@ def test_predictions_are_those_of_the_guides_draws() -> None:
     assert axes.get_title().endswith("% of the data inside 90 %")
 
 
+def test_the_band_of_a_truth_value_is_that_of_its_probability() -> None:
+    def model(x: torch.Tensor, y: torch.Tensor) -> None:
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Bernoulli(logits=slope * x[..., 0]), obs=y.float())
+
+    def guide(x: torch.Tensor, y: torch.Tensor) -> None:
+        pyro.sample("slope", dist.Normal(2.0, 1e-4))
+
+    x = vectors(40, 1)
+    label = (ColumnSpec("label", (), "class", ("no", "yes")),)
+    (axes,) = predictions(comparison(model, guide, (x, (x[:, 0] > 0).astype(int)), others=label)).axes
+    at, probability = axes.lines[0].get_data()
+    np.testing.assert_allclose(probability, 1 / (1 + np.exp(-2 * at)), atol=1e-3)
+
+
+def test_marginals_of_coefficients_have_the_names_of_their_columns() -> None:
+    figure = marginals(comparison(line, slopes, table(40, 2), others=TARGET, features=("age", "bmi")))
+    assert [axes.get_xlabel() for axes in figure.axes] == ["slopes[age]", "slopes[bmi]"]
+
+
 # The plane.
 
 
@@ -218,6 +241,22 @@ def test_contours_hold_their_probability_and_draws_are_counted_in_them() -> None
     np.testing.assert_allclose(shares, exact, atol=0.5 + 4 * 100 * 0.0054)
     points = next(one for one in points_of(drawn) if len(one) == 2000)
     np.testing.assert_allclose(points.std(0), 0.5, atol=0.5 * 4 / 4000**0.5)
+
+
+def test_of_more_latents_the_density_is_that_of_the_first_two_numbers() -> None:
+    class Space(Plane):
+        def forward(self) -> None:
+            pyro.sample("u", dist.Normal(0.0, 1.0))
+            pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+    def guide() -> None:
+        pyro.sample("u", dist.Normal(2.0, 0.1))
+        pyro.sample("w", dist.Normal(torch.tensor([-1.0, 5.0, 5.0]), 0.1).to_event(1))
+
+    _, drawn = density(comparison(Space(), guide, None)).axes
+    points = next(one for one in points_of(drawn) if len(one) == 2000)
+    np.testing.assert_allclose(points.mean(0), [2, -1], atol=4 * 0.1 / 2000**0.5)
+    assert drawn.get_xlabel() == "u"
 
 
 # Series.

@@ -71,7 +71,7 @@ CHOSEN = {
     "series": ("bands", "paths"),
     "series without a plane": ("bands",),
     "topics": ("top_words",),
-    "regression": (*PLAIN, "predictions", "coefficients", "marginals"),
+    "regression": ("predictions", "coefficients", "marginals"),
     "target": ("marginals", "density"),
 }
 """Pictures of each kind of model, which has no name that the table of pictures could know."""

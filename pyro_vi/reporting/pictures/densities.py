@@ -25,8 +25,9 @@ INSIDE = (0.99, 0.9, 0.5)
 def density(comparison: Comparison, *, seed: int = 0) -> Figure:
     """Contours of the true density, which hold 50, 90 and 99 % of it, and draws of each guide over them.
 
-    The density is that of the model's method ``log_density``, which takes the latents side by side, ``(..., 2)``, and need not
-    be normalised. The share of the draws inside each contour is said; of the true density it is 50, 90 and 99 %.
+    The density is that of the model's method ``log_density``, which takes two numbers side by side, ``(..., 2)``, and need not
+    be normalised: the latents, or the first two numbers of them. The share of the draws inside each contour is said; of the
+    true density it is 50, 90 and 99 %.
 
     Args:
         comparison: fitted pairs and their data.
@@ -73,14 +74,16 @@ def density(comparison: Comparison, *, seed: int = 0) -> Figure:
 
 
 def in_plane(facts: Facts) -> bool:
-    """True if the model has a density of its own, of latents that are two numbers together."""
-    sizes = [site.numel for site in facts.layout.latents.values()]
-    return facts.method("log_density") is not None and not facts.local and sum(sizes) == 2
+    """True if the model has a density of its own, of two numbers: of latents that do not belong to single data."""
+    log_density = facts.method("log_density")
+    if log_density is None or facts.local or sum(site.numel for site in facts.layout.latents.values()) < 2:
+        return False
+    return _log_p_at(log_density, np.zeros((3, 2)), facts.spec.dtype).shape == (3,)
 
 
 def _draws(pair: Pair, facts: Facts, names: list[str]) -> np.ndarray:
     values = latents_of(pair, facts.args, DRAWS)
-    return np.concatenate([values[name].reshape(DRAWS, -1) for name in names], 1).astype(float)
+    return np.concatenate([values[name].reshape(DRAWS, -1) for name in names], 1)[:, :2].astype(float)
 
 
 def _log_p_at(log_density: Any, points: np.ndarray, dtype: torch.dtype) -> np.ndarray:

@@ -41,7 +41,8 @@ def marginals(comparison: Comparison, *, seed: int = 0) -> Figure:
     names = list(next(iter(found.values())))
     if not names:
         raise InputError("no latent is shared by all data, so that there are no marginals to draw")
-    shown = names[:MOST]
+    shown, site = names[:MOST], coefficients_of(facts)
+    labels = {f"{site}[{k}]": f"{site}[{feature}]" for k, feature in enumerate(facts.features, 1)} if site else {}
     across = min(4, len(shown))
     down = math.ceil(len(shown) / across)
     figure = Figure(figsize=(max(5.4, 2.5 * across), 2.1 * down + 1.0), layout="constrained")
@@ -50,7 +51,7 @@ def marginals(comparison: Comparison, *, seed: int = 0) -> Figure:
     for axes, name in zip(panels, shown, strict=False):
         truth = reference.get(name)
         draws = {fit: values[name] for fit, values in found.items()}
-        _draw_marginal(axes, name, draws, truth, {fit: look.colour for fit, look in styles.items()})
+        _draw_marginal(axes, labels.get(name, name), draws, truth, {fit: look.colour for fit, look in styles.items()})
     for axes in panels[len(shown) :]:
         axes.remove()
     entries: dict[str, Line2D | Patch] = {

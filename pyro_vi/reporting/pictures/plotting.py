@@ -60,9 +60,9 @@ class Picture:
 
 
 def _plain(facts: Facts) -> bool:
-    """Rows are best shown as they are: no sequences, which have pictures of their own, and no counts of words."""
+    """Rows are best shown as they are: no series, sequences or targets, which have pictures of their own, and no words."""
     plain = bool(facts.layout.observed) and bool(facts.args) and not facts.sequences and not facts.words
-    return plain and not is_series(facts)
+    return plain and not is_series(facts) and facts.target is None
 
 
 def _shares_numbers(facts: Facts) -> bool:
