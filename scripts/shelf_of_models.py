@@ -89,10 +89,10 @@ ENTRIES = (
     Entry(
         "semi_supervised_vae",
         "diag_normal",
-        "digits(labels=10)",
+        "digits(labels=20)",
         "samples_by_class",
-        "Classes are known of ten data each, and summed out elsewhere.",
-        {"epochs": 40, "elbo": "enum"},
+        "The class is known of twenty data each, and summed out elsewhere.",
+        {"epochs": 120, "elbo": "enum"},
     ),
     Entry(
         "mixture_vae",
