@@ -9,10 +9,12 @@ from typing import Annotated
 
 import numpy as np
 import pytest
+import torch
 import tyro
 from PIL import Image
 from script_files import script
 
+import pyro_vi
 from pyro_vi.cli.entry import COMMANDS
 from pyro_vi.data import load
 from pyro_vi.models import TABLE
@@ -52,7 +54,7 @@ def test_numbers_and_pictures_stand_between_their_marks() -> None:
 @pytest.mark.slow
 def test_a_model_is_measured(tmp_path: Path) -> None:
     entry = replace(next(entry for entry in SHELF.ENTRIES if entry.name == "linear_gaussian"), guide="diag_normal")
-    one = SHELF.measure(entry, tmp_path, steps=3)
+    one = SHELF.fitted(entry, tmp_path, steps=3)
     assert one["unit"] == "per held-out datum" and one["bound"] < 0
     file = tmp_path / "linear_gaussian.png"
     with Image.open(file) as image:
@@ -60,9 +62,16 @@ def test_a_model_is_measured(tmp_path: Path) -> None:
     assert file.stat().st_size <= SHELF.BYTES
 
 
-def test_the_bound_of_a_target_is_that_of_all_of_it() -> None:
-    import pyro_vi
-
-    run = pyro_vi.fit("funnel(dim=1)", "diag_normal", "none", steps=1, progress=False)
+@pytest.mark.slow
+def test_the_bound_of_one_series_is_that_of_the_series() -> None:
+    """The guide is the posterior, so that each draw of the ELBO is the evidence."""
+    x = np.random.default_rng(0).normal(size=30).cumsum()
+    run = pyro_vi.fit("state_space", "exact", torch.as_tensor(x), steps=1, progress=False)
     bound, unit = SHELF.bound_of(run)
-    assert unit == "in all" and bound == run.history[-1]["elbo"] and not load("none").columns
+    assert unit == "in all"
+    np.testing.assert_allclose(bound, float(run.model.log_evidence(run.data.example(30)[0]).detach()), rtol=1e-9)
+
+
+def test_no_data_are_one_row_without_columns() -> None:
+    data = load("none")
+    assert data.columns == () and data.spec.num_data == 1

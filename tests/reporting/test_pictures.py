@@ -32,7 +32,7 @@ from picture_toys import (
     walked,
 )
 
-from pyro_vi.data import ColumnSpec
+from pyro_vi.data import ColumnSpec, load
 from pyro_vi.errors import InputError
 from pyro_vi.reporting.pictures import globals as of_globals
 from pyro_vi.reporting.pictures.classes import samples_by_class
@@ -276,6 +276,24 @@ def test_bands_are_around_the_observations_up_to_the_length() -> None:
                 np.testing.assert_array_equal(one.get_xdata(), 1 + np.arange(steps))
                 np.testing.assert_allclose(one.get_ydata(), x[row, :steps, d], atol=1e-4)
             np.testing.assert_allclose(high.get_ydata() - low.get_ydata(), 2 * 1.645 * 0.1, atol=4 * 2 * 0.1 * 0.15)
+
+
+@pytest.mark.parametrize("shape", [(40,), (40, 1), (1, 40, 1)])
+def test_data_in_no_plate_with_a_latent_for_each_step_are_one_series(shape: tuple[int, ...]) -> None:
+    def model(x: torch.Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(39), 1.0).to_event(1))  # the first value starts the series
+        pyro.sample("x", dist.Normal(z, 0.1).to_event(1), obs=x.reshape(-1)[1:])
+
+    def guide(x: torch.Tensor) -> None:
+        pyro.sample("z", dist.Normal(x.reshape(-1)[1:], 1e-4).to_event(1))
+
+    made = comparison(model, guide, load(vectors(40, 1).reshape(shape), heldout=0.0))
+    (axes,) = bands(made).axes
+    x = made.pictured()[1][0].reshape(-1).numpy()
+    median, *_, observed = axes.lines
+    np.testing.assert_array_equal(median.get_xdata(), np.arange(2, 41))
+    np.testing.assert_allclose(median.get_ydata(), x[1:], atol=1e-4)
+    np.testing.assert_array_equal(observed.get_ydata(), x)
 
 
 def test_paths_are_in_the_plane_of_x_and_y() -> None:

@@ -142,14 +142,15 @@ def is_series(facts: Facts) -> bool:
     """True if a datum is a series of real numbers, or all data are one, and the latents go along with its steps.
 
     A datum of two dimensions, (T, D), is one if it is no image. Numbers in a row, (T,), are one if the model observes them step
-    by step. All rows are one series if they are in no plate and there are as many latents as rows.
+    by step. All rows are one series if they are in no plate and there are as many latents as rows; so is a single row.
     """
     if not facts.args or facts.image is not None or facts.spec.support in ("boolean", "unit_interval"):
         return False
     x, shape = facts.args[0], facts.spec.event_shape
     if facts.layout.data is None:
         numbers = sum(site.numel for site in facts.layout.latents.values())
-        return len(shape) < 2 and len(x) >= LEAST and numbers >= 0.8 * len(x)
+        steps = shape[0] if _one_row(facts) else len(x) if len(shape) < 2 else 0
+        return steps >= LEAST and numbers >= 0.8 * steps
     if len(shape) == 2:
         return shape[0] >= LEAST
     return len(shape) == 1 and len(facts.layout.observed) >= LEAST
@@ -168,6 +169,11 @@ def in_plane_of_series(facts: Facts) -> list[int] | None:
     return list(found[0]) if found else None
 
 
+def _one_row(facts: Facts) -> bool:
+    """True if the only row is a series, (1, T, D)."""
+    return len(facts.args[0]) == 1 and len(facts.spec.event_shape) == 2
+
+
 def _chosen(facts: Facts, most: int) -> tuple[Batch, list[int]]:
     """Some rows, and their numbers; all of them where rows cannot be taken by themselves, or are one series."""
     if facts.layout.data is None:
@@ -180,7 +186,7 @@ def _chosen(facts: Facts, most: int) -> tuple[Batch, list[int]]:
 def _values(facts: Facts, args: Batch) -> tuple[np.ndarray, list[int]]:
     """The series as ``(rows, T, D)``, and the number of steps of each."""
     values = args[0].double().cpu().numpy()
-    if facts.layout.data is None:
+    if facts.layout.data is None and not _one_row(facts):
         values = values[None]
     values = values.reshape(*values.shape[:2], -1)
     lengths = Facts(facts.pair, facts.data, facts.on, args).columns.get("lengths")
