@@ -167,3 +167,44 @@ def many(x):
         z = pyro.sample("z", dist.Dirichlet(torch.ones(3).double()))
         s = pyro.sample("s", dist.Gamma(number(2.0), 1.0))
         pyro.sample("x", dist.Normal(z * (tau * s).unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+
+def three_sites(x):
+    """A real number, a positive one and a vector of a plate, for all data; and the same for each datum."""
+    a = pyro.sample("a", dist.Normal(number(1.0), 2.0))
+    b = pyro.sample("b", dist.Gamma(number(2.0), 1.0))
+    with pyro.plate("three", 3):
+        c = pyro.sample("c", dist.Normal(number(0.0), 1.0))
+    with pyro.plate("data", len(x)):
+        d = pyro.sample("d", dist.Normal(a, b))
+        e = pyro.sample("e", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(d + e.sum(-1) + c.sum(), 1.0), obs=x)
+
+
+def perturbed(guide: nn.Module) -> nn.Module:
+    """The guide away from its start, where all numbers matter."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return guide
+
+
+def collider(x):
+    """w and s have a child in common, u is apart, and z depends on w."""
+    w = pyro.sample("w", dist.Normal(number(0.0), 1.0))
+    u = pyro.sample("u", dist.Normal(number(0.0), 1.0))
+    s = pyro.sample("s", dist.LogNormal(number(0.0), 1.0))
+    pyro.sample("y", dist.Normal(u, 1.0), obs=number(0.5))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(w, 1.0))
+        pyro.sample("x", dist.Normal(z, s), obs=x)
+
+
+def walk(x):
+    """z_0, z_1, … and x_0, x_1, …: a chain that shrinks, without masks."""
+    z = number(0.0)
+    with pyro.plate("data", len(x)):
+        for t in range(x.shape[1]):
+            z = pyro.sample(f"z_{t}", dist.Normal(0.9 * z, 1.0))
+            pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=x[:, t])

@@ -1,32 +1,12 @@
 """The sites that a site depends on: those of its prior, and those with which it shares a child."""
 
-import pyro
-import pyro.distributions as dist
 import torch
+from amortized_toys import collider, walk
 from binding_toys import bind_one
-from catalogue import columns, number, scalars
+from catalogue import columns, scalars
 
 from pyro_vi.amortized.frame import Frame
 from pyro_vi.amortized.parents import Parent, aligned, parents_of
-
-
-def collider(x):
-    """w and s have a child in common, u is apart, and z depends on w."""
-    w = pyro.sample("w", dist.Normal(number(0.0), 1.0))
-    u = pyro.sample("u", dist.Normal(number(0.0), 1.0))
-    s = pyro.sample("s", dist.LogNormal(number(0.0), 1.0))
-    pyro.sample("y", dist.Normal(u, 1.0), obs=number(0.5))
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(w, 1.0))
-        pyro.sample("x", dist.Normal(z, s), obs=x)
-
-
-def sequence(x):
-    z = number(0.0)
-    with pyro.plate("data", len(x)):
-        for t in range(x.shape[1]):
-            z = pyro.sample(f"z_{t}", dist.Normal(0.9 * z, 1.0))
-            pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=x[:, t])
 
 
 def found(model, *args):
@@ -40,7 +20,7 @@ def test_parents_are_those_of_the_prior_and_those_that_share_a_child():
 
 
 def test_parents_in_a_sequence_are_counted_back():
-    parents = found(sequence, columns(8, 5))
+    parents = found(walk, columns(8, 5))
     assert [set(parents[f"z_{t}"].values()) for t in range(5)] == [set(), *({Parent("z_", 1)} for _ in range(4))]
 
 

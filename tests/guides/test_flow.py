@@ -6,36 +6,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from amortized_toys import perturbed, three_sites
 from binding_toys import bind_one
 from catalogue import number, scalars
 from pyro import poutine
-from torch import nn
 
 from pyro_vi.elbo import facts_of, measure
 from pyro_vi.fitting.svi import fit
 from pyro_vi.guides.flow import Flow
 from pyro_vi.programs.isolation import isolated
-
-
-def three_sites(x):
-    """A real number, a positive one and a vector of a plate, for all data; and the same for each datum."""
-    a = pyro.sample("a", dist.Normal(number(1.0), 2.0))
-    b = pyro.sample("b", dist.Gamma(number(2.0), 1.0))
-    with pyro.plate("three", 3):
-        c = pyro.sample("c", dist.Normal(number(0.0), 1.0))
-    with pyro.plate("data", len(x)):
-        d = pyro.sample("d", dist.Normal(a, b))
-        e = pyro.sample("e", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
-        pyro.sample("x", dist.Normal(d + e.sum(-1) + c.sum(), 1.0), obs=x)
-
-
-def perturbed(guide: nn.Module) -> nn.Module:
-    """The guide away from its start, where all numbers matter."""
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for parameter in guide.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return guide
 
 
 @pytest.mark.parametrize("kind", ["spline", "affine", "coupling"])

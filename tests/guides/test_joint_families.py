@@ -2,14 +2,13 @@
 
 import math
 
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from amortized_toys import perturbed, three_sites
 from binding_toys import bind_one
-from catalogue import number, scalars
+from catalogue import scalars
 from pyro import poutine
-from torch import nn
 from torch.distributions import biject_to, constraints, kl_divergence
 
 from pyro_vi.amortized import lower_triangle
@@ -21,27 +20,6 @@ from pyro_vi.guides.mixture import Mixture
 from pyro_vi.programs.isolation import isolated
 
 FAMILIES = {"full_normal": FullNormal, "low_rank_normal": LowRankNormal, "mixture": Mixture, "flow": Flow}
-
-
-def three_sites(x):
-    """A real number, a positive one and a vector of a plate, for all data; and the same for each datum."""
-    a = pyro.sample("a", dist.Normal(number(1.0), 2.0))
-    b = pyro.sample("b", dist.Gamma(number(2.0), 1.0))
-    with pyro.plate("three", 3):
-        c = pyro.sample("c", dist.Normal(number(0.0), 1.0))
-    with pyro.plate("data", len(x)):
-        d = pyro.sample("d", dist.Normal(a, b))
-        e = pyro.sample("e", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
-        pyro.sample("x", dist.Normal(d + e.sum(-1) + c.sum(), 1.0), obs=x)
-
-
-def perturbed(guide: nn.Module) -> nn.Module:
-    """The guide away from its start, where all numbers matter."""
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for parameter in guide.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return guide
 
 
 def joint_by_hand(guide, block, numbers, v):

@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from amortized_toys import collider, walk
 from binding_toys import bind_one
 from catalogue import columns, number, scalars
 from pyro import poutine
@@ -13,25 +14,6 @@ from pyro import poutine
 from pyro_vi.elbo.decomposition import terms
 from pyro_vi.guides.structured import Structured
 from pyro_vi.programs.isolation import isolated
-
-
-def collider(x):
-    """w and s have a child in common, u is apart, and z depends on w."""
-    w = pyro.sample("w", dist.Normal(number(0.0), 1.0))
-    u = pyro.sample("u", dist.Normal(number(0.0), 1.0))
-    s = pyro.sample("s", dist.LogNormal(number(0.0), 1.0))
-    pyro.sample("y", dist.Normal(u, 1.0), obs=number(0.5))
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(w, 1.0))
-        pyro.sample("x", dist.Normal(z, s), obs=x)
-
-
-def sequence(x):
-    z = number(0.0)
-    with pyro.plate("data", len(x)):
-        for t in range(x.shape[1]):
-            z = pyro.sample(f"z_{t}", dist.Normal(0.9 * z, 1.0))
-            pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=x[:, t])
 
 
 def funnel():
@@ -42,7 +24,7 @@ def funnel():
 
 def test_a_sequence_shares_its_networks_and_takes_any_length():
     x = columns(8, 5)
-    guide = Structured(bind_one(sequence, (x,)), (x,), hidden=(4,))
+    guide = Structured(bind_one(walk, (x,)), (x,), hidden=(4,))
     assert set(guide.q) == {"z"}
     with isolated(1):
         for steps in (2, 5, 9):
