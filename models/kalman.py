@@ -18,7 +18,7 @@ Moments = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Filtered:
-    """What the filter finds: the evidence, ``(...)``, and the moments of each state before and after its observation."""
+    """Results of the filter: the evidence, ``(...)``, and the moments of each state before and after its observation."""
 
     evidence: Tensor
     before: list[Moments]

@@ -28,7 +28,7 @@ NETWORK = "hidden=(256, 256), activation='relu'"
 
 @dataclass(frozen=True)
 class Options:
-    """What is fitted, and for how long."""
+    """The model, and the length of the fit."""
 
     seeds: tuple[int, ...] = (0,)
     """Seeds of the labels and of the fit."""
@@ -37,7 +37,7 @@ class Options:
     steps: int = 20_000
     """Steps of 128 images; 20,000 take about five minutes of one core."""
     enters: str = "prior"
-    """What reads the class: the "prior" of z, or the "decoder", as in M2: ten runs of it for each image."""
+    """The part that reads the class: the "prior" of z, or the "decoder" as in M2, which runs ten times for each image."""
     alpha: float = 10.0
     """Weight of the classifier's log-probability of a label."""
     repeats: int = 10

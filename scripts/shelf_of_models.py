@@ -185,7 +185,7 @@ ENTRIES = (
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured, and where it is written."""
+    """The models to measure, and the folder of the results."""
 
     models: tyro.conf.Positional[tuple[str, ...]] = ()
     """Names of the models to measure; by default all."""

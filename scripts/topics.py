@@ -33,7 +33,7 @@ BATCH, DRAWS, ROWS = 200, 20, 500
 
 @dataclass(frozen=True)
 class Options:
-    """What is fitted, and for how long."""
+    """The model, and the length of the fit."""
 
     topics: int = 50
     """Number of topics."""

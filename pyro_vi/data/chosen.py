@@ -1,4 +1,4 @@
-"""What a person chooses of their own data: columns of a table, labels, a target, groups, and whether to standardise.
+"""Choices for a person's own data: columns of a table, labels, a target, groups, and whether to standardise.
 
 * `Choice` holds the options of `load`.
 * `taken` makes the columns of a batch from a table; `coded` makes whole numbers and names of a column of classes.

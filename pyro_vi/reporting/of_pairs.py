@@ -1,4 +1,4 @@
-"""What figures read from fitted pairs: traces, E[x | z] of what is observed, and moments of distributions.
+"""Numbers that figures read from fitted pairs: traces, E[x | z] of what is observed, and moments of distributions.
 
 * `of_each_pair` reads the same of each pair of a comparison; `posterior_of` and `prior_of` run a pair once, `draws_of` often.
 * `observed` gives data and E[x | z]; `moment` gives means.

@@ -1,4 +1,4 @@
-"""What a reader returns, and what readers share.
+"""The result of a reader, and functions that readers share.
 
 * `Raw` holds the parts of a data set as stored, `RawColumn` those of a further column of its batches.
 * `labelled` gives a set its labels: kept apart, or in the batches too.

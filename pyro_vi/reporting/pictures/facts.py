@@ -22,7 +22,7 @@ MOST_ROWS = 2000
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of one fitted pair, of its data, and of the rows that pictures show.
+    """Facts about one fitted pair, its data, and the rows that pictures show.
 
     Attributes:
         pair: the fitted pair.
@@ -93,7 +93,7 @@ class Facts:
 
     @cached_property
     def target(self) -> Tensor | None:
-        """What a regression predicts, one number for each row: the column of targets, or of labels; None without latents that
+        """The values that a regression predicts, one for each row: the column of targets, or of labels; None without latents that
         are shared, or with some that belong to single data."""
         found = self.columns.get("target", self.columns.get("label"))
         return found if found is not None and found.dim() == 1 and self.shared and not self.local else None
