@@ -93,8 +93,10 @@ class Facts:
 
     @cached_property
     def target(self) -> Tensor | None:
-        """The values that a regression predicts, one for each row: the column of targets, or of labels; None without latents that
-        are shared, or with some that belong to single data."""
+        """The values that a regression predicts, one for each row: the column of targets, or of labels.
+
+        None without latents that are shared, or with some that belong to single data.
+        """
         found = self.columns.get("target", self.columns.get("label"))
         return found if found is not None and found.dim() == 1 and self.shared and not self.local else None
 
