@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vi.amortized import AmortizedGuide, Block, Call, Parent, Part, aligned, labelled, parents_of
+from pyro_vi.amortized import AmortizedGuide, Block, Call, NormalPath, Parent, Part, aligned, labelled, parents_of
 from pyro_vi.data import Batch
 from pyro_vi.networks import mlp
 
@@ -23,8 +23,9 @@ class Structured(AmortizedGuide):
     in its parents, which is exact where the posterior has this form, as in a funnel. For an encoded site they come from a
     network of the features and the parents, so that a local site depends on global ones. All steps of a sequence share one
     network: z_t depends on z_{t−1} and z_{t−2} where the model says so, and on the features of step t, which a
-    bidirectional encoder makes from the past and the future of x (Krishnan et al. 2017, arXiv:1609.09869). A parent in a
-    plate that the site is not in enters by its mean over that plate. Constrained sites are mapped to their support by a
+    bidirectional encoder makes from the past and the future of x (Krishnan et al. 2017, arXiv:1609.09869). Where a single
+    site holds the path, as in ``deep_markov``, z_t depends on z_{t−1}. A parent in a plate that the site is not in enters by
+    its mean over that plate. Constrained sites are mapped to their support by a
     bijection. The KL against a normal prior is analytic given the parents.
 
     Args and errors: see `pyro_vi.amortized.AmortizedGuide`.
@@ -54,7 +55,8 @@ class Structured(AmortizedGuide):
 
     def extra(self, block: Block, width: int) -> nn.Module | None:
         """The network of the parents, small at the start."""
-        size = sum(self._parents[self.key(block.sites[0])].values())
+        site = block.sites[0]
+        size = sum(self._parents[self.key(site)].values()) + (block.dim if self._path(site) else 0)
         if not size or (not width and size * block.dim > MOST):
             return None
         if not width:
@@ -71,13 +73,28 @@ class Structured(AmortizedGuide):
         loc, log_scale = numbers["loc"], numbers["log_scale"]
         if block.extra is not None:
             given = self.given(name, block, call)
+            path = self._path(name)
             if "features" in numbers:
                 features = numbers["features"]
                 wide = torch.broadcast_shapes(given.shape[:-1], features.shape[:-1])
                 given = torch.cat([v.expand(*wide, v.shape[-1]) for v in (features, given)], -1)
+            if path:
+                assert isinstance(block.extra, nn.Sequential)
+                wide = (*given.shape[:-1], block.dim)
+                return NormalPath(loc.expand(wide), log_scale.expand(wide), given, block.extra)
             shift, stretch = block.extra(given).chunk(2, -1)
             loc, log_scale = loc + shift, log_scale + stretch
         return dist.Normal(loc, log_scale.exp())
+
+    def _path(self, name: str) -> bool:
+        """True for a site that holds all steps of encoded sequences."""
+        site = self.frame.sites.get(name)
+        return (
+            site is not None
+            and bool(site.chain)
+            and self.frame.encoded(site)
+            and self.frame.rows(site)[-1] == site.chain
+        )
 
     def given(self, name: str, block: Block, call: Call) -> Tensor:
         """The parents' vectors at the rows of a site, (*particles, *rows, P); 0 for a parent before the first step."""
@@ -91,6 +108,8 @@ class Structured(AmortizedGuide):
         for parent, size in self._parents[self.key(name)].items():
             value = drawn.get(parent)
             parts.append(block.start.new_zeros(*lengths, size) if value is None else value)
+        if not parts:
+            return block.start.new_zeros(*lengths, 0)
         wide = torch.broadcast_shapes(*(part.shape[:-1] for part in parts), tuple(lengths))
         return torch.cat([part.expand(*wide, part.shape[-1]) for part in parts], -1)
 

@@ -4,7 +4,7 @@
 * `frame` reads the model's latent sites: rows, plates, masks and supports; `unserved` refuses some. `shapes` turns a site's
   numbers into a vector for each row, and `series` finds the sites that are steps of one sequence.
 * `blocks` holds the numbers of q; `placing` and `discrete` make distributions of sites from them, `chain` that of a normal over
-  several sites, and `flows` those of zuko.
+  several sites, `paths` that of all steps of a sequence, and `flows` those of zuko.
 * `parents` finds the sites that a site depends on. `density` is log p(x, z) on the unconstrained scale; `starts` finds from it
   where free parameters start, `newton` the mode and the curvature there, and `refining` ascends the ELBO of each datum.
 * `guide` puts it together: `AmortizedGuide`, of which a family is a subclass.
@@ -16,6 +16,7 @@ from pyro_vi.amortized.flows import FLOWS, Pushforward, flow_layers
 from pyro_vi.amortized.frame import Call, Frame
 from pyro_vi.amortized.guide import AmortizedGuide
 from pyro_vi.amortized.parents import Parent, aligned, labelled, parents_of
+from pyro_vi.amortized.paths import NormalPath
 from pyro_vi.support import whole
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Call",
     "Frame",
     "NormalChain",
+    "NormalPath",
     "Parent",
     "Part",
     "Pushforward",

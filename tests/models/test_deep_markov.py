@@ -34,7 +34,7 @@ def elbo(pair: Any, args: tuple[Tensor, ...], z: Tensor) -> float:
 
 
 @pytest.mark.parametrize("kind", ["real", "boolean"])
-@pytest.mark.parametrize("guide", ["diag_normal", "full_normal", "prior"])
+@pytest.mark.parametrize("guide", ["diag_normal", "full_normal", "structured", "prior"])
 def test_a_padded_batch_has_the_elbos_of_its_sequences(kind: str, guide: str) -> None:
     """Same draws, and the encoder too ends where a sequence ends."""
     data = sequences(kind)
