@@ -2,10 +2,10 @@
 
     PYRO_VI_DATA=folder python scripts/music.py --minutes 10
 
-The model is `deep_markov`, the guide `structured` with a bidirectional GRU: z_t depends on z_{t−1}. The weight of the KL rises over
-the first tenth of the steps. The bound is the ELBO of all held-out sequences, divided by their number of steps; a bound by
-importance weighting of whole paths is beside it. The published number is 6.87, of 600 units and 5000 epochs (Pyro's example of the
-deep Markov model).
+The model is `deep_markov`, the guide `structured` with a bidirectional GRU: z_t depends on z_{t−1}. The weight of the KL rises
+over the first tenth of the steps. The bound is the ELBO of all held-out sequences, divided by their number of steps; a bound by
+importance weighting of whole paths is beside it. The published number is 6.87, of 600 units and 5000 epochs (Pyro's example of
+the deep Markov model).
 """
 
 import time
