@@ -4,16 +4,17 @@
   takes the steps.
 * `checks` looks for silent errors first, by the `rules` and by those on `values`; each makes one of the `findings`.
 * `optimizers` and `pyro_optimizers` make the optimizer, `stepping` steps it, and `checkpoints` keeps its state; `identity`
-  recognises a program whose code has changed.
-* `records` makes the records; `failures` explains a loss that is not finite; `folder` is the run on disk; `interrupt` delays
-  Ctrl-C; `progress` shows the progress bar.
+  names what has changed since a run was made.
+* `records` makes the records; `failures` explains a loss that is not finite; `interrupt` delays Ctrl-C; `progress` shows the
+  progress bar.
+* `folder` is the run on disk; `sealed` writes files with a checksum; `reading` reads what is intact.
 """
 
 from pyro_vi.fitting.checks import Finding, check, check_pair, refuse
-from pyro_vi.fitting.folder import config_of, holds_run, load_parameters
 from pyro_vi.fitting.loop import Loop, Settings
 from pyro_vi.fitting.optimizers import recipe_of
 from pyro_vi.fitting.plan import Plan
+from pyro_vi.fitting.reading import config_of, holds_run, load_parameters
 from pyro_vi.fitting.settings import Options
 from pyro_vi.fitting.svi import Run, fit, fit_pair, names_of, plan_of
 

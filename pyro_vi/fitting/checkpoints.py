@@ -1,10 +1,12 @@
 """The state of a fit in a checkpoint: parameters, optimizer, scheduler, generators and position, in plain values."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pyro_vi.compiling import Choice
-from pyro_vi.fitting.settings import Position
+from pyro_vi.errors import InputError, kind_and_line
+from pyro_vi.fitting.reading import put_into
+from pyro_vi.fitting.settings import Position, Settings
 from pyro_vi.fitting.stepping import Stepper
 from pyro_vi.programs import Pair
 from pyro_vi.support import generators, set_generators
@@ -28,9 +30,51 @@ def state_of(pair: Pair, stepper: Stepper, position: Position, choice: Choice | 
     }
 
 
-def put_back(state: Mapping[str, Any], pair: Pair, stepper: Stepper) -> Position:
-    """Put a state back into a pair, its optimizer and the generators; return the position of the fit."""
-    pair.load_state_dict(state["pair"])
-    stepper.load_state_dict(state)
-    set_generators(state["generators"])
-    return Position(**state["position"])
+def put_back(
+    state: Mapping[str, Any],
+    pair: Pair,
+    stepper: Stepper,
+    settings: Settings,
+    batches: int,
+    changed: Collection[str] = (),
+) -> Position:
+    """Put a state back into a pair, its optimizer and the generators; return the position of the fit.
+
+    Args:
+        state: what `state_of` returned.
+        pair: the pair.
+        stepper: its optimizer and scheduler. If they have changed, they start anew.
+        settings: the settings of the fit.
+        batches: number of batches of an epoch.
+        changed: the settings that are other ones than those of the state.
+
+    Raises:
+        InputError: the state is of another pair, or its position is not one of this fit.
+    """
+    position = _position(state.get("position"), settings, batches)
+    put_into(pair, state, "the checkpoint")
+    try:
+        stepper.load_state_dict(state, changed)
+        set_generators(state["generators"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the checkpoint is of another optimizer ({kind_and_line(error)}); start the run again"
+        ) from error
+    return position
+
+
+def _position(found: Any, settings: Settings, batches: int) -> Position:
+    try:
+        position = Position(**found)
+        whole = [position.step, position.epoch, position.batch]
+        fits = all(type(n) is int and n >= 0 for n in whole) and position.step >= position.epoch
+    except TypeError:
+        fits = False
+    if not fits or position.batch > batches:
+        raise InputError(
+            f"the checkpoint has no position in this fit ({found}; {batches} batches per epoch); continue with the data and "
+            "the batch_size that it was made with"
+        )
+    if position.step > settings.steps:
+        raise InputError(f"the run is at step {position.step} already, and steps is {settings.steps}; give more steps")
+    return position

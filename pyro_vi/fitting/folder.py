@@ -1,17 +1,21 @@
 """The run folder: the files of one fit, from which it can be repeated, continued and read.
 
-* ``config.json``: everything needed to repeat the fit.
+* ``config.json``: everything needed to repeat the fit, and the name of the run.
 * ``metrics.jsonl``: one line for each logged step.
-* ``checkpoint.pt``: the state from which the fit can continue (tensors and plain numbers only).
+* ``checkpoint.pt``: the state from which the fit can continue, with the configuration and the records so far.
+* ``checkpoint-previous.pt``: the checkpoint before it, which is used if the newest is damaged.
 * ``snapshot-<step>.pt``: parameters at the requested steps.
 
-Files are written under a temporary name and then renamed, so that an interrupted write loses nothing.
+Files are written under a temporary name and then renamed, so that an interrupted write loses nothing. Each file has a checksum,
+and files of tensors also the name of the run: see `sealed`. Of ``metrics.jsonl``, the checkpoint holds a copy.
 """
 
 import json
+import os
+import secrets
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +23,27 @@ import torch
 
 from pyro_vi.data import Mapped
 from pyro_vi.errors import InputError, UsageError
-from pyro_vi.support import Lock, finite, make_folder, unwritable, write_json, write_through
+from pyro_vi.fitting.identity import differences
+from pyro_vi.fitting.reading import (
+    CHECKPOINT,
+    CONFIG,
+    METRICS,
+    PREVIOUS,
+    config_of,
+    holds_run,
+    kind_of,
+    load_parameters,
+    newest,
+    read_config,
+    signed,
+)
+from pyro_vi.fitting.sealed import RUN, Damaged, read_sealed, write_sealed
+from pyro_vi.support import Lock, finite, keep_as, make_folder, remove_temporary, unwritable, write_json, write_through
 
-CONFIG, METRICS, CHECKPOINT = "config.json", "metrics.jsonl", "checkpoint.pt"
+__all__ = ["CHECKPOINT", "CONFIG", "METRICS", "RunFolder", "checksum", "config_of", "holds_run", "load_parameters"]
+
+ASIDE = "checkpoint-damaged.pt"
+"""Where a checkpoint is put that cannot be used: it may be another run's."""
 
 
 class RunFolder:
@@ -31,17 +53,28 @@ class RunFolder:
         path: the folder, which is made if it does not exist.
         config: everything needed to repeat the fit; it must be the same when a run is continued.
         resume: if true, continue from the checkpoint in the folder; otherwise a folder that holds a run is an error.
+        allow: keys of the configuration that may differ from those of the run that is continued, and ``"snapshots"`` if some
+            of its snapshots may be missing.
+
+    Attributes:
+        records: the records so far.
+        changed: the keys of the configuration that differ from those of the checkpoint that was loaded.
 
     Raises:
         UsageError: the folder holds a run and ``resume`` is false, or its run was made with other settings.
         UsageError: there is no run to continue, or another process is writing into the folder.
-        InputError: the folder cannot be written to.
+        InputError: the folder cannot be written to, or its configuration is damaged.
     """
 
-    def __init__(self, path: str | Path, config: Mapping[str, Any], *, resume: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, config: Mapping[str, Any], *, resume: bool = False, allow: Collection[str] = ()
+    ) -> None:
         if resume and not holds_run(path):
             raise UsageError(f"'{path}' holds no run to resume; leave out resume to start one")
-        self.path = make_folder(path)
+        self.path, self.allow = make_folder(path), allow
+        self.records: list[dict[str, Any]] = []
+        self.changed: frozenset[str] = frozenset()
+        self.then = f"make room for it, then continue with: pyro-vi resume {self.path}"
         self.lock = Lock(self.path)
         try:
             self._begin(config, resume)
@@ -50,24 +83,27 @@ class RunFolder:
             raise
 
     def _begin(self, config: Mapping[str, Any], resume: bool) -> None:
-        found = self.path / CONFIG
         if not resume and holds_run(self.path):
             raise UsageError(f"'{self.path}' holds a run already; continue it with --resume, or choose another folder")
-        if resume and not found.exists():
-            raise InputError(
-                f"'{self.path}' has a checkpoint but no {CONFIG}, so nothing tells whether the settings are the same; "
-                "put it back, or choose another folder"
+        remove_temporary(self.path)
+        old, said = read_config(self.path) if resume else ({"run": secrets.token_hex(RUN // 2)}, "")
+        found = differences(old, config) if resume else {}
+        strange = {*self.allow} - {*old, *config, *found, "snapshots"}
+        if resume and strange:
+            raise UsageError(f"allow names {', '.join(sorted(map(repr, strange)))}, which is no setting of a run")
+        refused = [key for key in found if key not in self.allow]
+        if refused:
+            raise UsageError(
+                f"'{self.path}' holds a run with other settings ({'; '.join(found[key] for key in refused)}); resume with "
+                f"the same ones, choose another folder, or allow it: --allow {' '.join(refused)}"
             )
-        if resume:
-            old = _read_config(found)
-            changed = _differences(old, config)
-            if changed:
-                raise UsageError(
-                    f"'{self.path}' holds a run with other settings ({'; '.join(changed)}); resume with the same ones, "
-                    "or choose another folder"
-                )
-            _warn_of_versions(self.path, old.get("versions", {}), config.get("versions", {}))
-        write_json(found, config)
+        if said:
+            warnings.warn(said, stacklevel=2)
+        changes = {"changes": [*old.get("changes", ()), *found.values()]} if found or "changes" in old else {}
+        self.run: str = old["run"]
+        self.config = signed({**config, **changes, "run": self.run})
+        if said or self.config != old:
+            write_json(self.path / CONFIG, self.config)
 
     def close(self) -> None:
         """Let others write into the folder."""
@@ -78,72 +114,89 @@ class RunFolder:
         path = self.path / METRICS
         try:
             with path.open("a") as file:
-                file.write(json.dumps(finite(record)) + "\n")
+                file.write(_line(record))
         except OSError as error:
-            raise unwritable(path, error) or error from error
+            raise unwritable(path, error, self.then) or error from error
+        self.records.append(dict(record))
 
     def save(self, state: Mapping[str, Any], name: str = CHECKPOINT) -> Path:
-        """Write tensors and plain numbers, atomically; return the path."""
-        return write_through(self.path / name, lambda temporary: torch.save(dict(state), temporary))
+        """Write tensors and plain numbers, atomically; return the path. The checkpoint before is kept."""
+        own: dict[str, Any] = {}
+        if name == CHECKPOINT:
+            own = {"config": self.config, "history": json.loads(json.dumps(self.records))}
+        return write_through(
+            self.path / name,
+            lambda temporary: write_sealed(temporary, {**state, **own}, self.run, kind_of(name)),
+            keep=self.path / PREVIOUS if name == CHECKPOINT else None,
+            then=self.then,
+        )
 
-    def load(self, name: str = CHECKPOINT) -> dict[str, Any] | None:
-        """Return what `save` wrote, or None if there is no file; code in the file is never run."""
-        path = self.path / name
-        if not path.exists():
+    def load(self) -> dict[str, Any] | None:
+        """Return the newest intact checkpoint, and put ``metrics.jsonl`` into its state; None if there is none yet.
+
+        Raises:
+            InputError: no checkpoint is intact.
+        """
+        state, _, wrong = newest(self.path, self.run)
+        if state is None:
+            if (self.path / METRICS).exists():
+                warnings.warn(f"'{self.path}' has no checkpoint; the run starts again at its first step", stacklevel=2)
+                (self.path / METRICS).unlink()
             return None
-        try:
-            state: dict[str, Any] = torch.load(path, weights_only=True)
-        except Exception as error:
-            raise InputError(f"'{path}' cannot be read ({type(error).__name__}); delete it to start again") from error
+        self.changed = frozenset(differences(state["config"], self.config))
+        self.records = list(state["history"])
+        if wrong:
+            self._set_aside(wrong)
+        self._mend()
         return state
 
-    def history(self, before: int) -> list[dict[str, Any]]:
-        """Return the records up to a step, and delete later ones, whose steps will be taken again, from the file."""
-        path = self.path / METRICS
-        if not path.exists():
-            return []
-        records = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-        kept = [record for record in records if record["step"] <= before]
-        write_through(path, lambda temporary: temporary.write_text("".join(json.dumps(r) + "\n" for r in kept)))
-        return kept
+    def snapshot(self, step: int) -> dict[str, torch.Tensor] | None:
+        """Return the parameters that were kept at a step that is done; None if they are missing and that is allowed.
+
+        Raises:
+            InputError: they are missing or damaged.
+        """
+        path = self.path / f"snapshot-{step}.pt"
+        try:
+            return read_sealed(path, self.run, kind_of(path.name))
+        except (Damaged, FileNotFoundError) as error:
+            if {"kept", "snapshots"} & {*self.allow}:
+                return None
+            why = str(error) if isinstance(error, Damaged) else "it is missing"
+            raise InputError(
+                f"'{path}' cannot be used: {why}; put it back, or continue without it: --allow snapshots"
+            ) from error
+        except OSError as error:
+            raise InputError(f"'{path}' cannot be read ({error.strerror}); make it readable") from error
+
+    def _set_aside(self, wrong: str) -> None:
+        path, aside = self.path / CHECKPOINT, ""
+        if path.exists():
+            path.replace(self.path / ASIDE)
+            aside = f" (kept as {ASIDE})"
+        keep_as(self.path / PREVIOUS, path)
+        warnings.warn(
+            f"'{path}' is not used: {wrong}{aside}; the run continues from the checkpoint before it", stacklevel=3
+        )
+
+    def _mend(self) -> None:
+        """Cut records off whose steps will be taken again, and restore those that are missing."""
+        path, wanted = self.path / METRICS, "".join(map(_line, self.records)).encode()
+        try:
+            with path.open("rb") as file:
+                found, size = file.read(len(wanted)), file.seek(0, os.SEEK_END)
+        except FileNotFoundError:
+            found, size = b"", 0
+        except OSError as error:
+            raise InputError(f"'{path}' cannot be read ({error.strerror}); make it readable") from error
+        if found != wanted:
+            warnings.warn(f"'{path}' was damaged or cut; its records are restored from the checkpoint", stacklevel=3)
+        if found != wanted or size != len(wanted):
+            write_through(path, lambda temporary: temporary.write_bytes(wanted), then=self.then)
 
 
-def holds_run(path: str | Path) -> bool:
-    """True if a folder holds a run, finished or not."""
-    return any((Path(path).expanduser() / name).exists() for name in (CONFIG, CHECKPOINT))
-
-
-def config_of(path: Path) -> dict[str, Any]:
-    """Return the configuration of the run in a folder.
-
-    Raises:
-        InputError: the folder holds no run, or its configuration cannot be read.
-    """
-    if not (path / CHECKPOINT).exists() or not (path / CONFIG).exists():
-        raise InputError(f"'{path}' holds no run (no {CHECKPOINT}); give the folder of a fit")
-    return _read_config(path / CONFIG)
-
-
-def load_parameters(pair: torch.nn.Module, path: Path) -> None:
-    """Load the parameters of a run's checkpoint into a pair.
-
-    Raises:
-        InputError: the folder holds no run, its checkpoint cannot be read, or it is of another pair.
-    """
-    if not (path / CHECKPOINT).exists():
-        raise InputError(f"'{path}' holds no run (no {CHECKPOINT}); give the folder of a fit")
-    try:
-        state = torch.load(path / CHECKPOINT, weights_only=True)["pair"]
-    except Exception as error:
-        raise InputError(
-            f"'{path / CHECKPOINT}' cannot be read ({type(error).__name__}); give the folder of an intact run"
-        ) from error
-    try:
-        pair.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(
-            f"the run in '{path}' is of another pair, with other parameters; give the model and guide of that run"
-        ) from error
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(finite(record)) + "\n"
 
 
 def checksum(columns: Iterable[torch.Tensor | Mapped]) -> int:
@@ -158,41 +211,3 @@ def checksum(columns: Iterable[torch.Tensor | Mapped]) -> int:
         for block in column.blocks() if isinstance(column, Mapped) else (column,):
             found = zlib.crc32(block.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes(), found)
     return found
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"'{path}' cannot be read as the configuration of a run; choose another folder") from error
-    return config
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return the settings that differ; of the optimizer's details, only those that no other setting explains."""
-    new = json.loads(json.dumps(finite(new)))
-    changed = [key for key in sorted({*old, *new}) if key not in DETAILS and old.get(key) != new.get(key)]
-    found = [f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in changed]
-    pythons = [str(one.get("versions", {}).get("python")).split(".")[:2] for one in (old, new)]
-    for key, (text, explained) in DETAILS.items():
-        comparable = key != "code" or pythons[0] == pythons[1]  # other versions of Python write other code
-        if text and comparable and old.get(key) != new.get(key) and not {*explained} & {*changed}:
-            found.append(text)
-    return found
-
-
-DETAILS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "versions": ("", ()),
-    "code": ("the code of the model or the guide has changed", ("model", "guide")),
-    "elbo_options": ("the options of the estimator have changed", ("elbo",)),
-    "optimizer_groups": ("the options of the optimizer have changed", ("optimizer", "lr")),
-    "scheduler": ("the scheduler has changed", ("schedule",)),
-}
-"""Parts of a configuration that are too long for a message: what is said, and the settings that may explain a difference."""
-
-
-def _warn_of_versions(path: Path, old: Mapping[str, str], new: Mapping[str, str]) -> None:
-    changed = [f"{name} {old[name]}, now {new[name]}" for name in new if name in old and old[name] != new[name]]
-    if changed:
-        text = f"the run in '{path}' was made with {', '.join(changed)}; its numbers may change slightly"
-        warnings.warn(text, stacklevel=2)

@@ -1,4 +1,6 @@
-"""Recognition of programs and functions that have changed since a run was made.
+"""The identity of a run: which of its programs, settings, data and versions have changed since it was made.
+
+`differences` names what differs between two configurations.
 
 `fingerprint` is a short text that depends on what a function, a class or an object does: on its code and the plain values that
 it uses, and not on comments, docstrings or line numbers. It is the same in every process of one version of Python.
@@ -6,14 +8,56 @@ it uses, and not on comments, docstrings or line numbers. It is the same in ever
 
 import functools
 import inspect
+import json
 import zlib
 from collections.abc import Iterator, Mapping
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
+from pyro_vi.support import finite
+
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 OURS_AND_OTHERS = ("torch", "pyro", "numpy", "builtins", "functools", "typing", "collections", "math", "pyro_vi")
 """Packages whose code is known by its version, or by its name alone."""
+
+
+DETAILS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "code": ("the code of the model or the guide has changed", ("model", "guide")),
+    "elbo_options": ("the options of the estimator have changed", ("elbo",)),
+    "optimizer_groups": ("the options of the optimizer have changed", ("optimizer", "lr")),
+    "scheduler": ("the scheduler has changed", ("schedule",)),
+}
+"""Parts of a configuration that are too long for a message: what is said, and the settings that may explain a difference."""
+
+APART = ("given", "run", "checksum", "changes")
+"""Parts of a configuration that do not tell one run from another."""
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """Return the parts of two configurations that differ, each with a text that says how.
+
+    Of the optimizer's details, only those are named that no other setting explains.
+
+    Example:
+        >>> differences({"lr": 0.1, "versions": {"torch": "1"}}, {"lr": 0.2, "versions": {"torch": "2"}})
+        {'lr': 'lr was 0.1, is 0.2', 'versions': 'torch was 1, is 2'}
+    """
+    new = json.loads(json.dumps(finite(new)))
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key not in APART]
+    found = {key: f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in changed if key not in DETAILS}
+    versions = [one.get("versions") or {} for one in (old, new)]
+    if "versions" in found:
+        names = [name for name in {**versions[0], **versions[1]} if versions[0].get(name) != versions[1].get(name)]
+        found["versions"] = "; ".join(
+            f"{name} was {versions[0].get(name, 'not there')}, is {versions[1].get(name, 'not there')}"
+            for name in names
+        )
+    pythons = [str(one.get("python")).split(".")[:2] for one in versions]
+    for key, (text, explained) in DETAILS.items():
+        comparable = key != "code" or pythons[0] == pythons[1]  # other versions of Python write other code
+        if key in changed and comparable and not {*explained} & {*changed}:
+            found[key] = text
+    return found
 
 
 def fingerprint(value: Any) -> str:

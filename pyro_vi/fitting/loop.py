@@ -334,13 +334,14 @@ class Loop:
         assert self.folder is not None
         state = self.folder.load()
         if state is None:
-            self.folder.history(0)  # deletes the records of a fit that was interrupted before its first checkpoint
             return None
-        self.position = put_back(state, self.pair, self.stepper)
-        self.history = self.folder.history(self.position.step)
+        size, changed = self.settings.batch_size, self.folder.changed
+        batches = math.ceil(self.data.per_epoch(size) / size)
+        self.position = put_back(state, self.pair, self.stepper, self.settings, batches, changed)
+        self.history = list(self.folder.records)
         for step in self.settings.kept:
-            snapshot = self.folder.load(f"snapshot-{step}.pt")
-            if snapshot is not None and step <= self.position.step:
+            snapshot = self.folder.snapshot(step) if step <= self.position.step else None
+            if snapshot is not None:
                 self.snapshots[step] = snapshot
         chosen: dict[str, list[int]] | None = state["compiled"]
-        return chosen
+        return None if "compile" in changed else chosen

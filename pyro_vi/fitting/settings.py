@@ -7,7 +7,7 @@
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -55,6 +55,7 @@ class Options:
     device: str | torch.device | None = None
     progress: bool = True
     check: bool = True
+    allow: Collection[str] = ()
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:
@@ -72,6 +73,7 @@ class Options:
         self._set("device", lambda name, value: device(value), optional=True)
         if not isinstance(self.out, str | Path | None):
             raise UsageError(f"out must be the path of a folder, not {shown(self.out)}")
+        object.__setattr__(self, "allow", (self.allow,) if isinstance(self.allow, str) else tuple(self.allow))
         if self.resume and self.out is None:
             raise UsageError("resume needs the folder of a run; give it as out")
 

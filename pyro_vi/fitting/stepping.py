@@ -10,7 +10,7 @@ the schedule of the fit multiplies it within a step only. So nothing that the op
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -138,11 +138,19 @@ class Stepper:
         state = {"optimizer": self.optimizer.state_dict(), "factor": self.factor}
         return state if self.scheduler is None else {**state, "scheduler": _simple(self.scheduler.state_dict())}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a state that `state_dict` returned."""
-        self.optimizer.load_state_dict(state["optimizer"])
+    def load_state_dict(self, state: Mapping[str, Any], changed: Collection[str] = ()) -> None:
+        """Restore a state that `state_dict` returned; what ``changed`` names keeps its present settings.
+
+        Another optimizer or scheduler starts anew; other options of the same optimizer take the place of those in the state.
+        """
         self.factor = state["factor"]
-        if self.scheduler is not None:
+        if "optimizer" not in changed:
+            options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+            self.optimizer.load_state_dict(state["optimizer"])
+            if {"lr", "optimizer_groups"} & {*changed}:
+                for group, own in zip(self.optimizer.param_groups, options, strict=True):
+                    group.update(own)
+        if self.scheduler is not None and not {"optimizer", "schedule", "scheduler"} & {*changed}:
             self.scheduler.load_state_dict(state["scheduler"])
 
 

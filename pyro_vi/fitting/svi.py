@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,7 @@ def fit(
     device: str | torch.device | None = Options.device,
     progress: bool = Options.progress,
     check: bool = Options.check,
+    allow: Collection[str] = Options.allow,
     snapshots: Any = (),
 ) -> Run:
     """Fit a pair by SVI: ascend an estimate of (1/N) [E_q log p(x | z) − β KL(q(z | x) ‖ p(z))] over minibatches.
@@ -155,6 +156,8 @@ def fit(
         device: device of parameters and data; by default they stay where they are.
         progress: show rate and time left on stderr.
         check: check the pair for silent errors first, and refuse to start if there is one.
+        allow: what may differ from the run that ``resume`` continues, by the names that the error gives, such as
+            ``("versions", "lr")``; by default nothing.
         snapshots: fractions of the run, from 0 to 1, at which the parameters are kept, such as ``(0, 0.5, 1)``.
 
     Raises:
@@ -187,6 +190,7 @@ def fit(
         device=device,
         progress=progress,
         check=check,
+        allow=allow,
     )
     recipe_of(optimizer, lr, schedule)  # refuses before anything is read
     (name, estimator), *rest = named(elbo).items()
@@ -271,7 +275,9 @@ def fit_pair(
     loop = Loop(pair, estimator, data, settings, recipe, options.compile)
     # The folder is made last, so that a pair that cannot be fitted leaves none.
     config.update(loop.stepper.description)
-    folder = RunFolder(options.out, config, resume=options.resume) if options.out is not None else None
+    folder = None
+    if options.out is not None:
+        folder = RunFolder(options.out, config, resume=options.resume, allow=options.allow)
     try:
         loop.run(title or name, folder, resume=options.resume, progress=options.progress, note=planned.note)
     finally:

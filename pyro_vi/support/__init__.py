@@ -16,7 +16,16 @@ from pyro_vi.support.packages import versions
 from pyro_vi.support.randomness import generators, kept_generators, seed_generators, set_generators
 from pyro_vi.support.specs import check_options, parse, unknown
 from pyro_vi.support.threads import fitting_threads
-from pyro_vi.support.writing import finite, make_folder, slug, unwritable, write_json, write_through
+from pyro_vi.support.writing import (
+    finite,
+    keep_as,
+    make_folder,
+    remove_temporary,
+    slug,
+    unwritable,
+    write_json,
+    write_through,
+)
 
 __all__ = [
     "Lock",
@@ -27,10 +36,12 @@ __all__ = [
     "fitting_threads",
     "flag",
     "generators",
+    "keep_as",
     "kept_generators",
     "make_folder",
     "parse",
     "real",
+    "remove_temporary",
     "seed_from",
     "seed_generators",
     "set_generators",

@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from pyro_vi.errors import UsageError
+from pyro_vi.errors import InputError, UsageError
 
 try:
     import fcntl
@@ -22,12 +22,16 @@ class Lock:
 
     Raises:
         UsageError: another process, or another fit of this one, holds the lock.
+        InputError: the file of the lock cannot be opened.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path, self._file = folder / NAME, -1
         while fcntl is not None and self._file < 0:
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            except OSError as error:
+                raise InputError(f"'{self.path}' cannot be opened ({error.strerror}); choose another folder") from error
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

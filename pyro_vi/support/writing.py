@@ -16,6 +16,9 @@ from pyro_vi.errors import InputError
 FULL = 2**20
 """Free bytes below which a disk counts as full."""
 
+AGAIN = "make room for it and start again"
+RESTORE = "put it back, or start again in another folder"
+
 
 def slug(text: str) -> str:
     """Turn a name into a part of a path, without characters that are special to a shell.
@@ -46,12 +49,14 @@ def make_folder(path: str | Path) -> Path:
     return folder
 
 
-def write_through(path: Path, write: Callable[[Path], Any]) -> Path:
+def write_through(path: Path, write: Callable[[Path], Any], *, keep: Path | None = None, then: str = AGAIN) -> Path:
     """Write a file under a temporary name and rename it: a reader finds the old file or the new one, never half of one.
 
     Args:
         path: the file.
         write: writes the content to the path that it is called with.
+        keep: where the old file is kept, if there is one.
+        then: what to do if the disk is full.
 
     Raises:
         InputError: the file cannot be written, for example because the disk is full; an old file is as it was.
@@ -60,9 +65,11 @@ def write_through(path: Path, write: Callable[[Path], Any]) -> Path:
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         write(temporary)
+        if keep is not None and path.exists():
+            keep_as(path, keep)
         os.replace(temporary, path)
     except BaseException as error:
-        found = unwritable(path, error)  # before the temporary file is gone, which may be what fills the disk
+        found = unwritable(path, error, then)  # before the temporary file is gone, which may be what fills the disk
         with suppress(OSError):
             temporary.unlink()
         if found is not None:
@@ -71,17 +78,42 @@ def write_through(path: Path, write: Callable[[Path], Any]) -> Path:
     return path
 
 
-def unwritable(path: Path, error: BaseException) -> InputError | None:
+def unwritable(path: Path, error: BaseException, then: str = AGAIN) -> InputError | None:
     """Return the error of one line for a file that could not be written, or None if the reason is another one."""
-    cause = error.strerror if isinstance(error, OSError) else None
+    cause, number = (error.strerror, error.errno) if isinstance(error, OSError) else (None, None)
     if cause is None and isinstance(error, Exception) and not isinstance(error, InputError):
         # torch and HDF5 do not say that the disk is full.
         with suppress(OSError):
             if shutil.disk_usage(path.parent).free < FULL:
                 cause = os.strerror(errno.ENOSPC)
-    return (
-        None if cause is None else InputError(f"'{path}' cannot be written ({cause}); make room for it and start again")
-    )
+    if cause is None:
+        return None
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        then = then.replace("make room for it", "make it writable", 1)
+    elif number is not None and not path.parent.is_dir():
+        return InputError(f"the folder '{path.parent}' is gone, so '{path.name}' cannot be written; {RESTORE}")
+    return InputError(f"'{path}' cannot be written ({cause}); {then}")
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what a process that was killed left half written; call it where no other process writes into the folder."""
+    for path in folder.glob("*.tmp"):
+        if re.search(r"\.\d+-\d+\.tmp$", path.name):
+            with suppress(OSError):
+                path.unlink()
+
+
+def keep_as(path: Path, kept: Path) -> None:
+    """Give a file a second name, of a file that is replaced, so that there is no moment without a file of the first."""
+    temporary = kept.with_name(f"{kept.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        os.link(path, temporary)
+        os.replace(temporary, kept)
+    except OSError:  # a file system without links
+        os.replace(path, kept)
+    finally:
+        with suppress(OSError):  # it is there still if both names were of one file
+            temporary.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -97,8 +97,10 @@ def test_a_fit_killed_before_its_first_checkpoint_leaves_no_records(whole, tmp_p
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         digits(out, 3)
-    (out / "checkpoint.pt").unlink()
-    assert same_fit(digits(out, resume=True), whole)
+    for name in ("checkpoint.pt", "checkpoint-previous.pt"):
+        (out / name).unlink()
+    with pytest.warns(UserWarning, match="has no checkpoint; the run starts again at its first step"):
+        assert same_fit(digits(out, resume=True), whole)
     assert len((out / "metrics.jsonl").read_text().splitlines()) == len(whole.history)
 
 
@@ -172,8 +174,9 @@ def test_the_configuration_names_the_file_that_the_data_came_from(tmp_path):
 
 def test_the_checkpoint_holds_tensors_and_plain_numbers_only(whole):
     state = torch.load(whole.out / "checkpoint.pt", weights_only=True)
-    assert state.keys() == {"pair", "optimizer", "factor", "generators", "position", "compiled"}
+    assert state.keys() == {"pair", "optimizer", "factor", "generators", "position", "compiled", "config", "history"}
     assert same(state["pair"], whole.pair.state_dict())
     assert state["position"]["step"] == 14
     names = {path.name for path in whole.out.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "checkpoint.pt", *(f"snapshot-{step}.pt" for step in (0, 7, 14))}
+    checkpoints = {"checkpoint.pt", "checkpoint-previous.pt"}
+    assert names == {"config.json", "metrics.jsonl", *checkpoints, *(f"snapshot-{step}.pt" for step in (0, 7, 14))}

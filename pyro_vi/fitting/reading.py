@@ -1,0 +1,157 @@
+"""What is read from a run folder: its configuration and its newest intact checkpoint, each compared with its checksum.
+
+* `read_config` and `newest` read them; `config_of` and `load_parameters` are for those who use a run.
+* `signed` gives a configuration its checksum.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_vi.errors import InputError
+from pyro_vi.fitting.sealed import Damaged, read_sealed
+from pyro_vi.support import finite
+
+CONFIG, METRICS, CHECKPOINT, PREVIOUS = "config.json", "metrics.jsonl", "checkpoint.pt", "checkpoint-previous.pt"
+
+LONGEST = 2**24
+"""Most bytes of a configuration."""
+
+
+def holds_run(path: str | Path) -> bool:
+    """True if a folder holds a run, finished or not."""
+    return any((Path(path).expanduser() / name).exists() for name in (CONFIG, CHECKPOINT, PREVIOUS))
+
+
+def signed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with its checksum, a BLAKE2b digest of all other entries.
+
+    Example:
+        >>> signed({"lr": 1.0})["checksum"] == signed({"lr": 1.0, "checksum": ""})["checksum"]
+        True
+    """
+    plain = json.loads(json.dumps(finite({key: value for key, value in config.items() if key != "checksum"})))
+    text = json.dumps(plain, sort_keys=True)
+    return {**plain, "checksum": hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], str]:
+    """Return the configuration of the run in a folder; if its file is damaged, that of a checkpoint, and a line that says so.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        return _config(path / CONFIG), ""
+    except Damaged as error:
+        why = str(error)
+    for name in (CHECKPOINT, PREVIOUS):
+        try:
+            found = read_sealed(path / name, None, kind_of(name))["config"]
+            return found, f"'{path / CONFIG}' is not used: {why}; the copy in {name} is"
+        except (Damaged, OSError, KeyError):
+            continue
+    raise InputError(
+        f"'{path / CONFIG}' cannot be used: {why}, and no checkpoint has a copy; put it back, or choose another folder"
+    )
+
+
+def newest(path: Path, run: str | None) -> tuple[dict[str, Any] | None, str, str]:
+    """Return the newest intact checkpoint, the name of its file, and what is wrong with the newest, if anything is.
+
+    Args:
+        path: the folder.
+        run: the run that it must belong to, or None if that is not known.
+
+    Raises:
+        InputError: there are checkpoints, but none can be used.
+    """
+    wrong: dict[str, str] = {}
+    for name in (CHECKPOINT, PREVIOUS):
+        try:
+            return read_sealed(path / name, run, kind_of(name)), name, wrong.get(CHECKPOINT, "")
+        except FileNotFoundError:
+            wrong.update({CHECKPOINT: "it is missing"} if name == CHECKPOINT else {})
+        except Damaged as error:
+            wrong[name] = str(error)
+        except OSError as error:
+            raise InputError(f"'{path / name}' cannot be read ({error.strerror}); make it readable") from error
+    if not any((path / name).exists() for name in wrong):
+        return None, "", ""
+    earlier = f"{PREVIOUS} is no better ({wrong[PREVIOUS]})" if PREVIOUS in wrong else "there is no earlier one"
+    raise InputError(
+        f"'{path / CHECKPOINT}' cannot be read: {wrong[CHECKPOINT]}; {earlier}; put it back, or delete the checkpoints to "
+        "start the run again"
+    )
+
+
+def kind_of(name: str) -> str:
+    """Return what a file of tensors is sealed as; both checkpoints are of one kind."""
+    return Path(CHECKPOINT if name == PREVIOUS else name).stem
+
+
+def config_of(path: Path) -> dict[str, Any]:
+    """Return the configuration of the run in a folder.
+
+    Raises:
+        InputError: the folder holds no run, or its configuration cannot be read.
+    """
+    path = path.expanduser()
+    if not any((path / name).exists() for name in (CHECKPOINT, PREVIOUS)):
+        raise InputError(f"'{path}' holds no run (no {CHECKPOINT}); give the folder of a fit")
+    config, said = read_config(path)
+    if said:
+        warnings.warn(said, stacklevel=2)
+    return config
+
+
+def load_parameters(pair: torch.nn.Module, path: Path) -> None:
+    """Load the parameters of a run's newest intact checkpoint into a pair.
+
+    Raises:
+        InputError: the folder holds no run, no checkpoint can be read, or it is of another pair.
+    """
+    path = path.expanduser()
+    run = config_of(path).get("run")
+    state, name, wrong = newest(path, run)
+    assert state is not None
+    if wrong:
+        warnings.warn(f"'{path / CHECKPOINT}' is not used: {wrong}; the parameters are those of {name}", stacklevel=2)
+    put_into(pair, state, path)
+
+
+def put_into(pair: torch.nn.Module, state: Mapping[str, Any], path: Path | str) -> None:
+    """Put the parameters of a checkpoint into a pair.
+
+    Raises:
+        InputError: they are those of another pair.
+    """
+    try:
+        pair.load_state_dict(state["pair"])
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"the run in '{path}' is of another pair, with other parameters; give the model and guide of that run"
+        ) from error
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > LONGEST:
+            raise Damaged("it is too long for one")
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise Damaged("it is missing") from error
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read ({error.strerror}); make it readable") from error
+    except (ValueError, RecursionError) as error:
+        raise Damaged("it cannot be read as JSON") from error
+    if not isinstance(found, dict) or not isinstance(found.get("checksum"), str):
+        raise Damaged("it has no checksum")
+    if not isinstance(found.get("run"), str) or signed(found)["checksum"] != found["checksum"]:
+        raise Damaged("it has changed since it was written: its checksum differs")
+    return found
