@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 from pyro_vi import estimators
 from pyro_vi.auditing import audit
-from pyro_vi.comparing import Comparison, compare
+from pyro_vi.comparing import Comparison, compare, resume
 from pyro_vi.data import Data, DataSpec, load
 from pyro_vi.diagnostics import evidence
 from pyro_vi.elbo import Terms, terms
@@ -42,6 +42,7 @@ __all__ = [
     "fit",
     "load",
     "plot",
+    "resume",
     "show",
     "terms",
     "to_datatree",

@@ -1,1 +1,2 @@
-"""The command line: `commands` defines the commands and their options, `entry` parses, runs and prints."""
+"""The command line: `commands` defines the commands and their options, `entry` parses, runs and prints;
+`stopping` ends a command at a signal."""

@@ -79,7 +79,9 @@ class FittingCommand(PairCommand):
     format: Literal["png", "svg", "pdf"] = "png"
     """Format of the pictures."""
     resume: bool = Options.resume
-    """Continue the interrupted run in --out."""
+    """Continue the interrupted run in --out; 'resume FOLDER' does so without the other options."""
+    allow: tuple[str, ...] = ()
+    """What may differ from the run that --resume continues, by the names that its error gives."""
 
     def options(self) -> dict[str, Any]:
         apart = ("compile", "out")
@@ -111,6 +113,22 @@ class Fit(FittingCommand):
 
     elbo: str = "mean_field"
     """ELBO estimator."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Continue an interrupted fit or comparison from its folder alone."""
+
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
+    """Folder of the fit or the comparison."""
+    allow: tuple[str, ...] = ()
+    """What may have changed since the run was made, by the names that the error gives."""
+    format: Literal["png", "svg", "pdf"] = "png"
+    """Format of the pictures."""
+    json: bool = False
+    """Print one JSON document, and nothing else, on stdout."""
+    debug: bool = False
+    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 `main` runs one command; `COMMANDS` maps each class of `pyro_vi.cli.commands` to the function that runs it.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 an error in the data, the pair or the run,
-2 wrong usage, 130 interrupted.
+2 wrong usage, 130 interrupted by Ctrl-C, 143 by SIGTERM.
 """
 
 import dataclasses
@@ -23,12 +23,13 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from pyro_vi.cli.commands import Audit, Check, Compare, Evidence, Fit, FittingCommand, List, PairCommand, Show
+from pyro_vi.cli.commands import Audit, Check, Compare, Evidence, Fit, FittingCommand, List, PairCommand, Resume, Show
+from pyro_vi.cli.stopping import stopped, terminable
 from pyro_vi.errors import FitError, InputError, UsageError, first_line, kind_and_line
 from pyro_vi.support import finite, make_folder, slug, write_json
 
 
-def _compare(command: Compare) -> int:
+def _compare(command: Compare, made: Any = None) -> int:
     from pyro_vi.comparing import compare
     from pyro_vi.reporting.datatree import datatree_of_pair, history_dataset, write
     from pyro_vi.reporting.document import to_dict
@@ -36,7 +37,7 @@ def _compare(command: Compare) -> int:
     from pyro_vi.reporting.summary import table
 
     out = Path(command.out or "")
-    result = compare(
+    result = made or compare(
         command.model,
         [command.guide, *command.more],
         command.source,
@@ -86,14 +87,15 @@ def _compare(command: Compare) -> int:
     return 0
 
 
-def _fit(command: Fit) -> int:
+def _fit(command: Fit, made: Any = None) -> int:
     from pyro_vi.fitting import fit
     from pyro_vi.reporting.datatree import datatree_of_pair, history_dataset, write
     from pyro_vi.reporting.pictures.plotting import comparison_of
     from pyro_vi.reporting.saving import save
 
     out = Path(command.out or "")
-    run = fit(command.model, command.guide, command.source, elbo=command.elbo, out=out, **command.options())
+    asked = {"elbo": command.elbo, "out": out, **command.options()}
+    run = made or fit(command.model, command.guide, command.source, **asked)
     batch = run.data.heldout if run.data.num_heldout else run.data.example(run.data.spec.num_data)
     groups = {"fit": history_dataset(run.history)}
     features = run.data.spec.features
@@ -123,6 +125,18 @@ def _fit(command: Fit) -> int:
     for path in [*plots, out]:
         _console().print(str(path), soft_wrap=True)
     return 0
+
+
+def _resume(command: Resume) -> int:
+    from pyro_vi.comparing import resume
+    from pyro_vi.fitting import Run, given_of
+
+    given = given_of(Path(command.folder).expanduser())["arguments"]
+    found = resume(command.folder, allow=command.allow)
+    shown: dict[str, Any] = {"out": command.folder, "format": command.format, "json": command.json}
+    if not isinstance(found, Run):
+        return _compare(Compare(**shown), found)
+    return _fit(Fit(given["model"], given["guide"], given["data"], seed=given["seed"], **shown), found)
 
 
 def _audit(command: Audit) -> int:
@@ -228,6 +242,7 @@ def _list(command: List) -> int:
 COMMANDS: dict[type, Callable[[Any], int]] = {
     Compare: _compare,
     Fit: _fit,
+    Resume: _resume,
     Audit: _audit,
     Check: _check,
     Evidence: _evidence,
@@ -316,13 +331,11 @@ def main(args: list[str] | None = None) -> int:
         if isinstance(command, FittingCommand):
             # The folder is chosen here, so that the message after an interruption can name it.
             command = dataclasses.replace(command, out=str(_folder(command)))
-        with _one_line_warnings():
+        with _one_line_warnings(), terminable():
             return COMMANDS[type(command)](command)
-    except KeyboardInterrupt:
-        out = getattr(command, "out", None)
-        hint = f"; continue with --out {out} --resume" if out and Path(out).exists() else ""
-        print(f"interrupted{hint}", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        fitting = isinstance(command, FittingCommand)
+        return stopped(error, command.out if fitting else getattr(command, "folder", None))
     except Exception as error:
         if getattr(command, "debug", False):
             raise

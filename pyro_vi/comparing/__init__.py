@@ -4,12 +4,14 @@
 * `of_estimators` fits and audits one pair under several estimators; `of_guides` fits a model with several guides, on plans
   that `joint` makes; `evaluating` evaluates the fits; `results` holds them.
 * `differences` compares numbers of fits; `ranking` ranks the fits by each of their numbers.
+* `resuming` continues a fit or a comparison from its folder alone.
 """
 
 from pyro_vi.comparing.comparer import compare
 from pyro_vi.comparing.differences import CERTAIN, Difference, Spread, Standing
 from pyro_vi.comparing.ranking import plain_ranks, spread_of, standings
 from pyro_vi.comparing.results import Comparison, Result
+from pyro_vi.comparing.resuming import resume
 
 __all__ = [
     "CERTAIN",
@@ -20,6 +22,7 @@ __all__ = [
     "Standing",
     "compare",
     "plain_ranks",
+    "resume",
     "spread_of",
     "standings",
 ]

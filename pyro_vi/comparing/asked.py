@@ -1,9 +1,10 @@
 """The settings of a comparison, checked: what `pyro_vi.compare` was asked for besides programs, data and estimators."""
 
 import dataclasses
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pyro_vi.comparing.results import folders
 from pyro_vi.errors import UsageError
@@ -22,6 +23,7 @@ class Asked:
         audit_draws: draws of an audit, 0 for none.
         audit_batch: number of data in the batch of an audit.
         folder: the folder of the comparison.
+        given: how the comparison was called, for the configuration of each of its fits.
     """
 
     options: Options
@@ -30,6 +32,7 @@ class Asked:
     audit_draws: Whole
     audit_batch: Whole
     folder: Path | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     def checked(self) -> "Asked":
         """Return the settings with plain numbers.
@@ -43,7 +46,7 @@ class Asked:
         batch, audit_draws = whole("audit_batch", self.audit_batch, 1), whole("audit_draws", self.audit_draws, 0)
         if audit_draws and audit_draws < 20:
             raise UsageError(f"audit_draws must be at least 20, or 0 for no audits, not {audit_draws}")
-        return Asked(options, draws, particles, audit_draws, batch, self.folder)
+        return Asked(options, draws, particles, audit_draws, batch, self.folder, self.given)
 
     def seeded(self, count: int) -> "list[Asked]":
         """Return the settings for ``count`` seeds, from the first on; of several seeds, each has a folder of its own."""
@@ -58,6 +61,10 @@ class Asked:
             )
             for seed in seeds
         ]
+
+    def names(self, names: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the names in the configuration of a fit, with how the comparison was called."""
+        return {**names, "given": self.given} if self.given else {**names}
 
     def folders(self, names: Iterable[str]) -> dict[str, Path | None]:
         """Return the folder of each fit."""

@@ -14,7 +14,7 @@ from pyro_vi.comparing.of_guides import compare_guides, labelled
 from pyro_vi.comparing.results import Comparison
 from pyro_vi.errors import UsageError
 from pyro_vi.estimators.table import named
-from pyro_vi.fitting import Options, holds_run
+from pyro_vi.fitting import Options, given, holds_run
 from pyro_vi.programs import Source
 from pyro_vi.support import Whole, check_options, whole
 
@@ -89,6 +89,10 @@ def compare(
     folder = None if out is None else Path(out)
     asked = Asked(wanted, draws, particles, audit_draws, audit_batch, folder).checked()
     count = whole("seeds", seeds, 1)
+    elbos = elbos if elbos is None or isinstance(elbos, (str, ELBO)) else list(elbos)
+    plain = {"model": model, "guide": guide, "data": data, "elbos": elbos, "seeds": count}
+    plain.update({name: getattr(asked, name) for name in ("audit_draws", "audit_batch", "draws", "particles")})
+    asked = dataclasses.replace(asked, given=given("compare", plain, wanted))
     several = labelled(guide if isinstance(guide, (list, tuple)) else [guide])
     if len(several) == 1:
         (single,) = several.values()

@@ -39,7 +39,7 @@ def compare_estimators(
     options, seed = asked.options, asked.options.seed
     targets = {name: estimator_of(estimator).traits.target for name, estimator in estimators.items()}
     planned = plan_of(model, guide, data, options)
-    pair, loaded, names = planned.pair, planned.data, names_of(model, guide, data, planned.data)
+    pair, loaded, names = planned.pair, planned.data, asked.names(names_of(model, guide, data, planned.data))
     example = loaded.example(planned.batch_size)
     if options.check:
         for estimator in estimators.values():

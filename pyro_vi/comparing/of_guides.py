@@ -92,7 +92,7 @@ def compare_guides(
         if name not in plans:
             continue
         options = dataclasses.replace(asked.options, heldout=found.heldout[name])
-        run_names = names_of(model, guides[name], data, plans[name].data)
+        run_names = asked.names(names_of(model, guides[name], data, plans[name].data))
         example = plans[name].data.example(plans[name].batch_size)
         (label, elbo), *_ = estimator.items()
         try:

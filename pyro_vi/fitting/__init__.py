@@ -5,12 +5,15 @@
 * `checks` looks for silent errors first, by the `rules` and by those on `values`; each makes one of the `findings`.
 * `optimizers` and `pyro_optimizers` make the optimizer, `stepping` steps it, and `checkpoints` keeps its state; `identity`
   names what has changed since a run was made.
-* `records` makes the records; `failures` explains a loss that is not finite; `interrupt` delays Ctrl-C; `progress` shows the
-  progress bar.
-* `folder` is the run on disk; `sealed` writes files with a checksum; `reading` reads what is intact.
+* `records` makes the records; `failures` explains a loss that is not finite; `interrupt` delays SIGINT and SIGTERM;
+  `progress` shows the progress bar.
+* `folder` is the run on disk; `sealed` writes files with a checksum; `reading` reads what is intact; `calls` says how the
+  run was called.
 """
 
+from pyro_vi.fitting.calls import given, given_of
 from pyro_vi.fitting.checks import Finding, check, check_pair, refuse
+from pyro_vi.fitting.interrupt import Terminated
 from pyro_vi.fitting.loop import Loop, Settings
 from pyro_vi.fitting.optimizers import recipe_of
 from pyro_vi.fitting.plan import Plan
@@ -25,11 +28,14 @@ __all__ = [
     "Plan",
     "Run",
     "Settings",
+    "Terminated",
     "check",
     "check_pair",
     "config_of",
     "fit",
     "fit_pair",
+    "given",
+    "given_of",
     "holds_run",
     "load_parameters",
     "names_of",

@@ -1,4 +1,4 @@
-"""Delay of Ctrl-C until a step is done."""
+"""Delay of Ctrl-C and of SIGTERM until a step is done."""
 
 import signal
 import threading
@@ -7,27 +7,39 @@ from contextlib import contextmanager
 from typing import Any
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived, as `KeyboardInterrupt` says that SIGINT did."""
+
+
 @contextmanager
 def deferred_interrupt() -> Iterator[list[int]]:
-    """Delay Ctrl-C until the block is done, so that state is saved between steps and not during one.
+    """Delay SIGINT (Ctrl-C) and SIGTERM until the block is done, so that state is saved between steps and not during one.
 
-    The block receives a list, which is not empty once Ctrl-C was pressed. KeyboardInterrupt is raised when the block ends; a
-    second Ctrl-C raises it at once. Outside the main thread the block runs unchanged, because Python delivers no signals
-    there.
+    The block receives a list, which is not empty once a signal has arrived. `KeyboardInterrupt` or `Terminated` is raised when
+    the block ends; a second signal raises it at once. A handler of SIGTERM that was there before is called first. Outside the
+    main thread the block runs unchanged, because Python delivers no signals there.
     """
-    pressed: list[int] = []
+    arrived: list[int] = []
 
     def handle(number: int, frame: Any) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
+        if arrived:
+            raise _error(number)
+        arrived.append(number)
 
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, handle) if main else None
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
     try:
-        yield pressed
+        yield arrived
     finally:
-        if main:
-            signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt
+        for number, handler in before.items():
+            # None: a handler that was not set by Python, which cannot be put back by it
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    if arrived:
+        handler = before[signal.Signals(arrived[0])]
+        if arrived[0] == signal.SIGTERM and callable(handler):
+            handler(arrived[0], None)
+        raise _error(arrived[0])
+
+
+def _error(number: int) -> KeyboardInterrupt:
+    return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()

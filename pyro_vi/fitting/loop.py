@@ -101,7 +101,7 @@ class Loop:
         self.say: Callable[[str], None] = lambda line: None
 
     def run(self, title: str, folder: RunFolder | None = None, *, resume: bool, progress: bool, note: str = "") -> None:
-        """Run to the last step; Ctrl-C stops the fit between two steps, and a checkpoint is written.
+        """Run to the last step; Ctrl-C and SIGTERM stop the fit between two steps, and a checkpoint is written.
 
         Raises:
             FitError: a loss or a parameter is not finite, or a program fails at a step.

@@ -17,6 +17,7 @@ from pyro_vi.data import Data
 from pyro_vi.errors import UsageError
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of
+from pyro_vi.fitting.calls import given
 from pyro_vi.fitting.checks import check_pair, refuse
 from pyro_vi.fitting.folder import RunFolder, checksum
 from pyro_vi.fitting.identity import fingerprint, plain_options
@@ -196,8 +197,10 @@ def fit(
     (name, estimator), *rest = named(elbo).items()
     if rest:
         raise UsageError("fit takes one estimator; `compare` takes several")
+    arguments = {"model": model, "guide": guide, "data": data, "elbo": elbo, "snapshots": fractions(snapshots)}
     planned = plan_of(model, guide, data, options)
-    return fit_pair(planned, name, estimator, names_of(model, guide, data, planned.data), options, snapshots)
+    names = {**names_of(model, guide, data, planned.data), "given": given("fit", arguments, options)}
+    return fit_pair(planned, name, estimator, names, options, arguments["snapshots"])
 
 
 def plan_of(model: Source, guide: Source, data: Any, options: Options) -> Plan:
@@ -236,7 +239,7 @@ def fit_pair(
         planned: the pair, its data and the size of a batch.
         name: name of the estimator.
         estimator: the estimator; it may store what it learns about the pair.
-        names: see `names_of`.
+        names: see `names_of`; with ``given``, if the run can be continued from its folder alone.
         options: the options of `fit`.
         snapshots: fractions of the run at which parameters are kept.
         title: title of the progress bar; by default the name of the estimator.
@@ -263,6 +266,7 @@ def fit_pair(
         "shuffle": data.shuffle,
         "drop_last": data.drop_last,
         "compile": options.compile,
+        "device": None if options.device is None else str(options.device),
         "versions": versions(),
     }
     example = data.example(batch_size)

@@ -91,6 +91,11 @@ BAD: dict[str, tuple[tuple[str, ...], int, str]] = {
     "unwritable folder": (("fit", "--steps", "2", "--out", "file/run"), 1, "the folder 'file/run' cannot be written"),
     "a file as folder": (("compare", "--steps", "2", "--out", "file"), 1, "cannot be written"),
     "resume what": (("fit", "--resume"), 2, "--resume needs the folder of a run; give it with --out FOLDER"),
+    "resume of nothing": (
+        ("resume", "absent"),
+        1,
+        "'absent' holds no run to resume; give the folder of a fit or a comp",
+    ),
     "resume which comparison": (("compare", "--resume"), 2, "--resume needs the folder of a run; give it with --out"),
     "audit of no run": (("audit", "--run", "absent"), 1, "'absent' holds no run"),
     "evidence of no run": (("evidence", "--run", "."), 1, "'.' holds no run"),
@@ -252,7 +257,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(folder):
     assert process.returncode == 130, err
     run = next(folder.glob("runs/*"))
     assert out == ""
-    assert err.splitlines()[-1] == f"interrupted; continue with --out {run.relative_to(folder)} --resume"
+    assert err.splitlines()[-1] == f"interrupted; continue with: pyro-vi resume '{run.relative_to(folder)}'"
     state = torch.load(run / "checkpoint.pt", weights_only=True)
     assert 0 < state["position"]["step"] < 20000
     config = json.loads((run / "config.json").read_text())
@@ -275,9 +280,11 @@ def test_ctrl_c_and_resume_in_one_process(folder, monkeypatch, capsys):
     monkeypatch.setattr(Progress, "update", press)
     assert cli.main([*args, "one"]) == 130
     out, err = capsys.readouterr()
-    assert out == "" and err.splitlines()[-1] == "interrupted; continue with --out one --resume"
+    assert out == "" and err.splitlines()[-1] == "interrupted; continue with: pyro-vi resume one"
     monkeypatch.setattr(Progress, "update", update)
-    assert cli.main([*args, "one", "--resume", "--json"]) == 0
+    assert cli.main(["resume", "one/trace"]) == 2
+    assert "is one fit of a comparison; continue all of it with: pyro-vi resume one\n" in capsys.readouterr().err
+    assert cli.main(["resume", "one", "--json"]) == 0
     resumed = json.loads(capsys.readouterr().out)
     assert cli.main([*args, "two", "--json"]) == 0
     whole = json.loads(capsys.readouterr().out)

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from pyro_vi.fitting.interrupt import deferred_interrupt
+from pyro_vi.fitting.interrupt import Terminated, deferred_interrupt
 
 main = pytest.mark.skipif(
     threading.current_thread() is not threading.main_thread(), reason="signals are for the main thread"
@@ -54,3 +54,19 @@ def test_outside_the_main_thread_nothing_is_done():
     thread.start()
     thread.join()
     assert seen == [[]] and signal.getsignal(signal.SIGINT) is before
+
+
+@main
+def test_sigterm_is_held_back_too_and_the_handler_before_is_called():
+    done, before = [], signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated), deferred_interrupt() as arrived:
+        os.kill(os.getpid(), signal.SIGTERM)
+        done.append(list(arrived))
+    assert done == [[signal.SIGTERM]] and signal.getsignal(signal.SIGTERM) is before
+    signal.signal(signal.SIGTERM, lambda number, frame: done.append(number))
+    try:
+        with pytest.raises(Terminated), deferred_interrupt():
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert done[1:] == [signal.SIGTERM]

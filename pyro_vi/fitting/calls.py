@@ -1,0 +1,95 @@
+"""How a fit or a comparison was called, in plain values, so that it can be called again from its folder alone.
+
+* `given` makes this part of a run's configuration.
+* `given_of` reads it from the folder of a fit or a comparison.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_vi.errors import InputError, UsageError
+from pyro_vi.fitting.reading import CONFIG, holds_run, read_config
+from pyro_vi.fitting.settings import Options
+
+OF_A_CALL = ("out", "resume", "progress", "allow")
+"""Options that belong to one call, and not to the run."""
+
+
+def given(command: str, arguments: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    """Return how a run was called: the arguments of `pyro_vi.fit` or `pyro_vi.compare`, and the folder that paths begin in.
+
+    Arguments that a file cannot hold, such as functions, are named in ``objects``.
+
+    Example:
+        >>> found = given("fit", {"model": "vae", "guide": print}, Options(lr=0.1))
+        >>> found["arguments"]["model"], found["arguments"]["lr"], found["objects"]
+        ('vae', 0.1, ['guide'])
+    """
+    every = {o.name: getattr(options, o.name) for o in fields(Options) if o.name not in OF_A_CALL} | {**arguments}
+    plain: dict[str, Any] = {}
+    for name, value in every.items():
+        try:
+            plain[name] = _plain(value)
+        except TypeError:
+            continue
+    try:
+        folder = os.getcwd()
+    except OSError:  # it was removed
+        folder = ""
+    return {"command": command, "arguments": plain, "objects": sorted({*every} - {*plain}), "folder": folder}
+
+
+def given_of(path: Path) -> dict[str, Any]:
+    """Return what `given` made for the run or the comparison in a folder.
+
+    Raises:
+        InputError: the folder holds neither, or the run was made from Python objects.
+        UsageError: the folder holds one of the fits of a comparison.
+    """
+    found = _found(path)
+    if holds_run(path) and found.get("command") == "compare":
+        whole = path.parent.parent if found["arguments"].get("seeds", 1) > 1 else path.parent
+        raise UsageError(f"'{path}' is one fit of a comparison; continue all of it with: pyro-vi resume {whole}")
+    objects = found.get("objects", ["settings"])
+    if objects:
+        call = f"pyro_vi.{found.get('command', 'fit')}(..., out='{path}', resume=True)"
+        raise InputError(
+            f"the run in '{path}' was made from Python objects ({', '.join(objects)}), which the folder does not hold; "
+            f"call {call} with the same ones"
+        )
+    return found
+
+
+def _found(path: Path) -> dict[str, Any]:
+    if holds_run(path):
+        return dict(read_config(path)[0].get("given", {}))
+    for folder in _fits(path):
+        try:
+            found = read_config(folder)[0].get("given", {})
+        except InputError:
+            continue
+        if found.get("command") == "compare":
+            return dict(found)
+    raise InputError(f"'{path}' holds no run to resume; give the folder of a fit or a comparison")
+
+
+def _fits(path: Path) -> Iterator[Path]:
+    for pattern in (f"*/{CONFIG}", f"seed*/*/{CONFIG}"):
+        yield from (found.parent for found in sorted(path.glob(pattern)))
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (Path, torch.device)):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item) for key, item in value.items()}
+    raise TypeError(f"{type(value).__name__} is no plain value")
