@@ -169,6 +169,29 @@ def test_coefficients_have_the_names_of_the_columns_and_the_quantiles_of_the_gui
     np.testing.assert_allclose(thick - np.array([[1], [2], [3]]), [[-0.3372, 0.3372]] * 3, atol=4 * 0.0153)
 
 
+@pytest.mark.parametrize("names", [("age",), ("age", "bmi")])
+def test_an_intercept_and_a_bias_are_no_coefficients_though_they_are_as_many_as_the_columns(names) -> None:
+    def model(x: torch.Tensor, y: torch.Tensor) -> None:
+        intercept = pyro.sample("intercept", dist.Normal(0.0, 1.0))
+        bias = pyro.sample("bias", dist.Normal(torch.zeros(x.shape[1]), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(intercept + (x + bias).tanh().sum(-1), 0.1), obs=y)
+
+    def guide(x: torch.Tensor, y: torch.Tensor) -> None:
+        pyro.sample("intercept", dist.Normal(9.0, 1e-3))
+        pyro.sample("bias", dist.Normal(torch.zeros(x.shape[1]), 1e-3).to_event(1))
+
+    made = comparison(model, guide, table(40, len(names)), others=TARGET, features=names)
+    with pytest.raises(InputError, match="multiplies the named columns"):
+        coefficients(made)
+
+
+def test_of_a_single_column_the_coefficient_is_not_the_intercept() -> None:
+    made = comparison("regression", "diag_normal", table(40, 1), features=("age",))
+    (axes,) = coefficients(made).axes
+    assert axes.get_xlabel().startswith("weights")
+
+
 @pytest.mark.slow
 def test_marginals_say_how_wide_the_guide_is_beside_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     draws = {f"slopes[{k}]": np.random.default_rng(k).normal(k, 1.0, 4000) for k in (1, 2)}

@@ -2,20 +2,23 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from torch import Tensor
 
 from pyro_vi.comparing import Comparison
 from pyro_vi.data import posteriordb
 from pyro_vi.errors import InputError
-from pyro_vi.programs import Pair
+from pyro_vi.programs import Give, Pair, evaluating, isolated
 from pyro_vi.reporting.look import LOOK, heading, legend, looks
-from pyro_vi.reporting.of_pairs import latents_of, of_each_pair
+from pyro_vi.reporting.of_pairs import latents_of, of_each_pair, prior_of
 from pyro_vi.reporting.pictures.facts import Facts, facts_of, real
 
 DRAWS, MOST = 2000, 12
@@ -70,7 +73,8 @@ def marginals(comparison: Comparison, *, seed: int = 0) -> Figure:
 def coefficients(comparison: Comparison, *, seed: int = 0) -> Figure:
     """Posterior median of each coefficient, with its 50 % and 90 % intervals, by the names of the data's columns.
 
-    Coefficients are a latent that all data share, a real vector with one number for each column.
+    Coefficients are a latent that all data share, a real vector with one number for each column, which it multiplies: where
+    all columns are 0, its values do not matter.
 
     Args:
         comparison: fitted pairs and their data.
@@ -83,7 +87,7 @@ def coefficients(comparison: Comparison, *, seed: int = 0) -> Figure:
     site = coefficients_of(facts)
     if site is None:
         raise InputError(
-            "no shared latent has a number for each named column, so that there are no coefficients to draw"
+            "no shared latent multiplies the named columns, one number each, so that there are no coefficients to draw"
         )
     found = of_each_pair(comparison, seed, lambda pair: latents_of(pair, facts.args, DRAWS)[site].reshape(DRAWS, -1))
     count, styles = len(facts.features), looks(found)
@@ -116,10 +120,30 @@ def coefficients(comparison: Comparison, *, seed: int = 0) -> Figure:
 
 
 def coefficients_of(facts: Facts) -> str | None:
-    """Name of the shared latent that is a real vector with one number for each named column, or None."""
-    count = len(facts.features)
-    sizes = {name: site.numel for name, site in facts.shared.items() if real(site)}
-    return next((name for name, size in sizes.items() if size == count), None) if count else None
+    """Name of the shared latent that is a real vector with one number for each named column, which it multiplies, or None."""
+    shape = (len(facts.features),)
+    sizes = {name: (*site.batch_shape, *site.event_shape) for name, site in facts.shared.items() if real(site)}
+    return next((name for name, size in sizes.items() if size == shape and _multiplies(facts, name)), None)
+
+
+def _multiplies(facts: Facts, name: str) -> bool:
+    """True if the site does not matter where all columns are 0, as a coefficient does not, and an intercept or a bias does."""
+    args = (torch.zeros_like(facts.args[0]), *facts.args[1:])
+    try:
+        with evaluating(facts.pair), isolated(0, validation=False), torch.no_grad():
+            here = prior_of(facts.pair, args)
+            values = {site: here.nodes[site]["value"] for site in facts.layout.latents}
+            with Give({**values, name: values[name] + 1.0}):
+                there = prior_of(facts.pair, args)
+            pairs = [(_log_p(here.nodes[site]), _log_p(there.nodes[site])) for site in facts.layout.observed]
+            return all(torch.allclose(one, other, equal_nan=True) for one, other in pairs)
+    except Exception:  # a model need not be defined there
+        return False
+
+
+def _log_p(node: Any) -> Tensor:
+    value: Tensor = node["fn"].log_prob(node["value"])
+    return value
 
 
 def reference_of(facts: Facts) -> dict[str, np.ndarray]:
