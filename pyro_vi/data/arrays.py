@@ -89,7 +89,8 @@ def from_columns(
         train, held, supports = (whole[0],), (first(tested, len(tested)),), supports & test_supports
     support = next(support for support in SUPPORTS if support in supports)  # the narrowest that contains both parts
     described = list(zip(surveyed, whole, (found for _, found in surveyed.values()), strict=True))
-    others = tuple(_described(*one, number, whole[0], given.groups) for number, one in enumerate(described[1:], 1))
+    names = {"group": given.groups, "target": given.targets}
+    others = tuple(_described(*one, number, whole[0], names) for number, one in enumerate(described[1:], 1))
     series = any(column.name == "lengths" for column in others)
     image = None if series else _image(shape)
     spec = DataSpec(name, len(train[0]), shape, support, dtype, source, image, features=given.features, others=others)
@@ -204,7 +205,12 @@ def _image(shape: tuple[int, ...]) -> tuple[int, int] | None:
 
 
 def _described(
-    label: str, column: Tensor | Mapped, supports: set[str], number: int, x: Tensor | Mapped, groups: tuple[str, ...]
+    label: str,
+    column: Tensor | Mapped,
+    supports: set[str],
+    number: int,
+    x: Tensor | Mapped,
+    names: Mapping[str, tuple[str, ...]],
 ) -> ColumnSpec:
     """Describe a further column; its name is that of a keyword argument, or else follows from its values."""
     shape = tuple(column.shape[1:])
@@ -220,7 +226,7 @@ def _described(
     elif column.dtype == torch.bool and not shape:
         classes = ("0", "1")
     if not label.startswith("argument "):
-        name, classes = label.strip("'"), groups if label == "group" and groups else classes
+        name, classes = label.strip("'"), names.get(label) or classes
         classes = () if name == "lengths" else classes
     elif shape or number > 2:
         name = f"column {number + 1}"

@@ -100,9 +100,10 @@ def taken(table: Table, choice: Choice, what: str) -> Columns:
         raise InputError(f"{what} holds no numbers; save at least 2 rows of them")
     columns = {"the table": _numbers(frame[kept], what)}
     groups: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
     labels, classes = None, groups
     if choice.target is not None:
-        columns["target"] = _numbers(frame[[choice.target]], what)[:, 0]
+        columns["target"], targets = _target(frame[choice.target], f"{what}: column {choice.target!r}")
     if choice.group is not None:
         codes, groups = coded(frame[choice.group], f"{what}: column {choice.group!r}", CLASSES**2)
         if (codes < 0).any():
@@ -113,8 +114,13 @@ def taken(table: Table, choice: Choice, what: str) -> Columns:
         columns["group"] = codes
     if label is not None:
         labels, classes = coded(frame[label], f"{what}: column {label!r}")
+    elif choice.label is not None:
+        labels, classes = labels_of(choice.label, {}, len(frame), what)
     features = tuple(kept) if table.named else ()
-    return Columns(columns, features=features, labels=labels, classes=classes, groups=groups, whole=("group",))
+    whole = ("group", "target") if targets else ("group",)
+    return Columns(
+        columns, features=features, labels=labels, classes=classes, groups=groups, targets=targets, whole=whole
+    )
 
 
 def coded(values: Any, what: str, most: int = CLASSES) -> tuple[Array, tuple[str, ...]]:
@@ -148,6 +154,19 @@ def coded(values: Any, what: str, most: int = CLASSES) -> tuple[Array, tuple[str
     return codes.astype(np.int64), tuple(map(str, found))
 
 
+def _target(column: Any, what: str) -> tuple[Array, tuple[str, ...]]:
+    """The values of a target; those of words as whole numbers, with the words."""
+    from pandas.api import types
+
+    if types.is_numeric_dtype(column.dtype) or types.is_datetime64_any_dtype(column.dtype):
+        return _numbers(column.to_frame(), what.split(": column ")[0])[:, 0], ()
+    codes, words = coded(column, what)
+    if (codes < 0).any():
+        row = int(np.flatnonzero(codes < 0)[0])
+        raise InputError(f"{what}: the target is missing in row {row}, counted from 0; drop those rows")
+    return codes, words
+
+
 def _numbers(frame: Any, what: str) -> Array:
     """The values of a frame, whole numbers if all of them are."""
     from pandas.api import types
@@ -155,8 +174,8 @@ def _numbers(frame: Any, what: str) -> Array:
     for name, column in frame.items():
         if not types.is_numeric_dtype(column.dtype) or types.is_complex_dtype(column.dtype):
             raise InputError(
-                f"{what}: column {str(name)!r} is not numeric; leave it out or code it as numbers "
-                "(a table needs commas between cells, and decimal points)"
+                f"{what}: column {str(name)!r} is not numeric; leave it out or code it as numbers: say which columns are data "
+                "by columns, or give it another role, as the label, the target or the group"
             )
     values: Array = frame.to_numpy(dtype=np.float64, na_value=np.nan)
     whole = all(types.is_integer_dtype(dtype) or types.is_bool_dtype(dtype) for dtype in frame.dtypes)

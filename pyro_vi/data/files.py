@@ -32,6 +32,7 @@ class Columns:
         labels: labels kept apart, whole numbers that ``classes`` names; −1 where they are not known.
         classes: names of the labels.
         groups: names of the groups, if there is a column ``"group"``.
+        targets: names of the values of a column ``"target"`` of words.
         whole: labels of columns of whole numbers that stay what they are: groups and lengths.
     """
 
@@ -42,6 +43,7 @@ class Columns:
     labels: Array | None = None
     classes: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
     whole: tuple[str, ...] = ()
 
 
@@ -104,6 +106,14 @@ def _csv_file(path: Path) -> Table:
     import pandas as pd
 
     kind: dict[str, Any] = {"encoding": "utf-8-sig", "skipinitialspace": True}
+    with open(path, encoding="utf-8-sig") as stream:
+        line = stream.readline()
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if separator in line and "," not in line:
+            raise InputError(
+                f"{path.name}: the cells of the first line have {name} between them; save the table with commas between "
+                "cells, and decimal points"
+            )
     # Two rows, so that pandas rejects a second row longer than the first; with a header it would take a cell as an index.
     first = pd.read_csv(path, header=None, nrows=2, dtype=str, **kind).iloc[0]
     is_name = pd.to_numeric(first, errors="coerce").isna() & first.notna() & ~first.str.lower().isin(["true", "false"])
@@ -113,6 +123,9 @@ def _csv_file(path: Path) -> Table:
     if has_header and bool(first.isna().any()):
         # By default pandas writes its row numbers as a column without a name; they would be fitted as data.
         raise InputError(f"{path.name}: a column has no name (row numbers?); name it, or save with index=False")
+    if has_header and bool(first.duplicated().any()):  # pandas would give them new names
+        twice = first[first.duplicated()].iloc[0]
+        raise InputError(f"{path.name}: two columns have the name {twice!r}; give each a name of its own")
     frame = pd.read_csv(path, header=0 if has_header else None, low_memory=False, **kind)
     return Table(frame, has_header and not is_count)
 

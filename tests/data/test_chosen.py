@@ -131,6 +131,21 @@ def test_sequences_become_padded_columns_with_lengths(tmp_path: Path) -> None:
     assert not scaled[1, 3:].any()
 
 
+def test_a_target_of_words_is_their_numbers_with_their_names() -> None:
+    frame = FRAME.assign(kind=["yes" if kind == "red" else "no" for kind in FRAME["kind"]])
+    data = load(frame, columns="a,b", target="kind", heldout=0.0)
+    (column,) = data.spec.others
+    assert (column.name, column.support, column.classes) == ("target", "boolean", ("no", "yes"))
+    assert data.train()[1].tolist() == [int(kind == "red") for kind in FRAME["kind"]]
+
+
+def test_labels_beside_a_table_are_kept_apart_as_those_of_a_column_are() -> None:
+    kinds = list(FRAME["kind"])
+    beside, inside = load(FRAME[["a", "b"]], label=kinds), load(FRAME, columns="a,b", label="kind")
+    assert beside.classes == inside.classes
+    assert same((beside.labels, beside.heldout_labels), (inside.labels, inside.heldout_labels))
+
+
 @pytest.mark.parametrize(
     ("data", "options", "problem"),
     [
@@ -143,7 +158,17 @@ def test_sequences_become_padded_columns_with_lengths(tmp_path: Path) -> None:
         (FRAME, {"columns": ("a", "c")}, "no column named 'c'"),
         (FRAME, {"columns": ()}, "columns=() is not allowed; give names, such as columns=('a', 'b')"),
         (FRAME, {"columns": ("a",), "label": "a"}, "column 'a' is asked for twice; give each column one role"),
-        (FRAME, {"target": "kind", "columns": "a"}, "column 'kind' is not numeric"),
+        (
+            pd.DataFrame({"a": [1.0, 2, 3], "y": ["no", None, "yes"]}),
+            {"target": "y"},
+            "column 'y': the target is missing in row 1, counted from 0; drop those rows",
+        ),
+        (
+            pd.DataFrame({"a": [1.0, 2, 3], "y": pd.date_range("2020", periods=3)}),
+            {"target": "y"},
+            "the table: column 'y' is not numeric",
+        ),
+        (FRAME[["a"]], {"label": [1, 2]}, "the table: the labels have shape (2,), not "),
         (FRAME, {"target": 3}, "target=3 is not allowed; give the name of a column"),
         (FRAME, {"columns": "a", "labels": True}, "labels needs to know which column holds them; give label too"),
         (FRAME, {"columns": "a", "label": "kind", "labels": 0}, "labels=0 is not allowed; use True, False or a whole"),

@@ -72,7 +72,16 @@ CORRUPT = {
     "wide.csv": (b"a,b\n1,2,3\n4,5,6\n", "cannot read wide.csv (Error tokenizing data. C error: Expected 2 fields"),
     "index.csv": (b",a\n0,1.5\n1,2.5\n", "index.csv: a column has no name (row numbers?); name it, or save with"),
     "words.csv": (b"a,b\n1,x\n2,y\n", "words.csv: column 'b' is not numeric; leave it out or code it as numbers"),
-    "semicolon.csv": (b"a;b\n1;2\n3;4\n", "semicolon.csv: column 'a;b' is not numeric"),
+    "semicolon.csv": (
+        b"a;b\n1;2\n3;4\n",
+        "semicolon.csv: the cells of the first line have semicolons between them; save",
+    ),
+    "comma.csv": (b"a;b\n1,5;2,5\n3;4\n", "comma.csv: the cells of the first line have semicolons between them; save"),
+    "tabs.csv": (
+        b"1.5\t2\n3\t4\n",
+        "tabs.csv: the cells of the first line have tabs between them; save the table with",
+    ),
+    "twice.csv": (b"a,b,a\n1,2,3\n4,5,6\n", "twice.csv: two columns have the name 'a'; give each a name of its own"),
     "gap.csv": (b"a,b\n1,2\n3,\n", "gap: the table: 1 value (first in row 1, counted from 0) is NaN or infinite"),
     "text.parquet": (b"hello", "cannot read text.parquet"),
     "notes.txt": (b"1 2", "unknown kind of file '.txt'; use one of .npy, .npz, .csv, .parquet"),
