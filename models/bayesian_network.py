@@ -103,7 +103,11 @@ class BayesianNetwork(nn.Module):
         if y is None:
             raise InputError(
                 f"bayesian_network takes (x, y), and '{self.data.name}' has no targets; give them too, as in "
-                "'wine(labels=True)'"
+                "'wine(labels=True)' or \"table.csv(target='y')\""
+            )
+        if y.dim() != 1:
+            raise InputError(
+                f"targets are one number for each row, of shape (rows,), not {tuple(y.shape)}; flatten them"
             )
         rows = x.reshape(len(x), -1)
         self.loc.copy_(rows.mean(0))

@@ -78,6 +78,15 @@ class ConditionalVAE(nn.Module):
             self.log_scale_of_z = nn.Parameter(torch.zeros(self.classes, latent_dim))
         self.to(data.dtype)
 
+    def start(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Check the labels of rows; nothing of the model depends on them."""
+        check_labels("conditional_vae", self.data, y, self.classes)
+        if y is not None and bool((y < 0).any()):
+            raise InputError(
+                f"conditional_vae takes rows whose class is known, and {int((y < 0).sum())} of {len(y)} rows of "
+                f"'{self.data.name}' have none; leave them out, or use model 'semi_supervised_vae'"
+            )
+
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Draw z and score the batch ``x`` of shape ``(B, *event_shape)``, given classes ``y``, ``(B,)``; return ``x``."""
         with data_plate(self.data.num_data, x):
@@ -124,13 +133,33 @@ def classes_of(data: DataSpec, classes: int | None) -> int:
         columns = [column for column in getattr(data, "others", ()) if column.name == "label"]
         if not columns or not columns[0].classes:
             raise InputError(
-                f"the data '{data.name}' do not say how many classes they have; give classes=10, or data with labels, such as "
-                "'mnist(labels=True)'"
+                f"the data '{data.name}' do not say how many classes they have; give the model their labels, as in "
+                "'mnist(labels=True)' or \"table.csv(label='kind', labels=True)\", or classes=10"
             )
         classes = len(columns[0].classes)
     if not (isinstance(classes, int) and classes > 0):
         raise InputError(f"classes must be a whole number of at least 1, not {classes!r}")
     return classes
+
+
+def check_labels(model: str, data: DataSpec, y: Tensor | None, classes: int) -> None:
+    """Check that a batch has labels, whole numbers from −1 to ``classes`` − 1.
+
+    Raises:
+        InputError: it has none, or others.
+    """
+    if y is None:
+        raise InputError(
+            f"{model} takes (x, y) with labels y, and '{data.name}' has none; give the model labels, as in "
+            "'digits(labels=True)'"
+        )
+    if y.dim() != 1 or y.is_floating_point():
+        raise InputError(f"labels are whole numbers of shape (rows,), not {y.dtype} of shape {tuple(y.shape)}")
+    if len(y) and (int(y.max()) >= classes or int(y.min()) < -1):
+        raise InputError(
+            f"the labels of '{data.name}' go from {int(y.min())} to {int(y.max())}, and {model} has {classes} classes, "
+            f"0 to {classes - 1}; give classes={int(y.max()) + 1}, and -1 where the class is not known"
+        )
 
 
 def one_hot(y: Tensor, classes: int, dtype: torch.dtype) -> Tensor:

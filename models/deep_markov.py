@@ -81,7 +81,8 @@ class DeepMarkov(nn.Module):
         lengths = [column for column in data.others if column.name == "lengths"]
         if len(lengths) != len(data.others):
             raise InputError(
-                f"deep_markov takes (x, lengths), but '{data.name}' has the column '{data.others[0].name}'; leave it out"
+                f"deep_markov takes (x, lengths), but '{data.name}' has the column '{data.others[0].name}'; leave it out, and "
+                "give sequences of one length as one array, such as numpy.stack makes"
             )
         self.data, self.latent_dim = data, latent_dim
         self.law = likelihood_of(likelihood, replace(data, event_shape=data.event_shape[1:]), scale=scale)

@@ -18,7 +18,7 @@ class Funnel(nn.Module):
     The best ELBO of independent normals is −½ log(1 + ``dim`` s² / 2): a normal of fixed width fits neither end of the funnel.
 
     Args:
-        data: ignored but for its dtype; the model is fitted with ``data=None``.
+        data: only its dtype is used; the model is fitted with ``data=None``.
         dim: number of the x_i.
         scale: s.
 
@@ -42,6 +42,10 @@ class Funnel(nn.Module):
         self.register_buffer("zero", torch.zeros((), dtype=data.dtype))
 
     zero: Tensor
+
+    def start(self, *batch: Tensor) -> None:
+        """Refuse data: the ELBO of a fit would be divided by their number."""
+        raise InputError("funnel is a target without data; give data=None, on the command line --data none")
 
     def forward(self, *_: Any) -> None:
         """Draw v and x."""

@@ -20,7 +20,7 @@ class NoisyCone(nn.Module):
     normals is −8.074537.
 
     Args:
-        data: ignored but for its dtype; the model is fitted with ``data=None``.
+        data: only its dtype is used; the model is fitted with ``data=None``.
         height: h.
 
     Raises:
@@ -39,6 +39,10 @@ class NoisyCone(nn.Module):
         self.register_buffer("height", torch.tensor(height, dtype=data.dtype))
 
     height: Tensor
+
+    def start(self, *batch: Tensor) -> None:
+        """Refuse data: the ELBO of a fit would be divided by their number."""
+        raise InputError("noisy_cone is a target without data; give data=None, on the command line --data none")
 
     def forward(self, *_: Any) -> None:
         """Draw a point and score the height there."""

@@ -44,14 +44,17 @@ class Regression(nn.Module):
             two classes, counts, or real values.
         prior: ``"normal"``, or ``"student"`` with ``df`` degrees of freedom: a prior of the weights with heavy tails.
         df: degrees of freedom.
-        weight_scale: scale of the weights' prior: a number, or one for each feature.
+        weight_scale: scale of the weights' prior: a number, or one for each feature; by default 2.5 for one standard deviation
+            of the feature, in standard deviations of y if y is normal.
         intercept: if true, the model has an intercept b.
-        intercept_scale: standard deviation of the prior of b, which then has mean 0; by default that of the data's y.
+        intercept_scale: standard deviation of the prior of b, which then has mean 0. By default b has the mean of y (of a
+            Poisson y, its log; of a Bernoulli y, 0), and 2.5 standard deviations of y about it, wider if the features are far
+            from 0, as b is the value there.
         scale_prior: prior of σ, τ and υ: ``"half_normal"``, ``"half_cauchy"`` or ``"exponential"``.
-        noise_scale: scale of the prior of σ.
+        noise_scale: scale of the prior of σ; by default 2.5 standard deviations of y.
         known_scale: σ, if it is known; ``"column"`` takes it for each row from the last column of x.
         groups: number of groups; by default those of the data, 0 without a third column.
-        group_scale: scale of the prior of τ and of υ.
+        group_scale: scale of the prior of τ and of υ; by default 2.5, in standard deviations of y if y is normal.
         slopes: if true, weights differ between groups too.
         centred: if true, the effects of groups are drawn as b_j ~ N(b, τ²): better where each group has many data.
 
@@ -106,6 +109,12 @@ class Regression(nn.Module):
             raise InputError(f"known_scale must be a number or 'column', not {known_scale!r}")
         if known_scale is not None and self.likelihood != "normal":
             raise InputError(f"known_scale is for the normal likelihood, not for {self.likelihood}; leave it out")
+        if not df > 0:
+            raise InputError(f"df must be positive, not {df!r}")
+        if groups is not None and not (isinstance(groups, int) and groups >= 0):
+            raise InputError(f"groups must be a whole number of at least 0, not {groups!r}")
+        if isinstance(known_scale, int | float) and not known_scale > 0:
+            raise InputError(f"known_scale is a standard deviation and must be positive, not {known_scale!r}")
         self.prior, self.df, self.scale_prior, self.known_scale = prior, df, scale_prior, known_scale
         self.has_intercept, self.slopes, self.centred = intercept, slopes, centred
         self.features = math.prod(data.event_shape) - (known_scale == "column")
@@ -125,6 +134,9 @@ class Regression(nn.Module):
             scale = torch.as_tensor(WIDE if value is None else value, dtype=data.dtype).detach().clone()
             if not bool((scale > 0).all()):
                 raise InputError(f"{name} is the scale of a prior and must be positive, not {value!r}")
+            if scale.dim() and (name != "weight_scale" or scale.shape != (self.features,)):
+                wanted = f"a number, or {self.features} for the features" if name == "weight_scale" else "a number"
+                raise InputError(f"{name} must be {wanted}, not of shape {tuple(scale.shape)}")
             self.register_buffer(name, scale.expand(self.features).clone() if name == "weight_scale" else scale)
         self.register_buffer("intercept_loc", torch.zeros((), dtype=data.dtype))
 
@@ -133,8 +145,13 @@ class Regression(nn.Module):
         if y is None:
             raise InputError(
                 f"regression takes (x, y) or (x, y, group), and '{self.data.name}' has no targets; give them too, as in "
-                "'diabetes(target=True)'"
+                "'diabetes(target=True)' or \"table.csv(target='y')\""
             )
+        if y.dim() != 1:
+            raise InputError(
+                f"targets are one number for each row, of shape (rows,), not {tuple(y.shape)}; flatten them"
+            )
+        self._check_groups(group)
         if "groups" in self.open and group is not None:
             self.groups = max(self.groups, int(group.max()) + 1)
         features, target = self._split(x)[0], y.to(self.data.dtype)
@@ -152,6 +169,23 @@ class Regression(nn.Module):
                 getattr(self, name).copy_(scale)
         if "intercept_scale" in self.open:
             self.intercept_loc.copy_(centre.get(self.likelihood, torch.zeros(())))
+
+    def _check_groups(self, group: Tensor | None) -> None:
+        """Raise InputError if options are about groups that the data lack, or if the groups are not numbered from 0."""
+        if group is None:
+            said = [name for name, asked in (("slopes", self.slopes), ("centred", self.centred)) if asked]
+            said += ["groups"] if "groups" not in self.open and self.groups else []
+            if said:
+                raise InputError(
+                    f"{said[0]} is of groups, and '{self.data.name}' has no column of them; give one, as in "
+                    f"\"table.csv(target='y', group='county')\", or leave {said[0]} out"
+                )
+            return
+        most = self.groups if "groups" not in self.open else math.inf
+        if group.dim() != 1 or group.is_floating_point() or int(group.min()) < 0 or int(group.max()) >= most:
+            found = f"{group.dtype} of shape {tuple(group.shape)} from {group.min().item()} to {group.max().item()}"
+            limit = f" to {self.groups - 1}" if "groups" not in self.open else ""
+            raise InputError(f"groups are whole numbers of shape (rows,), from 0{limit}, not {found}; number them so")
 
     def forward(self, x: Tensor, y: Tensor | None = None, group: Tensor | None = None) -> Tensor:
         """Draw the coefficients and score the targets ``y``; return them, or a draw of them."""

@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from pyro_vi.data import DataSpec
 from pyro_vi.errors import InputError
 from pyro_vi.likelihoods import likelihood_of
-from pyro_vi.models.conditional_vae import classes_of, one_hot
+from pyro_vi.models.conditional_vae import check_labels, classes_of, one_hot
 from pyro_vi.networks import mlp
 from pyro_vi.programs import data_plate
 
@@ -110,6 +110,10 @@ class SemiSupervisedVAE(nn.Module):
         else:
             self.register_buffer("prior_logits", logits)
         self.to(data.dtype)
+
+    def start(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Check the labels of rows; nothing of the model depends on them."""
+        check_labels("semi_supervised_vae", self.data, y, self.classes)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Draw z and y, and score a batch ``x`` of shape ``(B, *event_shape)`` and its labels ``y``, ``(B,)``; return ``x``."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vi.data import DataSpec
+from pyro_vi.errors import InputError
 
 PRIOR, EDGE, POINTS = 2.0, 6.0, 601
 """Standard deviation of the base measure; half the side of the square of the quadrature, and its points along a side."""
@@ -19,7 +20,7 @@ class TwoMoons(nn.Module):
     In the program, z ~ N(0, 2² I), and a factor makes the density exp(−U) of it, so that log Z = log ∫ exp(−U(z)) dz.
 
     Args:
-        data: ignored but for its dtype; the model is fitted with ``data=None``.
+        data: only its dtype is used; the model is fitted with ``data=None``.
 
     Example:
         >>> from pyro_vi.data import load
@@ -32,6 +33,10 @@ class TwoMoons(nn.Module):
         self.register_buffer("zero", torch.zeros(2, dtype=data.dtype))
 
     zero: Tensor
+
+    def start(self, *batch: Tensor) -> None:
+        """Refuse data: the ELBO of a fit would be divided by their number."""
+        raise InputError("two_moons is a target without data; give data=None, on the command line --data none")
 
     def forward(self, *_: Any) -> None:
         """Draw a point and weigh it."""

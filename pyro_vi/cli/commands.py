@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from pyro_vi.data.loading import with_data_options
+from pyro_vi.errors import UsageError
 from pyro_vi.fitting import Options
 
 Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -26,8 +27,12 @@ class PairCommand:
     """Columns of a table that a row consists of, with commas between them; by default all without another role."""
     label: str | None = None
     """Column of a table that holds classes, for the colours of pictures."""
+    labels: str | None = None
+    """Give the classes to the model too: 'all', or the number of rows of each class whose label it is given."""
     target: str | None = None
     """Column of a table that depends on the others: the second argument of the model."""
+    group: str | None = None
+    """Column of a table that says to which group a row belongs: the third argument of the model."""
     standardize: bool = False
     """Give each column of the training rows mean 0 and standard deviation 1."""
     seed: int = Options.seed
@@ -40,7 +45,11 @@ class PairCommand:
     @property
     def source(self) -> str:
         """The data with their options, as a run's configuration has them."""
-        given = {name: getattr(self, name) for name in ("columns", "label", "target", "standardize")}
+        given = {name: getattr(self, name) for name in ("columns", "label", "target", "group", "standardize")}
+        if self.labels is not None:
+            if self.labels != "all" and not self.labels.isdecimal():
+                raise UsageError(f"--labels {self.labels} is not allowed; give 'all', or how many of each class")
+            given["labels"] = self.labels == "all" or int(self.labels)
         return with_data_options(self.data, {name: value for name, value in given.items() if value})
 
 

@@ -105,7 +105,7 @@ def taken(table: Table, choice: Choice, what: str) -> Columns:
     if choice.target is not None:
         columns["target"], targets = _target(frame[choice.target], f"{what}: column {choice.target!r}")
     if choice.group is not None:
-        codes, groups = coded(frame[choice.group], f"{what}: column {choice.group!r}", CLASSES**2)
+        codes, groups = coded(frame[choice.group], f"{what}: column {choice.group!r}", CLASSES**2, dense=True)
         if (codes < 0).any():
             row = int(np.flatnonzero(codes < 0)[0])
             raise InputError(
@@ -123,10 +123,11 @@ def taken(table: Table, choice: Choice, what: str) -> Columns:
     )
 
 
-def coded(values: Any, what: str, most: int = CLASSES) -> tuple[Array, tuple[str, ...]]:
+def coded(values: Any, what: str, most: int = CLASSES, *, dense: bool = False) -> tuple[Array, tuple[str, ...]]:
     """Return whole numbers from 0 for the values of a column, −1 where one is missing, and the names of the values, sorted.
 
-    Whole numbers that are −1 or more stay what they are, if they are below ``most``; −1 is missing.
+    Whole numbers that are −1 or more stay what they are, if they are below ``most``; −1 is missing. If ``dense``, they do so
+    only if each number from 0 up to the largest occurs, so that every number stands for a value that there is.
 
     Raises:
         InputError: more than ``most`` values.
@@ -144,7 +145,8 @@ def coded(values: Any, what: str, most: int = CLASSES) -> tuple[Array, tuple[str
     series = pd.Series(values)
     if pd.api.types.is_integer_dtype(series.dtype) and not series.isna().any() and len(series):
         numbers = series.to_numpy(np.int64)
-        if numbers.min() >= -1 and 0 <= numbers.max() < most:
+        known = np.unique(numbers[numbers >= 0])
+        if numbers.min() >= -1 and 0 <= numbers.max() < most and (not dense or len(known) == numbers.max() + 1):
             return numbers, tuple(map(str, range(int(numbers.max()) + 1)))
     codes, found = pd.factorize(series, sort=True)
     if len(found) > most:

@@ -22,7 +22,7 @@ from pyro_vi.programs.autoguides import model_for
 from pyro_vi.programs.binding import FunctionProgram, bind
 from pyro_vi.programs.copying import Copies, used_names
 from pyro_vi.programs.isolation import isolated
-from pyro_vi.programs.layout import shapes_of
+from pyro_vi.programs.layout import failure, mismatch, shapes_of, title
 from pyro_vi.programs.lookup import Kind, Source, available, name_of, resolve, with_options
 from pyro_vi.programs.numbering import ignore_numbers, takes_row_numbers
 from pyro_vi.programs.pair import Pair
@@ -109,6 +109,12 @@ def by_name(program: Any, names: tuple[str, ...]) -> Any:
     """Return a program that takes its keyword arguments by position, in the order of ``names``."""
     if not names or not callable(program) or _takes_in_order(program, names):
         return program
+    parameters = inspect.signature(program.forward if isinstance(program, nn.Module) else program).parameters
+    strange = [name for name in names if name not in parameters]
+    if strange and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        raise InputError(
+            f"{title(program)} takes ({', '.join(parameters)}), and the data name an argument {strange[0]!r}; name the data so"
+        )
     if isinstance(program, nn.Module):
         return _ByName(program, names)
 
@@ -124,6 +130,7 @@ class _ByName(nn.Module):
     def __init__(self, program: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
         self.program, self.names = program, names
+        self._hidden = (program,)  # its name in messages
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.program(**dict(zip(self.names, args, strict=False)), **kwargs)
@@ -160,7 +167,9 @@ def _bind(model: nn.Module, guide: nn.Module, args: Batch, copies: Copies) -> tu
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{_failed(error, model, guide)} fails on {shapes_of(args)}: {of_program(error)}") from error
+        wrong = mismatch(model, args) or mismatch(guide, args)
+        said = f"{_failed(error, model, guide)} fails on {shapes_of(args)}: {of_program(error)}"
+        raise InputError(wrong or said) from error
 
 
 def _failed(error: Exception, model: nn.Module, guide: nn.Module) -> str:
@@ -178,7 +187,13 @@ def _started(made: object, given: Source, data: Data) -> object:
     start = getattr(made, "start", None)
     if made is not given and data.columns and isinstance(made, nn.Module) and callable(start):
         # Without row numbers; on the same rows whatever the size of a batch.
-        start(*replace(data, numbered=False).example(min(data.spec.num_data, EXAMPLE_ROWS)))
+        args = replace(data, numbered=False).example(min(data.spec.num_data, EXAMPLE_ROWS))
+        try:
+            start(*args)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(failure(made, args, error)) from error
     return made
 
 

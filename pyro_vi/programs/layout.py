@@ -7,6 +7,7 @@
 * `describe` and `title` name distributions and programs in messages.
 """
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -309,12 +310,34 @@ def running(program: Program, args: Batch) -> Iterator[None]:
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"{title(program)} fails on {shapes_of(args)}: {of_program(error)}") from error
+            raise InputError(failure(program, args, error)) from error
+
+
+def failure(program: Program, args: Batch, error: Exception) -> str:
+    """Return what a program failed on, in one line; what it takes, if it cannot be called so at all."""
+    remedy = (
+        "; give an array with a row for each datum, such as numpy.stack makes" if "'list' object" in str(error) else ""
+    )
+    return mismatch(program, args) or f"{title(program)} fails on {shapes_of(args)}: {of_program(error)}{remedy}"
+
+
+def mismatch(program: Program, args: Batch) -> str:
+    """Return what a program takes and what it is given, if it cannot be called so; else an empty text."""
+    signature = inspect.signature(program.forward if isinstance(program, torch.nn.Module) else program)
+    try:
+        signature.bind(*args)
+    except TypeError:
+        takes, found = ", ".join(signature.parameters), shapes_of(args) if args else "no arguments"
+        return (
+            f"{title(program)} takes ({takes}), but is given {found}; choose data with these columns, or another model"
+        )
+    return ""
 
 
 def shapes_of(args: Batch) -> str:
     """Return the shapes of a batch in messages."""
-    shapes = ", ".join(str(tuple(a.shape)) for a in tensors_in(args))
+    found = [str(tuple(a.shape)) for a in tensors_in(args)]
+    shapes = ", ".join(found if len(found) <= 6 else [*found[:3], f"… ({len(found)} tensors)"])
     return f"a batch of shape {shapes}" if shapes else "its arguments"
 
 

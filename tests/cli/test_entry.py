@@ -16,6 +16,7 @@ import xarray as xr
 from command_line import FAILED, SMALL, files, real
 
 from pyro_vi.cli import entry as cli
+from pyro_vi.cli.commands import PairCommand
 from pyro_vi.data import load
 
 GREY = "digits(binarize=False)"
@@ -127,6 +128,7 @@ BAD: dict[str, tuple[tuple[str, ...], int, str]] = {
         2,
         "'standardize' is given twice",
     ),
+    "labels of no number": (("fit", "--labels", "some"), 2, "--labels some is not allowed; give 'all', or how many"),
     "list of no name": (("list", "diag_norml"), 2, "estimator named 'diag_norml'; did you mean 'diag_normal'?"),
 }
 
@@ -192,6 +194,12 @@ def test_columns_of_a_table_are_chosen_and_kept_in_the_run(folder, capsys):
     tree = xr.open_datatree(folder / "run" / "result.nc")
     assert tree["observed_data"]["x_dim_0"].values.tolist() == ["a", "b"]
     tree.close()
+
+
+def test_options_of_tables_are_those_of_the_data():
+    found = PairCommand(data="a.csv", label="kind", labels="all", target="y", group="county").source
+    assert found == "a.csv(label='kind', target='y', group='county', labels=True)"
+    assert PairCommand(labels="20").source == "digits(labels=20)"
 
 
 def test_version_is_that_of_the_distribution(folder, capsys):

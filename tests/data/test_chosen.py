@@ -146,6 +146,21 @@ def test_labels_beside_a_table_are_kept_apart_as_those_of_a_column_are() -> None
     assert same((beside.labels, beside.heldout_labels), (inside.labels, inside.heldout_labels))
 
 
+def test_groups_are_numbered_without_gaps_under_their_names() -> None:
+    frame = pd.DataFrame({"a": np.arange(6.0), "y": np.ones(6), "g": [1010, 7, 7, 1010, 7, 12]})
+    data = load(frame, target="y", group="g", heldout=0.0)
+    assert data.train()[2].tolist() == [2, 0, 0, 2, 0, 1]
+    assert data.spec.others[1].classes == ("7", "12", "1010")
+    assert load(frame.assign(g=[2, 0, 1, 1, 0, 2]), target="y", group="g", heldout=0.0).train()[2].tolist() == [
+        2,
+        0,
+        1,
+        1,
+        0,
+        2,
+    ]
+
+
 @pytest.mark.parametrize(
     ("data", "options", "problem"),
     [

@@ -82,7 +82,7 @@ def test_guides_of_the_shelf_fit_it(guide):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "give classes=10, or data with labels"),
+        ({}, "give the model their labels, as in .*, or classes=10"),
         ({"classes": 0}, "classes must be a whole number of at least 1, not 0"),
         ({"classes": 2, "prior": "learned"}, "prior must be 'shared' or 'class'"),
         ({"classes": 2, "latent_dim": 0}, "latent_dim must be a whole number of at least 1"),
@@ -97,3 +97,17 @@ def test_pictures_keep_their_shape():
     model = ConditionalVAE(dataclasses.replace(spec(), event_shape=(4, 5)), classes=3, latent_dim=2)
     assert model.decode(columns(8, 2), CLASSES).shape == (8, 4, 5)
     assert model.decode(columns(6, 2).reshape(6, 1, 2), CLASSES).shape == (6, 8, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (None, "conditional_vae takes .x, y. with labels y"),
+        (CLASSES.float(), "labels are whole numbers of shape"),
+        (CLASSES + 1, "go from 1 to 3, and conditional_vae has 3 classes, 0 to 2; give classes=4"),
+        (CLASSES - 1, "3 of 8 rows of .* have none; leave them out, or use model 'semi_supervised_vae'"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels, words):
+    with pytest.raises(InputError, match=words):
+        ConditionalVAE(spec(), classes=3).start(columns(), labels)

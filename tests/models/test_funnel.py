@@ -39,3 +39,10 @@ def test_it_is_fitted_without_data():
 def test_what_does_not_fit_is_refused(options):
     with pytest.raises(InputError, match="must be"):
         Funnel(NOTHING, **options)
+
+
+def test_data_are_refused():
+    with pytest.raises(
+        InputError, match="funnel is a target without data; give data=None, on the command line --data none"
+    ):
+        pyro_vi.fit("funnel", "diag_normal", torch.zeros(9, 2), steps=1, progress=False)

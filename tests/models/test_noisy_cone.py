@@ -4,6 +4,7 @@ import pytest
 import torch
 from pyro import poutine
 
+import pyro_vi
 from pyro_vi.data import load
 from pyro_vi.errors import InputError
 from pyro_vi.models.noisy_cone import NoisyCone
@@ -32,3 +33,10 @@ def test_the_program_has_the_density_of_the_picture():
 def test_a_height_that_is_not_positive_is_refused():
     with pytest.raises(InputError, match="height must be positive"):
         NoisyCone(NOTHING, height=0.0)
+
+
+def test_data_are_refused():
+    with pytest.raises(
+        InputError, match="noisy_cone is a target without data; give data=None, on the command line --data none"
+    ):
+        pyro_vi.fit("noisy_cone", "diag_normal", torch.zeros(9, 2), steps=1, progress=False)

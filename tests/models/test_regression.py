@@ -239,6 +239,10 @@ def test_posteriors_are_those_of_the_reference_draws(folder):
         ({"known_scale": "rows"}, "a number or 'column'"),
         ({"known_scale": 1.0, "likelihood": "poisson"}, "for the normal likelihood"),
         ({"slopes": True, "groups": 0}, "groups is 0"),
+        ({"groups": -1}, "groups must be a whole number of at least 0"),
+        ({"prior": "student", "df": 0.0}, "df must be positive"),
+        ({"known_scale": -1.0}, "known_scale is a standard deviation and must be positive"),
+        ({"weight_scale": [1.0, 2.0]}, r"weight_scale must be a number, or 3 for the features, not of shape \(2,\)"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, words):
@@ -261,3 +265,51 @@ def test_there_is_no_closed_form_with_groups_or_other_likelihoods():
 def test_targets_that_are_missing_are_asked_for():
     with pytest.raises(InputError, match="has no targets; give them too"):
         pyro_vi.fit("regression", "diag_normal", columns(), steps=1, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "group", "words"),
+    [
+        ({"slopes": True}, None, "slopes is of groups, and 'made up' has no column of them; give one"),
+        ({"centred": True}, None, "centred is of groups"),
+        ({"groups": 3}, None, "groups is of groups"),
+        ({}, [0, 1, -1, 0, 1, 2, 2, 2], r"whole numbers of shape \(rows,\), from 0, not .*from -1 to 2"),
+        ({}, [0.0] * 8, "groups are whole numbers .* not torch.float32"),
+        ({"groups": 2}, [0, 1, 2, 0, 1, 2, 2, 2], "from 0 to 1, not .*from 0 to 2"),
+    ],
+)
+def test_groups_that_the_data_lack_or_number_otherwise_are_refused(options, group, words):
+    given = () if group is None else (torch.tensor(group),)
+    with pytest.raises(InputError, match=words):
+        Regression(spec(), **options).start(columns(), scalars(), *given)
+
+
+def test_targets_are_one_number_for_each_row():
+    with pytest.raises(InputError, match=r"of shape \(rows,\), not \(8, 1\); flatten them"):
+        Regression(spec()).start(columns(), scalars()[:, None])
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_given_their_scales_slopes_by_group_are_a_normal_model(centred):
+    """log p(y | τ, υ): the log density is quadratic in all effects, so that its integral is exact by its second derivatives."""
+    x, y, group = columns(8), scalars(8, seed=3), torch.tensor([0, 0, 1, 2, 2, 2, 1, 0])
+    model = Regression(spec(8), **KNOWN, slopes=True, groups=3, centred=centred)
+    tau, upsilon = torch.tensor(0.8, dtype=x.dtype), torch.tensor([0.3, 0.6, 1.2], dtype=x.dtype)
+    fixed = {"group_scale": tau, "slope_scale": upsilon}
+
+    def log_joint(effects: Tensor) -> Tensor:
+        b, w, levels, tilts = effects.split([1, 3, 3, 9])
+        values = {"intercept": b[0], "weights": w, "group": levels, "slopes": tilts.reshape(3, 3), **fixed}
+        trace = poutine.trace(poutine.condition(model, values)).get_trace(x, y, group)
+        trace.compute_log_prob()
+        return trace.log_prob_sum(lambda name, site: name not in fixed)
+
+    zero = torch.zeros(16, dtype=x.dtype)
+    slope = torch.autograd.functional.jacobian(log_joint, zero)
+    precision = -torch.autograd.functional.hessian(log_joint, zero)
+    found = log_joint(zero) + 0.5 * slope @ torch.linalg.solve(precision, slope) - 0.5 * torch.logdet(precision)
+    found = found + 8 * torch.tensor(2 * torch.pi, dtype=x.dtype).log()
+    same = (group[:, None] == group).double()
+    products = (x[:, None] * x * upsilon.square()).sum(-1)
+    marginal = dense(x, model, torch.full((8,), 0.7, dtype=x.dtype))[2] + same * (tau.square() + products)
+    torch.testing.assert_close(found, dist.MultivariateNormal(0 * y, marginal).log_prob(y), **EXACT)

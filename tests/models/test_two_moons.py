@@ -5,7 +5,9 @@ import pytest
 import torch
 from pyro import poutine
 
+import pyro_vi
 from pyro_vi.data import load
+from pyro_vi.errors import InputError
 from pyro_vi.models.two_moons import TwoMoons
 
 NOTHING = load(None, dtype=torch.float64).spec
@@ -30,3 +32,10 @@ def test_the_density_by_hand_and_in_the_program():
     trace = poutine.trace(model).get_trace()
     z = trace.nodes["z"]["value"]
     assert float(trace.log_prob_sum()) == pytest.approx(float(model.log_density(z)), rel=1e-10)
+
+
+def test_data_are_refused():
+    with pytest.raises(
+        InputError, match="two_moons is a target without data; give data=None, on the command line --data none"
+    ):
+        pyro_vi.fit("two_moons", "diag_normal", torch.zeros(9, 2), steps=1, progress=False)

@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from catalogue import BoundVAE, closure_pair, columns, linear_gaussian, scalars
@@ -166,6 +167,36 @@ def test_a_program_that_fails_on_the_batch_says_which():
 
     with pytest.raises(InputError, match=r"^the model fails on a batch of shape \(8,\): RuntimeError: first \(test_b"):
         pair_of(model, lambda x: None, (scalars(),))
+
+
+class Started(torch.nn.Module):
+    """A model that cannot start on what is no tensor, and takes two columns."""
+
+    def __init__(self, spec):
+        super().__init__()
+
+    def start(self, x, y=None):
+        x.mean()
+
+    def forward(self, x, y):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (
+            torch.zeros(9),
+            r"^Started takes \(x, y\), but is given a batch of shape \(8,\); choose data with these columns",
+        ),
+        (None, r"^Started takes \(x, y\), but is given no arguments; choose data"),
+        ({"data": torch.zeros(9)}, r"^Started takes \(x, y\), and the data name an argument 'data'; name the data so"),
+        ([[1.0], [2.0]], r"^Started takes \(x, y\), but is given its arguments; choose"),
+    ],
+)
+def test_data_that_a_model_does_not_take_are_named_with_what_it_takes(data, words):
+    with pytest.raises(InputError, match=words):
+        pyro_vi.fit(Started, lambda *args: pyro.sample("z", dist.Normal(0.0, 1.0)), data, steps=1, progress=False)
 
 
 def test_a_flow_that_does_not_say_its_support_can_be_fitted():

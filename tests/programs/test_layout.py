@@ -190,3 +190,12 @@ def test_the_role_of_each_kind_of_site():
         "local": "deterministic",
         "x": "observed",
     }
+
+
+def test_a_program_that_is_given_a_list_says_what_to_give():
+    def model(x):
+        x.mean()
+
+    words = "'list' object has no attribute 'mean'.*; give an array with a row for each datum"
+    with pytest.raises(InputError, match=words):
+        prototype(model, ([1.0, 2.0],))
