@@ -143,7 +143,9 @@ def _load_arguments(
 
 def _without_columns(arguments: Arguments, source: str, seed: int, dtype: torch.dtype | None) -> Data:
     """Make a `Data` without columns, for programs that hold their data themselves; it counts as one row."""
-    spec = DataSpec("arguments", 1, (), "real", dtype or torch.get_default_dtype(), source)
+    spec = DataSpec(
+        "arguments" if arguments.values else "none", 1, (), "real", dtype or torch.get_default_dtype(), source
+    )
     arguments = arguments.to(dtype=dtype)
     return Data(spec, seed, arguments.fill(()), (), arguments=arguments)
 

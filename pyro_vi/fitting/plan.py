@@ -57,6 +57,8 @@ class Plan:
             order = "shuffled" if self.data.shuffle else "in the given order"
             return f"{rows} rows in batches of {self.batch_size}, {order}; {out}"
         why = f" ({self.reason})" if self.reason else ""
+        if rows == 1:
+            return f"the one row in each step{why}; {out}"
         return f"all {rows} rows in each step, in the given order{why}; {out}"
 
 

@@ -11,21 +11,39 @@ from pyro_vi.comparing import Comparison
 
 def image_shape(comparison: Comparison, values: np.ndarray) -> tuple[int, int] | None:
     """Return height and width of the data's images, or None if rows of ``values`` are no such images."""
-    shape: tuple[int, int] | None = comparison.data.spec.image_shape
-    return shape if shape is not None and values.shape[1] == math.prod(shape) else None
+    spec = comparison.data.spec
+    shape: tuple[int, int] | None = spec.image_shape
+    sizes = () if shape is None else (math.prod(shape), math.prod(spec.event_shape))  # the second with channels
+    return shape if values.shape[1] in sizes else None
 
 
-def draw_images(axes: Axes, images: np.ndarray, comparison: Comparison) -> tuple[int, int]:
-    """Draw images of shape ``(rows, columns, height, width)`` as one mosaic; return the height and width of a cell."""
+def draw_images(axes: Axes, values: np.ndarray, grid: tuple[int, int], comparison: Comparison) -> tuple[int, int]:
+    """Draw images as one mosaic, and return the height and width of a cell.
+
+    Three channels are red, green and blue; of other channels the mean is shown.
+
+    Args:
+        axes: where to draw.
+        values: images of shape ``(height, width)`` or ``(channels, height, width)``, flat or not, one for each
+            cell of the grid.
+        grid: rows and columns.
+        comparison: the comparison, whose data have an ``image_shape``.
+    """
+    spec = comparison.data.spec
+    assert spec.image_shape is not None
+    images = np.moveaxis(values.reshape(*grid, -1, *spec.image_shape), 2, -1)  # channels last
+    # All images share the scale of the data, so that equal greys are equal numbers.
+    x = comparison.pictured()[1][0]
+    low, high = (0.0, 1.0) if spec.support in ("boolean", "unit_interval") else (float(x.min()), float(x.max()))
+    coloured = images.shape[-1] == 3
+    images = np.clip((images - low) / max(high - low, 1e-12), 0, 1) if coloured else images.mean(-1, keepdims=True)
     gap = max(1, images.shape[3] // 14)
-    cells = np.pad(images, ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=np.nan)
-    rows, columns, height, width = cells.shape
-    mosaic = cells.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)[:-gap, :-gap]
-    # All images share the grey scale of the data, so that equal greys are equal numbers.
-    x, support = comparison.pictured()[1][0], comparison.data.spec.support
-    low, high = (0.0, 1.0) if support in ("boolean", "unit_interval") else (float(x.min()), float(x.max()))
+    empty = 1.0 if coloured else np.nan
+    cells = np.pad(images, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=empty)
+    rows, columns, height, width, channels = cells.shape
+    mosaic = cells.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)[:-gap, :-gap]
     grey = matplotlib.colormaps["gray"].with_extremes(bad="white")
-    axes.imshow(mosaic, cmap=grey, vmin=low, vmax=high, interpolation="none")
+    axes.imshow(mosaic if coloured else mosaic[..., 0], cmap=grey, vmin=low, vmax=high, interpolation="none")
     axes.autoscale(False)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)

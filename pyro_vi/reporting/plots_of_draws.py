@@ -28,6 +28,8 @@ from pyro_vi.reporting.of_pairs import moment, observed, of_each_pair, posterior
 STEPS, MOST = 9, 8
 """Number of values of a latent dimension in a traversal, and the largest number of dimensions shown."""
 SPREAD = np.linspace(-3, 3, STEPS)
+MOST_NAMES, FEW_NAMES = 15, 5
+"""Most features whose names are written below a wide panel, and below a narrow one."""
 
 
 @matplotlib.rc_context(LOOK)
@@ -52,7 +54,7 @@ def reconstructions(comparison: Comparison, *, n: int = 10, seed: int = 0) -> Fi
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.02, hspace=0))
         panels = figure.subplots(1 + len(shown), 1, squeeze=False).ravel()
         for axes, (name, values) in zip(panels, [("data", data), *shown.items()], strict=True):
-            draw_images(axes, values.reshape(1, count, *shape), comparison)
+            draw_images(axes, values, (1, count), comparison)
             colour = styles[name].colour if name in styles else "black"
             axes.set_ylabel(name, rotation=0, ha="right", va="center", color=colour, parse_math=False)
     else:
@@ -66,6 +68,7 @@ def reconstructions(comparison: Comparison, *, n: int = 10, seed: int = 0) -> Fi
             for name, values in shown.items():
                 _draw_lines(axes, values[group], styles[name].colour, name, styles[name].marker, styles[name].width)
         _label(panels, len(groups), across, f"{on} datum" if data.shape[1] == 1 else "feature", "x")
+        _name_features(panels[: len(groups)], comparison, data.shape[1], FEW_NAMES)
         legend(figure)
     what = f"{on.capitalize()} data and reconstructions E[x | z] at one draw z ~ q(z | x)"
     heading(figure, comparison, what, found)
@@ -107,12 +110,14 @@ def prior_samples(comparison: Comparison, *, rows: int = 4, columns: int = 8, se
     for axes, (name, values) in zip(panels, shown.items(), strict=False):
         axes.set_title(name, color=styles[name].colour, parse_math=False)
         if shape is not None:
-            draw_images(axes, values.reshape(rows, columns, *shape), comparison)
+            draw_images(axes, values, (rows, columns), comparison)
         else:
             _draw_lines(axes, data, "0.75", f"{on} data", marker=".")
             _draw_lines(axes, values, styles[name].colour, "E[x | z]" if len(shown) == 1 else name, marker=".")
     x = "draw" if data.shape[1] == 1 else "feature"
     _label(panels, len(shown), across, *((x, "x") if shape is None else ("", "")))
+    if shape is None:
+        _name_features(panels[: len(shown)], comparison, data.shape[1], MOST_NAMES)
     legend(figure)
     heading(figure, comparison, f"E[x | z] at {count} draws from the prior, z ~ p(z)", found)
     return figure
@@ -144,11 +149,11 @@ def latent_traversal(comparison: Comparison, *, datum: int = 0, seed: int = 0) -
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.add_gridspec(down, across + 1, width_ratios=[0.16] + [1.0] * across)
         start = pictured[0][datum].double().cpu().numpy()
-        draw_images(figure.add_subplot(grid[0, 0], title="datum", anchor="N"), start.reshape(1, 1, *shape), comparison)
+        draw_images(figure.add_subplot(grid[0, 0], title="datum", anchor="N"), start, (1, 1), comparison)
         for k, (name, (dims, mean, values)) in enumerate(traversals.items()):
             axes = figure.add_subplot(grid[k // across, 1 + k % across])
             axes.set_title(name, color=styles[name].colour, parse_math=False)
-            cell = draw_images(axes, values.reshape(len(dims), STEPS, *shape), comparison)
+            cell = draw_images(axes, values, (len(dims), STEPS), comparison)
             middle, top = (np.arange(STEPS) + 0.5) * cell[1] - 0.5, np.arange(len(dims)) * cell[0] - 0.5
             # The line marks the posterior mean of this dimension, at which the other rows fix it.
             axes.vlines(np.interp(mean, SPREAD, middle), top, top + shape[0], color=styles[name].colour, linewidth=1.6)
@@ -171,6 +176,7 @@ def latent_traversal(comparison: Comparison, *, datum: int = 0, seed: int = 0) -
                 drawn = axes.plot(*((SPREAD, lines) if single else (features, lines.T)), lw=0.8, marker=marker)
                 axes.locator_params(axis="x", integer=True)
                 axes.label_outer()
+        _name_features(panels.ravel(), comparison, values.shape[-1], FEW_NAMES)
         if not single:
             legend(figure, {f"{at:+g} sd": line for at, line in zip(SPREAD, drawn, strict=True)})
     heading(figure, comparison, f"E[x | z], one latent dimension varied, from {on} datum {datum + 1}", traversals)
@@ -221,6 +227,18 @@ def _draw_lines(axes: Axes, values: np.ndarray, colour: Any, label: str, marker:
     for k, y in enumerate(lines):
         drawn = axes.plot(1 + np.arange(len(y)), y, color=colour, linewidth=width, markersize=4)[0]
         drawn.set(marker=marker if dots else "", linestyle="-" if stroke else "", label=None if k else label)
+
+
+def _name_features(panels: np.ndarray, comparison: Comparison, count: int, most: int) -> None:
+    """Write the names of a table's columns at the features, if they are few."""
+    names = comparison.data.spec.features
+    if not 1 < count == len(names) <= most:
+        return
+    short = [name if len(name) < 16 else f"{name[:14]}…" for name in names]
+    turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, short)) > 2 else {}
+    for axes in panels:
+        axes.set_xticks(1 + np.arange(count), short, parse_math=False, **turned)
+        axes.set_xlabel("")
 
 
 def _label(panels: np.ndarray, used: int, across: int, x: str, y: str) -> None:

@@ -215,7 +215,7 @@ def test_a_batch_that_the_programs_cannot_take_is_refused():
 
 
 def test_one_row_can_be_fitted_where_nothing_is_held_out():
-    assert plan(*global_pair(), scalars(1)).note.startswith("all 1 rows in each step")
+    assert plan(*global_pair(), scalars(1)).note.startswith("the one row in each step")
     assert plan(local, local_guide, scalars(1), heldout=0.0).batch_size == 1
     with pytest.raises(InputError, match="array: 1 row cannot be split; give at least 2 rows, or heldout=0"):
         plan(local, local_guide, scalars(1))

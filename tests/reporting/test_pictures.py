@@ -145,6 +145,22 @@ def test_each_datum_has_the_colour_of_its_component() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["k 0", "k 1"]
 
 
+def test_components_that_are_the_classes_of_the_labels_have_their_names() -> None:
+    label = (ColumnSpec("label", (), "class", ("hare", "fox")),)
+
+    def model(x: torch.Tensor, y: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(torch.ones(2)))
+            pyro.sample("x", dist.Normal(k.float().unsqueeze(-1).expand(x.shape), 1.0).to_event(1), obs=x)
+
+    def guide(x: torch.Tensor, y: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.Categorical(torch.nn.functional.one_hot((x[:, 0] > 0).long(), 2).float()))
+
+    figure = components(comparison(model, guide, (vectors(30, 2), np.arange(30) % 2), others=label))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["hare", "fox"]
+
+
 def test_a_latent_around_its_component_keeps_the_guides_draw() -> None:
     """infer_discrete takes event dimensions for batch dimensions, unless the guide's draws count as observed."""
     x = np.concatenate([vectors(60, 3) - 10, vectors(60, 3) + 10])
@@ -242,6 +258,34 @@ def test_the_band_of_a_truth_value_is_that_of_its_probability() -> None:
     (axes,) = predictions(comparison(model, guide, (x, (x[:, 0] > 0).astype(int)), others=label)).axes
     at, probability = axes.lines[0].get_data()
     np.testing.assert_allclose(probability, 1 / (1 + np.exp(-2 * at)), atol=1e-3)
+
+
+def test_of_classes_the_shares_of_the_predictions_are_stacked() -> None:
+    def model(x: torch.Tensor, y: torch.Tensor) -> None:
+        shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            sure = torch.nn.functional.one_hot((x[:, 0] > 0).long() + 1, 3)
+            pyro.sample("y", dist.Categorical(logits=40.0 * sure + shift), obs=y)
+
+    def guide(x: torch.Tensor, y: torch.Tensor) -> None:
+        pyro.sample("shift", dist.Normal(0.0, 1e-4))
+
+    x = vectors(400, 2)
+    y = (x[:, 0] > 0).astype(int) + 1
+    y[::4] = 0  # the model is wrong about these
+    label = (ColumnSpec("label", (), "class", ("no", "yes", "maybe")),)
+    made = comparison(model, guide, (x, y), others=label)
+    figure = predictions(made)
+    (axes,) = figure.axes
+    x, y = (column.numpy() for column in made.pictured()[1])
+    assert axes.get_title() == f"{100 * (y > 0).mean():.0f} % have the class with the largest probability"
+    shares = np.array([bar.get_height() for bar in axes.patches]).reshape(4, len(y))[:3]
+    np.testing.assert_array_equal(shares[0], 0)
+    np.testing.assert_array_equal(shares[1] + shares[2], 1)
+    wrong = (y == 0).sum()
+    assert shares[2][:wrong].sum() == (x[y == 0][:, 0] > 0).sum()
+    np.testing.assert_array_equal(shares[2][wrong:], np.sort(y[y > 0]) == 2)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["no", "yes", "maybe"]
 
 
 def test_marginals_of_coefficients_have_the_names_of_their_columns() -> None:
@@ -351,6 +395,11 @@ def test_a_piano_roll_has_what_was_played_low_notes_below() -> None:
 
 
 # Words.
+
+
+def test_there_are_no_more_words_than_the_vocabulary_has() -> None:
+    figure = top_words(comparison(Topics(), mostly_second, np.ones((30, 4), dtype=int)))
+    assert texts_of(figure)[1:5] == ["3", "2", "1", "0"]
 
 
 def test_topics_are_in_the_order_of_their_shares_with_their_words() -> None:

@@ -343,3 +343,26 @@ def test_no_text_is_cut_off(picture: Any, data: str, count: int) -> None:
     box = figure.get_tightbbox(canvas.get_renderer())
     assert box.x0 >= -0.01 and box.y0 >= -0.01
     assert box.x1 <= figure.get_figwidth() + 0.01 and box.y1 <= figure.get_figheight() + 0.01
+
+
+def test_images_of_three_channels_are_in_colour() -> None:
+    x = np.random.default_rng(0).uniform(size=(40, 3, 9, 8)).astype("float32")
+    made = comparison("conv_vae(latent_dim=2)", "diag_normal", x, ("trace",))
+    data, _ = images_of(reconstructions(made, n=4))
+    found = np.asarray(data.get_array())
+    assert found.shape == (9, 4 * 9 - 1, 3)
+    held = made.data.heldout[0].double().numpy()
+    scaled = (held[0].transpose(1, 2, 0) - held.min()) / (held.max() - held.min())
+    np.testing.assert_allclose(found[:, :8], scaled, rtol=1e-6)
+    np.testing.assert_array_equal(found[:, 8], 1)
+
+
+def test_columns_of_a_table_have_their_names_below_them() -> None:
+    import pandas as pd
+
+    frame = pd.DataFrame(vectors(3), columns=["a", "b$", "a column with a long name"])
+    made = comparison(VAE, "diag_normal", frame, ("trace",))
+    for picture in PICTURES:
+        axes = picture(made).axes[-1]
+        assert [text.get_text() for text in axes.get_xticklabels()] == ["a", "b$", "a column with …"]
+        assert axes.get_xlabel() == ""

@@ -48,7 +48,7 @@ def samples_by_class(comparison: Comparison, *, columns: int = 10, seed: int = 0
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.05))
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for axes, (name, values) in zip(panels, found.items(), strict=False):
-        cell = draw_images(axes, values.reshape(len(names), columns, *shape), comparison)
+        cell = draw_images(axes, values, (len(names), columns), comparison)
         axes.set_yticks(np.arange(len(names)) * cell[0] + (shape[0] - 1) / 2, names, parse_math=False)
         axes.tick_params(length=0)
         if len(found) > 1:

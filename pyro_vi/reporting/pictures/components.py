@@ -45,6 +45,7 @@ def components(comparison: Comparison, *, seed: int = 0) -> Figure:
     figure = Figure(figsize=(max(5.4, 3.9 * across), 3.7 * down + 1.0), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).ravel()
     entries: dict[str, Line2D] = {}
+    names = _class_names(facts, site)
     values = sorted({int(k) for _, assigned, _ in found.values() for k in np.unique(assigned)})
     looks = {k: (CLASSES[i % 10], MARKERS[(i + i // 10) % 10]) for i, k in enumerate(values)}
     for axes, (name, (points, assigned, axis_names)) in zip(panels, found.items(), strict=False):
@@ -56,7 +57,9 @@ def components(comparison: Comparison, *, seed: int = 0) -> Figure:
             axes.scatter(
                 mine[:, 0], mine[:, 1], s=size, color=colour, marker=marker, alpha=0.75, linewidths=0, zorder=2
             )
-            entries[f"{site} {k}"] = Line2D([], [], color=colour, marker=marker, linestyle="", markersize=5)
+            entries[names.get(k, f"{site} {k}")] = Line2D(
+                [], [], color=colour, marker=marker, linestyle="", markersize=5
+            )
         axes.set_xlabel(axis_names[0], parse_math=axis_names[0].startswith("$"))
         axes.set_ylabel(axis_names[1], parse_math=axis_names[1].startswith("$"))
         if not axis_names[1]:
@@ -68,6 +71,15 @@ def components(comparison: Comparison, *, seed: int = 0) -> Figure:
     legend(figure, entries)
     heading(figure, comparison, f"{facts.on.capitalize()} data by their most probable '{site}'", found)
     return figure
+
+
+def _class_names(facts: Facts, site: str) -> dict[int, str]:
+    """Names of the values of a latent that is the class of a batch with labels: it has as many values."""
+    label = next((one for one in facts.spec.others if one.name == "label"), None)
+    states = getattr(facts.assigned[site].support, "upper_bound", None)
+    if label is None or "label" not in facts.columns or states is None or int(states) + 1 != len(label.classes):
+        return {}
+    return dict(enumerate(label.classes))
 
 
 def _assigned(pair: Pair, facts: Facts, site: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:

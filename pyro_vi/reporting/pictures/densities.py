@@ -131,5 +131,5 @@ def _labels(facts: Facts, names: list[str]) -> list[str]:
     labels = []
     for name in names:
         size = facts.layout.latents[name].numel
-        labels += [name] if size == 1 else [f"{name}[{k}]" for k in range(size)]
+        labels += [name] if size == 1 else [f"{name}[{k}]" for k in range(1, size + 1)]
     return labels

@@ -29,7 +29,7 @@ def top_words(comparison: Comparison, *, n: int = 8, seed: int = 0) -> Figure:
 
     Args:
         comparison: fitted pairs and their data.
-        n: number of words.
+        n: number of words, or fewer if the vocabulary has fewer.
         seed: seed of the draw of the shares.
 
     Raises:
@@ -38,6 +38,7 @@ def top_words(comparison: Comparison, *, n: int = 8, seed: int = 0) -> Figure:
     facts = facts_of(comparison)
     if not facts.words:
         raise InputError("the model has no method top_words, so that there are no words to show")
+    n = min(n, math.prod(facts.spec.event_shape))
     found = of_each_pair(
         comparison, seed, lambda pair: _topics(Facts(pair, facts.data, facts.on, facts.args), n, facts.features)
     )
