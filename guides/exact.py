@@ -42,8 +42,7 @@ class Exact(nn.Module):
         super().__init__()
         if not callable(getattr(model, "posterior", None)):
             raise InputError(
-                f"guide 'exact' needs a model with a closed form, a method posterior(x); {title(model)} has none: "
-                "use guide 'diag_normal', or model 'linear_gaussian'"
+                f"guide 'exact' needs a model with a closed form, a method posterior(x); {_why_not(model)}"
             )
         layout = prototype(model, batch)
         self.model, self.shared = model, set(layout.shared)
@@ -65,3 +64,14 @@ class Exact(nn.Module):
             with nullcontext() if name in self.shared else plate:
                 draws[name] = pyro.sample(name, distribution, infer=infer)
         return draws
+
+
+def _why_not(model: nn.Module) -> str:
+    """Why a model has no ``posterior``: one that has it under some options only says so in the error of a property."""
+    found = getattr(type(model), "posterior", None)
+    if isinstance(found, property) and found.fget is not None:
+        try:
+            found.fget(model)
+        except AttributeError as error:
+            return f"{str(error).removeprefix('posterior: ')}: use guide 'diag_normal' otherwise"
+    return f"{title(model)} has none: use guide 'diag_normal', or model 'linear_gaussian'"

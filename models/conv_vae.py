@@ -63,6 +63,11 @@ def image_of(data: DataSpec) -> tuple[int, int, int]:
         return (1, *data.image_shape)
     if len(shape) == 2:
         return (1, shape[0], shape[1])
+    if len(shape) == 3 and shape[2] <= 4 < shape[0]:
+        raise InputError(
+            f"conv_vae takes images of shape (channels, height, width), and a datum of '{data.name}' has shape {shape}, with "
+            "the channels last; move them to the front, as by numpy.moveaxis(images, -1, 1)"
+        )
     if len(shape) == 3:
         return (shape[0], shape[1], shape[2])
     raise InputError(

@@ -209,7 +209,19 @@ class NegativeBinomial(Elementwise):
 
 
 class Categorical(dist.Categorical):
-    """Pyro's Categorical with the mean Σ k P(k) of the numbers of its categories, for pictures; torch has NaN."""
+    """Pyro's Categorical with the mean Σ k P(k) of the numbers of its categories, for pictures; torch has NaN.
+
+    Without validation, a number that is no category has the log-density −∞; torch has an IndexError.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log P(k)."""
+        if validates(self):
+            checked: Tensor = super().log_prob(value)
+            return checked
+        last = self.logits.shape[-1] - 1
+        within: Tensor = super().log_prob(value.clamp(0, last))
+        return torch.where((value >= 0) & (value <= last), within, -torch.inf)
 
     @property
     def mean(self) -> Tensor:

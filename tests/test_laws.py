@@ -8,7 +8,9 @@ import scipy.stats
 import torch
 from torch.distributions import ContinuousBernoulli as OfTorch
 
-from pyro_vi.laws import ContinuousBernoulli, DiscretisedLogistic, NegativeBinomial, Poisson, Shares
+import pyro_vi
+from pyro_vi.errors import InputError
+from pyro_vi.laws import Categorical, ContinuousBernoulli, DiscretisedLogistic, NegativeBinomial, Poisson, Shares
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 ODDS = torch.tensor(
@@ -165,3 +167,24 @@ def test_other_values_are_refused_where_validation_is_on():
         shares.log_prob(torch.tensor(0.125)), Poisson(torch.tensor(0.0)).log_prob(torch.tensor(2.0))
     )
     assert shares.expand((3, 2)).batch_shape == (3, 2) and law.expand((4,)).batch_shape == (4,)
+
+
+def test_a_number_that_is_no_category_has_no_probability():
+    logits = torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64)
+    found = Categorical(logits=logits, validate_args=False).log_prob(torch.tensor([0, 2, 3, -1]))
+    expected = torch.stack([logits[0], logits[2]]) - logits.logsumexp(0)
+    torch.testing.assert_close(found[:2], expected, rtol=1e-12, atol=1e-12)
+    assert found[2:].tolist() == [-torch.inf] * 2
+    with pytest.raises(ValueError, match="within the support"):
+        Categorical(logits=logits, validate_args=True).log_prob(torch.tensor(3))
+
+
+def test_levels_below_the_data_are_refused_with_the_likelihood():
+    with pytest.raises(InputError, match="observed values of site 'x' are outside the support of Categorical"):
+        pyro_vi.fit(
+            "vae(likelihood='categorical', levels=2)",
+            "diag_normal",
+            torch.arange(40).reshape(20, 2) % 7,
+            steps=1,
+            progress=False,
+        )

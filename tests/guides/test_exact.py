@@ -10,6 +10,7 @@ from torch import nn
 
 from pyro_vi.errors import InputError
 from pyro_vi.guides.exact import Exact
+from pyro_vi.models.regression import Regression
 from pyro_vi.models.vae import VAE
 from pyro_vi.programs.isolation import isolated
 
@@ -75,6 +76,14 @@ def test_a_posterior_over_several_sites_may_be_a_chain():
 def test_a_model_without_a_closed_form_is_refused():
     with pytest.raises(InputError, match="VAE has none: use guide 'diag_normal'"):
         Exact(VAE(spec(support="boolean")), (BITS,))
+
+
+def test_a_model_that_has_a_closed_form_under_some_options_says_under_which():
+    match = (
+        "regression has a closed form with normal priors, known_scale and no groups: use guide 'diag_normal' otherwise"
+    )
+    with pytest.raises(InputError, match=match):
+        Exact(Regression(spec(3), known_scale=1.0, groups=2), (columns(), columns()[:, 0]))
 
 
 def test_a_posterior_that_lacks_a_site_is_refused():

@@ -91,6 +91,7 @@ def test_a_fit_lowers_its_loss():
     ("shape", "options", "words"),
     [
         ((64,), {}, "conv_vae takes images, but a datum of 'made up' has shape"),
+        ((28, 28, 3), {}, "with the channels last; move them to the front, as by numpy.moveaxis"),
         ((8, 8), {"channels": (0,)}, "channels must hold positive whole numbers"),
         ((8, 8), {"channels": ()}, "channels must hold at least one number"),
         ((8, 8), {"latent_dim": 0}, "at least 1"),
