@@ -11,12 +11,13 @@ from importlib.metadata import version
 
 from pyro_vi import estimators
 from pyro_vi.auditing import audit
+from pyro_vi.checking import Finding, check
 from pyro_vi.comparing import Comparison, compare, resume
 from pyro_vi.data import Data, DataSpec, load
 from pyro_vi.diagnostics import evidence
 from pyro_vi.elbo import Terms, terms
 from pyro_vi.errors import FitError, InputError, UsageError
-from pyro_vi.fitting import Finding, Run, check, fit
+from pyro_vi.fitting import Run, fit
 from pyro_vi.overview import Layout, show
 from pyro_vi.reporting.datatree import to_datatree
 from pyro_vi.reporting.pictures.plotting import plot

@@ -158,8 +158,8 @@ def _audit(command: Audit) -> int:
 
 
 def _check(command: Check) -> int:
+    from pyro_vi.checking import check_pair
     from pyro_vi.estimators.table import named
-    from pyro_vi.fitting import check_pair
 
     planned = _planned(command, None)
     batch = _batch(planned, command.batch_size)

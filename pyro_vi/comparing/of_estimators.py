@@ -12,12 +12,13 @@ from typing import Any
 from pyro.infer import ELBO
 
 from pyro_vi.auditing import audit_pair
+from pyro_vi.checking import check_pair, refuse
 from pyro_vi.comparing.asked import Asked, into
 from pyro_vi.comparing.evaluating import evaluated, measured, result_of
 from pyro_vi.comparing.results import Comparison
 from pyro_vi.elbo import facts_of
 from pyro_vi.estimators.traits import estimator_of
-from pyro_vi.fitting import Run, check_pair, fit_pair, names_of, plan_of, refuse
+from pyro_vi.fitting import Run, fit_pair, names_of, plan_of
 from pyro_vi.programs import Source
 
 AUDITED = (0.0, 0.5, 1.0)

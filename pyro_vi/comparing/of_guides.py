@@ -13,6 +13,7 @@ from typing import Any
 
 from pyro.infer import ELBO
 
+from pyro_vi.checking import check_pair, refuse
 from pyro_vi.comparing.asked import Asked, into
 from pyro_vi.comparing.evaluating import evaluated, measured, result_of
 from pyro_vi.comparing.joint import Joint, joint_plans
@@ -21,7 +22,7 @@ from pyro_vi.elbo import Facts, facts_of
 from pyro_vi.errors import FitError, InputError, UsageError, first_line, kind_and_line
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of
-from pyro_vi.fitting import Plan, Run, check_pair, fit_pair, names_of, refuse
+from pyro_vi.fitting import Plan, Run, fit_pair, names_of
 from pyro_vi.programs import Source, isolated, name_of
 
 CANDIDATES = ("mean_field", "enum", "mixed", "trace")

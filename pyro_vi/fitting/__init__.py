@@ -1,8 +1,7 @@
-"""One fit, from the check before its first step to its last checkpoint.
+"""One fit, from its plan to its last checkpoint.
 
 * `svi` assembles a fit; `plan` decides which rows are in each step; `settings` holds the options and their defaults; `loop`
   takes the steps.
-* `checks` looks for silent errors first, by the `rules` and by those on `values`; each makes one of the `findings`.
 * `optimizers` and `pyro_optimizers` make the optimizer, `stepping` steps it, and `checkpoints` keeps its state; `identity`
   names what has changed since a run was made.
 * `records` makes the records; `failures` explains a loss that is not finite; `interrupt` delays SIGINT and SIGTERM;
@@ -12,7 +11,6 @@
 """
 
 from pyro_vi.fitting.calls import given, given_of
-from pyro_vi.fitting.checks import Finding, check, check_pair, refuse
 from pyro_vi.fitting.interrupt import Terminated
 from pyro_vi.fitting.loop import Loop, Settings
 from pyro_vi.fitting.optimizers import recipe_of
@@ -22,15 +20,12 @@ from pyro_vi.fitting.settings import Options
 from pyro_vi.fitting.svi import Run, fit, fit_pair, names_of, plan_of
 
 __all__ = [
-    "Finding",
     "Loop",
     "Options",
     "Plan",
     "Run",
     "Settings",
     "Terminated",
-    "check",
-    "check_pair",
     "config_of",
     "fit",
     "fit_pair",
@@ -41,5 +36,4 @@ __all__ = [
     "names_of",
     "plan_of",
     "recipe_of",
-    "refuse",
 ]

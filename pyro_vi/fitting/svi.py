@@ -12,13 +12,13 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_vi.checking import check_pair, refuse
 from pyro_vi.compiling import Choice, Compile
 from pyro_vi.data import Data
 from pyro_vi.errors import UsageError
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of
 from pyro_vi.fitting.calls import given
-from pyro_vi.fitting.checks import check_pair, refuse
 from pyro_vi.fitting.folder import RunFolder, checksum
 from pyro_vi.fitting.identity import fingerprint, plain_options
 from pyro_vi.fitting.loop import Loop

@@ -1,7 +1,7 @@
 """Check of a pair for silent errors, on one batch before a fit; each finding has a remedy.
 
 * `check` runs a pair and returns a list of `Finding`; `refuse` raises on errors among them.
-* The rules are in `pyro_vi.fitting.rules`. A pair is run once under Pyro's validation, as the caller has set it, and once
+* The rules are in `pyro_vi.checking.rules`. A pair is run once under Pyro's validation, as the caller has set it, and once
   without, for the terms. Neither run changes the pair.
 """
 
@@ -22,14 +22,16 @@ from pyro.util import check_site_shape
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_vi.checking.findings import Finding, View, merged
+from pyro_vi.checking.gradients import leaves_of
+from pyro_vi.checking.rules import RULES, STRUCTURE
+from pyro_vi.checking.sites import guide_of_densities
 from pyro_vi.data import Batch, fresh, length_of
 from pyro_vi.elbo import Run, Terms, draw_traces, from_run
 from pyro_vi.errors import InputError, of_program
 from pyro_vi.estimators.contract import Traits
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of, traits_of
-from pyro_vi.fitting.findings import Finding, View, merged
-from pyro_vi.fitting.rules import RULES, STRUCTURE, guide_of_densities, leaves_of
 from pyro_vi.programs import Pair, Program, bare, called, isolated, kept_buffers, pair_of, shapes_of
 from pyro_vi.support import Whole, whole
 from pyro_vi.support.torch_internals import validates

@@ -11,7 +11,7 @@ import torch
 from pyro.distributions import Delta
 from torch import Tensor
 
-from pyro_vi.fitting.findings import Finding, View, data_of
+from pyro_vi.checking.findings import Finding, View, data_of
 from pyro_vi.programs import bare, describe, inside, isolated, masked_by, range_of, support_of
 
 DRAWS = 50

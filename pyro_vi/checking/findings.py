@@ -1,7 +1,7 @@
 """Findings of a check, and the run of a pair in which they are found.
 
 * `Finding` is one finding with its remedy; `merged` makes one finding of several that have one cause.
-* `View` is one run of a pair: everything that the rules of `pyro_vi.fitting.rules` read. `latents_of`, `data_of`, `is_factor`
+* `View` is one run of a pair: everything that the rules of `pyro_vi.checking.rules` read. `latents_of`, `data_of`, `is_factor`
   and `is_point` say what the sites of its traces are.
 """
 
@@ -75,7 +75,7 @@ class View:
         guide_trace: of the guide.
         meant: sites of the model whose distribution has ``validate_args=False`` by its author.
         flat: there is a batch norm that cannot take a batch of one row.
-        run: the same run with densities; None for the rules of `pyro_vi.fitting.rules.STRUCTURE`.
+        run: the same run with densities; None for the rules of `pyro_vi.checking.rules.STRUCTURE`.
         terms: its terms.
     """
 

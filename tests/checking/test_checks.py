@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.distributions import AffineTransform
 
 from pyro_vi import Finding, check, fit
+from pyro_vi.checking.checks import RULES, refuse
 from pyro_vi.data.loading import load
 from pyro_vi.errors import InputError
-from pyro_vi.fitting.checks import RULES, refuse
 
 Program = Callable[..., Any]
 X = scalars(12)

@@ -1,0 +1,90 @@
+"""Rules of `check` on sites: those that one program has and the other lacks, and their shapes."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from pyro_vi.checking.findings import Finding, View, data_of, is_factor, latents_of
+
+
+def missing(view: View) -> Iterator[Finding]:
+    """Latents that one program has and the other lacks."""
+    model, guide = view.model_trace.nodes, view.guide_trace.nodes
+    latents = latents_of(view.model_trace)
+    for name, node in latents.items():
+        marked = node["infer"].get("enumerate")
+        if name not in guide and not (marked == "parallel" and view.traits.sums_marked):
+            text = f"the guide has no site '{name}', so the latent would be drawn from the prior, without a KL"
+            remedy = f"sample '{name}' in the guide" + (", or use the estimator 'enum'" if marked else "")
+            yield Finding("missing-in-guide", "error", name, text, remedy)
+    for name in latents_of(view.guide_trace):
+        if name not in model:
+            have = ", ".join(latents) or "none"
+            text = f"the guide samples '{name}', which the model does not have (its latent sites: {have})"
+            remedy = "rename it, or mark it with infer={'is_auxiliary': True}"
+            yield Finding("missing-in-model", "error", name, text, remedy)
+
+
+def observed_twice(view: View) -> Iterator[Finding]:
+    """Draws of the guide that the model observes."""
+    for name in latents_of(view.guide_trace):
+        node = view.model_trace.nodes.get(name)
+        if node is not None and node["type"] == "sample" and node["is_observed"]:
+            text = (
+                f"the guide draws '{name}', which the model observes, so log q counts a draw that the model never uses"
+            )
+            yield Finding("no-density", "error", name, text, f"leave '{name}' out of the guide")
+
+
+def shapes(view: View) -> Iterator[Finding]:
+    """Latents of different shapes."""
+    for name, (node, other) in view.shared.items():
+        ours, theirs = (tuple(n["fn"].batch_shape + n["fn"].event_shape) for n in (node, other))
+        if _stripped(ours) != _stripped(theirs):
+            text = f"one draw of site '{name}' has shape {ours} in the model and {theirs} in the guide"
+            yield Finding("shape-mismatch", "error", name, text, "give both the same plates and dimension")
+        elif len(node["fn"].event_shape) != len(other["fn"].event_shape):
+            text = (
+                f"one draw of site '{name}' has {len(node['fn'].event_shape)} event dimensions in the model and "
+                f"{len(other['fn'].event_shape)} in the guide"
+            )
+            yield Finding("shape-mismatch", "error", name, text, "call to_event in both programs, or in neither")
+
+
+def _stripped(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while shape[:1] == (1,):  # dimensions of size 1 on the left broadcast
+        shape = shape[1:]
+    return shape
+
+
+def guide_of_densities(trace: Any) -> Iterator[Finding]:
+    """Guides that observe a site or have a factor: what they leave is no density of the latent sites."""
+    auxiliary = any(
+        n["type"] == "sample" and n["infer"].get("is_auxiliary") and not is_factor(n) for n in trace.nodes.values()
+    )
+    for name in data_of(trace):
+        text = f"the guide observes '{name}', so that its log q is no log-density of the latent sites"
+        yield Finding("no-density", "error", name, text, "observe it in the model only")
+    for name, node in trace.nodes.items():
+        # With an auxiliary site, a factor may be the Jacobian of the map from that site.
+        if is_factor(node) and not auxiliary:
+            text = f"the guide has a factor '{name}', so that its log q is no log-density of the latent sites"
+            remedy = "leave it out, put it into the model, or state a Jacobian as log_density of a Delta"
+            yield Finding("no-density", "error", name, text, remedy)
+
+
+def observed_shape(view: View) -> Iterator[Finding]:
+    """Data that broadcast against their likelihood."""
+    for name, node in data_of(view.model_trace).items():
+        shape, value = node["fn"].batch_shape + node["fn"].event_shape, torch.as_tensor(node["value"]).shape
+        try:
+            fits = torch.broadcast_shapes(shape, value) == shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            text = (
+                f"site '{name}' has shape {tuple(shape)} in the model, but its observed values have shape {tuple(value)}, "
+                "so the same numbers count several times"
+            )
+            yield Finding("observed-shape", "error", name, text, "give the model the width of the data")
