@@ -39,9 +39,10 @@ def test_a_comparison_binds_its_two_programs_and_reads_its_data_once(binds, read
     assert len(reads) == 1
 
 
-def test_a_fit_of_one_step_runs_its_model_ten_times(binds, reads):
+def test_a_fit_of_one_step_runs_its_model_thirteen_times(binds, reads):
     """To bind it on all rows and to read its layout there, as rows are held out only of a model whose latents are all local;
-    then for the check, under Pyro's validation and for its terms, the sources of the KL, the layout on the rows that are left,
+    then for the check, under Pyro's validation, for its terms, for the gradients of the draws, for the networks that are
+    called and under the estimator; the sources of the KL, the layout on the rows that are left,
     the facts that records need, the step, and two records. The data are read once to bind and once to be split."""
     runs = []
 
@@ -59,7 +60,7 @@ def test_a_fit_of_one_step_runs_its_model_ten_times(binds, reads):
     pyro_vi.fit(model, guide, torch.arange(20.0), steps=1, progress=False)
     assert len(binds) == 1
     assert len(reads) == 2
-    assert runs == [20, 20, 18, 18, 18, 18, 18, 18, 18, 2]
+    assert runs == [20, 20, 18, 18, 18, 18, 18, 18, 18, 18, 18, 18, 2]
 
 
 def test_the_command_line_and_python_share_their_defaults():

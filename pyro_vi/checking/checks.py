@@ -5,7 +5,7 @@
   without, for the terms. Neither run changes the pair.
 """
 
-import math
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,16 +18,16 @@ from pyro import poutine
 from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import is_validation_enabled, prune_subsample_sites
-from pyro.util import check_site_shape
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_vi.checking.findings import Finding, View, merged
+from pyro_vi.checking.findings import Finding, Planned, View, merged
 from pyro_vi.checking.gradients import leaves_of
-from pyro_vi.checking.rules import RULES, STRUCTURE
+from pyro_vi.checking.options import stale
+from pyro_vi.checking.rules import DECLARED, PROBES, RULES, STRUCTURE, Rule
 from pyro_vi.checking.sites import guide_of_densities
 from pyro_vi.data import Batch, fresh, length_of
-from pyro_vi.elbo import Run, Terms, draw_traces, from_run
+from pyro_vi.elbo import Reasons, Terms, dependence_of, draw_traces, from_run
 from pyro_vi.errors import InputError, of_program
 from pyro_vi.estimators.contract import Traits
 from pyro_vi.estimators.table import named
@@ -38,6 +38,13 @@ from pyro_vi.support.torch_internals import validates
 
 __all__ = ["Finding", "check", "check_pair", "refuse"]
 
+TOLERATED: tuple[type[Exception], ...] = (Exception,)
+"""What may go wrong in a probe: a program may refuse what no fit asks of it."""
+UNPLANNED = Planned()
+"""Nothing is known of the fit."""
+WORDS = {"mixed-dtypes": r"dtype|scalar type", "mixed-devices": r"device"}
+"""What torch says where tensors do not go together."""
+
 
 def check(
     model: Program,
@@ -46,6 +53,10 @@ def check(
     *,
     elbo: str | ELBO | None = None,
     num_data: Whole | None = None,
+    steps: Whole | None = None,
+    warmup: Whole = 0,
+    optimizer: Any = None,
+    shuffle: bool | None = None,
 ) -> list[Finding]:
     """Run a pair on one batch and look for errors that would make a fit wrong without a message.
 
@@ -55,6 +66,10 @@ def check(
         batch: a tensor, a tuple of positional arguments, a dictionary of keyword arguments, or None for no arguments.
         elbo: the estimator that the fit will use; some errors exist under some estimators only.
         num_data: number of training data, if the batch is a part of them.
+        steps: number of steps of the fit.
+        warmup: steps over which the weight of the KL will rise.
+        optimizer: the optimizer of the fit, as `pyro_vi.fit` takes it.
+        shuffle: whether the fit will shuffle its minibatches; by default it does.
 
     Returns:
         The findings, errors first; an empty list for a correct pair.
@@ -73,16 +88,25 @@ def check(
     """
     model, guide, args = called(model, guide, batch)
     num_data = None if num_data is None else whole("num_data", num_data, 1)
+    planned = Planned(
+        None if steps is None else whole("steps", steps, 1), whole("warmup", warmup, 0), optimizer, shuffle
+    )
     estimator = next(iter(named(elbo).values())) if elbo is not None else None
     try:
         pair = pair_of(model, guide, args)
     except InputError as error:
         return [_not_finite(args) or _failing(error)]
-    return check_pair(pair, args, elbo=estimator, num_data=num_data)
+    return check_pair(pair, args, elbo=estimator, num_data=num_data, planned=planned)
 
 
 def check_pair(
-    pair: Pair, args: Batch, *, elbo: ELBO | None, num_data: int | None, smallest: int | None = None
+    pair: Pair,
+    args: Batch,
+    *,
+    elbo: ELBO | None,
+    num_data: int | None,
+    smallest: int | None = None,
+    planned: Planned = UNPLANNED,
 ) -> list[Finding]:
     """`check` for a pair that is bound already; ``smallest`` is the number of rows of the fit's smallest batch."""
     traits, bad = Traits() if elbo is None else traits_of(elbo), _not_finite(args)
@@ -90,11 +114,12 @@ def check_pair(
         smallest = num_data % max(1, length_of(args)) or None
     try:
         with kept_buffers(pair):
-            return _check(View(pair, args, elbo, traits, num_data, smallest), bad)
+            found = _check(View(pair, args, elbo, traits, num_data, smallest, planned), bad)
     except InputError as error:
         if traits.sums_marked and elbo is not None and _runs(pair, args, elbo):
             return []  # a program that needs the shapes of the sites that are summed out
         return [bad or _failing(error)]
+    return merged([*found, *stale(pair)])
 
 
 def _check(view: View, bad: Finding | None) -> list[Finding]:
@@ -121,21 +146,22 @@ def _check(view: View, bad: Finding | None) -> list[Finding]:
         meant=frozenset(_meant(model_trace) if validated else ()),
         flat=bool(flat),
     )
-    found = merged(finding for rule in STRUCTURE for finding in rule(view)) or _densities(view, bad)
+    found = [finding for rule in STRUCTURE for finding in rule(view)] or _densities(view, bad, failed is None)
     if failed is not None and not any(finding.severity == "error" for finding in found):
         raise failed
     return found
 
 
-def _densities(view: View, bad: Finding | None) -> list[Finding]:
+def _densities(view: View, bad: Finding | None, runs: bool) -> list[Finding]:
     length = length_of(view.args)
     with isolated(seed=0, validation=False):
         try:
             run = draw_traces(view.pair.model, view.pair.guide, view.args)
-            undeclared = _undeclared(run, view.elbo)
-            if undeclared:
-                return [undeclared]
-            terms = from_run(run, length, kl=view.traits.kl)
+            declared = replace(view, model_trace=run.model_trace, guide_trace=run.guide_trace, run=run)
+            found = _by_groups(DECLARED, declared)
+            if found:
+                return found
+            terms = from_run(run, length, kl=view.traits.kl, dependence=_dependence(declared))
         except InputError:
             raise
         except Exception as error:
@@ -143,8 +169,37 @@ def _densities(view: View, bad: Finding | None) -> list[Finding]:
             raise InputError(f"log p and log q fail on {shapes}: {of_program(error).rstrip(':')}") from error
     if bad is not None and not _finite(terms):
         return [bad]
-    view = replace(view, model_trace=run.model_trace, guide_trace=run.guide_trace, run=run, terms=terms)
-    return merged(finding for rule in RULES for finding in rule(view))
+    view = replace(declared, terms=terms)
+    found = [finding for rule in RULES for finding in rule(view)]
+    return found + _by_groups(PROBES, view) if runs and not _errors(found) else found
+
+
+def _by_groups(groups: Iterable[tuple[Rule, ...]], view: View) -> list[Finding]:
+    """Findings of each group's first rule that finds something, up to the first error."""
+    found: list[Finding] = []
+    for group in groups:
+        found += next(filter(None, (_tried(rule, view) for rule in group)), [])
+        if _errors(found):
+            break
+    return found
+
+
+def _tried(rule: Rule, view: View) -> list[Finding]:
+    try:
+        return list(rule(view))
+    except TOLERATED:
+        return []
+
+
+def _errors(findings: Iterable[Finding]) -> bool:
+    return any(finding.severity == "error" for finding in findings)
+
+
+def _dependence(view: View) -> Reasons:
+    """Why a KL is sampled under an estimator that looks at the order of dependence."""
+    if view.traits.kl != "analytic" or view.traits.trusts_order or view.run is None:
+        return {}
+    return dependence_of(view.pair, view.args, view.run)
 
 
 def _meant(trace: Any) -> Iterator[str]:
@@ -196,26 +251,6 @@ def _flat(pair: Pair) -> Iterator[list[nn.Module]]:
             hook.remove()
 
 
-def _undeclared(run: Run, elbo: ELBO | None) -> Finding | None:
-    """Pyro's own check of shapes, which is off in a fit: each batch dimension must be that of a plate."""
-    nesting: Any = getattr(elbo, "max_plate_nesting", math.inf)
-    for trace in (run.model_trace, run.guide_trace):
-        for name, node in trace.nodes.items():
-            if node["type"] != "sample":
-                continue
-            try:
-                check_site_shape(node, nesting)
-            except ValueError:
-                plates = [f"{f.name} ({f.size})" for f in node["cond_indep_stack"] if f.vectorized]
-                text = (
-                    f"site '{name}' has log-densities of shape {tuple(node['log_prob'].shape)}, "
-                    f"which its plates do not declare: {', '.join(plates) or 'it has none'}"
-                )
-                remedy = "call to_event on the distribution, or put the site into a pyro.plate for each batch dimension"
-                return Finding("undeclared-dimension", "error", name, text, remedy)
-    return None
-
-
 def _finite(terms: Terms) -> bool:
     """True if the loss and its gradient are finite: a mask hides a NaN from log p, but not from the gradient."""
     loss = terms.loss
@@ -250,4 +285,8 @@ def _not_finite(args: Batch) -> Finding | None:
 
 
 def _failing(error: InputError) -> Finding:
+    for code, words in WORDS.items():
+        if re.search(words, str(error)):
+            remedy = f"convert data or networks: x.to({code.removeprefix('mixed-').rstrip('s')}=...)"
+            return Finding(code, "error", None, str(error), remedy)
     return Finding("program-fails", "error", None, str(error), "correct the program, or give it data that fit")

@@ -8,8 +8,10 @@ from pyro import poutine
 from pyro.distributions import Delta
 from torch import Tensor
 
+from pyro_vi.checking.estimates import of_closed_forms
 from pyro_vi.checking.findings import Finding, View
 from pyro_vi.data import fresh
+from pyro_vi.elbo import dependence_of, has_closed_form
 from pyro_vi.programs import bare, isolated, kept_buffers, support_of
 
 
@@ -40,14 +42,17 @@ def _discrete(fn: Any) -> bool:
 
 
 def site_order(view: View) -> Iterator[Finding]:
-    """Guides that sample in another order than the model, under closed forms that trust the order."""
-    if not view.traits.trusts_order:
+    """Guides that draw in another order of dependence than the model, under closed forms that trust the order."""
+    if not view.traits.trusts_order or view.run is None:
         return
-    shared = list(view.shared)
-    guide_order = [name for name in view.guide_trace.nodes if name in shared]
-    if guide_order != shared:
-        text = f"the guide samples {', '.join(guide_order)}, the model {', '.join(shared)}: an analytic KL may be wrong"
-        yield Finding("site-order", "warning", guide_order[0], text, "sample in the model's order, or use 'analytic'")
+    shown: str | None = None
+    for name, reason in dependence_of(view.pair, view.args, view.run).items():
+        if has_closed_form(view.run, name):
+            shown = of_closed_forms(view) if shown is None else shown
+            text = f"the closed form of the KL of site '{name}' is wrong: {reason}{shown}"
+            yield Finding(
+                "site-order", "error", name, text, "use 'analytic' or 'trace', or sample in the model's order"
+            )
 
 
 def fallback(view: View) -> Iterator[Finding]:

@@ -41,7 +41,7 @@ def merged(findings: Iterable[Finding]) -> list[Finding]:
     """Findings with errors first; those that differ by the name of their site alone are one.
 
     Example:
-        >>> two = [Finding("masked", "error", name, f"site '{name}' is masked", "drop it") for name in ("a", "b")]
+        >>> two = [Finding("mask-mismatch", "error", name, f"site '{name}' is masked", "drop it") for name in ("a", "b")]
         >>> [str(finding) for finding in merged(two)]
         ["site 'a' (likewise 'b') is masked; drop it"]
     """
@@ -61,6 +61,23 @@ def merged(findings: Iterable[Finding]) -> list[Finding]:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """What is known of the fit besides the estimator; None where it is not known.
+
+    Attributes:
+        steps: number of steps.
+        warmup: steps over which the weight of the KL rises.
+        optimizer: as `pyro_vi.fit` takes it.
+        shuffle: whether minibatches are drawn in a new order in each epoch.
+    """
+
+    steps: int | None = None
+    warmup: int = 0
+    optimizer: Any = None
+    shuffle: bool | None = None
+
+
+@dataclass(frozen=True)
 class View:
     """One run of a pair.
 
@@ -71,6 +88,7 @@ class View:
         traits: its traits.
         num_data: number of training data, if it is known.
         smallest: rows of the smallest batch of the fit, if they are known.
+        planned: what else is known of the fit.
         model_trace: of the model, replayed on the guide's draws.
         guide_trace: of the guide.
         meant: sites of the model whose distribution has ``validate_args=False`` by its author.
@@ -85,12 +103,23 @@ class View:
     traits: Traits
     num_data: int | None
     smallest: int | None
+    planned: Planned = field(default_factory=Planned)
     model_trace: Any = None
     guide_trace: Any = None
     meant: frozenset[str] = field(default_factory=frozenset)
     flat: bool = False
     run: Run | None = None
     terms: Terms | None = None
+
+    @property
+    def minibatches(self) -> bool:
+        """True if the batch is known to be a part of the data."""
+        return self.num_data is not None and self.length < self.num_data
+
+    @property
+    def many_sample(self) -> bool:
+        """True for a bound with a logarithm around several draws."""
+        return self.traits.target not in ("elbo", "tmc")
 
     @property
     def length(self) -> int:

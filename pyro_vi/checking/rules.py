@@ -1,23 +1,32 @@
-"""The rules of `check`: each is a function from one run of a pair (`View`) to findings, and has one code.
+"""The table of the rules of `check`: each is a function from one run of a pair (`View`) to findings.
 
-* `STRUCTURE` are the rules that need no densities: the sites of both programs and their shapes. Where one of them finds an
-  error, the others would find its consequences.
-* `RULES` are all others.
+* `STRUCTURE` are the rules that need no densities: the sites of both programs and their shapes.
+* `DECLARED` compare the shapes of densities with the plates.
+* `RULES` need densities.
+* `PROBES` run the pair again. Of one group the first rule that finds something ends the group, as the others would find its
+  consequences.
+
+An error in one part ends the check, for the same reason.
 """
 
 from collections.abc import Callable, Iterator
 
 from pyro_vi.checking.closed_forms import fallback, points, site_order
+from pyro_vi.checking.collapse import unbounded
+from pyro_vi.checking.encoders import ignores_data, saturated
 from pyro_vi.checking.findings import Finding, View
-from pyro_vi.checking.gradients import reparametrized, unregistered
-from pyro_vi.checking.probes import batch_norm, vectorized
-from pyro_vi.checking.scaling import masks, scales, sizes, tensor_monte_carlo
-from pyro_vi.checking.sites import missing, observed_shape, observed_twice, shapes
-from pyro_vi.checking.values import guide_support, observed_support, unknown_support
+from pyro_vi.checking.gradients import idle, no_gradient, reparametrized, unregistered
+from pyro_vi.checking.logarithms import data_in_event, renyi, scale_inside, tensor_monte_carlo
+from pyro_vi.checking.options import clipped, refused, traced, warmup
+from pyro_vi.checking.probes import batch_norm, last_batch, rows_shuffled, vectorized
+from pyro_vi.checking.scaling import masks, scales, sizes
+from pyro_vi.checking.sites import missing, nesting, observed_shape, observed_twice, plates, shapes, undeclared
+from pyro_vi.checking.values import counts, guide_support, not_finite, observed_support, unknown_support
 
 Rule = Callable[[View], Iterator[Finding]]
 
-STRUCTURE: tuple[Rule, ...] = (observed_twice, missing, shapes)
+STRUCTURE: tuple[Rule, ...] = (traced, observed_twice, missing, shapes, plates)
+DECLARED: tuple[tuple[Rule, ...], ...] = ((nesting, undeclared),)
 RULES: tuple[Rule, ...] = (
     observed_shape,
     observed_support,
@@ -27,6 +36,8 @@ RULES: tuple[Rule, ...] = (
     scales,
     sizes,
     tensor_monte_carlo,
+    renyi,
+    scale_inside,
     unregistered,
     batch_norm,
     vectorized,
@@ -34,4 +45,17 @@ RULES: tuple[Rule, ...] = (
     site_order,
     fallback,
     unknown_support,
+    counts,
+    clipped,
+    warmup,
+)
+PROBES: tuple[tuple[Rule, ...], ...] = (
+    (not_finite,),
+    (no_gradient, idle),
+    (rows_shuffled,),
+    (last_batch,),
+    (refused,),
+    (saturated, ignores_data),
+    (unbounded,),
+    (data_in_event,),
 )

@@ -5,12 +5,14 @@ from typing import Any
 
 import torch
 
+from pyro_vi.checking.estimates import of_closed_forms
 from pyro_vi.checking.findings import Finding, Severity, View, data_of, is_point, latents_of, number
 from pyro_vi.programs import data_plate_of, masked_by
 
 
 def masks(view: View) -> Iterator[Finding]:
     """Latents that are masked in one program only."""
+    shown: str | None = None
     for name, (node, other) in view.shared.items():
         ours, theirs = masked_by(node), masked_by(other)
         if (ours is None and theirs is None) or is_point(other):
@@ -21,7 +23,8 @@ def masks(view: View) -> Iterator[Finding]:
             where = "in the model and the guide by different masks"
             if ours is None or theirs is None:
                 where = f"in the {'guide' if ours is None else 'model'} and not in the {'model' if ours is None else 'guide'}"
-            text = f"site '{name}' is masked {where}, so that log p and log q are sums over different rows"
+            shown = of_closed_forms(view) if shown is None else shown
+            text = f"site '{name}' is masked {where}, so that log p and log q are sums over different rows{shown}"
             remedy = f"put the same poutine.mask around '{name}' in both"
             if name.endswith("_unobserved") and theirs is None:
                 remedy += ": it is ~obs_mask, which the guide 'diag_normal' applies by itself"
@@ -30,10 +33,12 @@ def masks(view: View) -> Iterator[Finding]:
 
 def scales(view: View) -> Iterator[Finding]:
     """Latents that are scaled in one program only."""
+    shown: str | None = None
     for name, (node, other) in view.shared.items():
         ours, theirs = torch.broadcast_tensors(*(torch.as_tensor(n["scale"]).double() for n in (node, other)))
         if not is_point(other) and not torch.allclose(ours, theirs, rtol=1e-6):
-            text = f"site '{name}' is scaled by {number(ours)} in the model and by {number(theirs)} in the guide"
+            shown = of_closed_forms(view) if shown is None else shown
+            text = f"site '{name}' is scaled by {number(ours)} in the model and by {number(theirs)} in the guide{shown}"
             remedy = "give both the same plate (size and subsample) and the same poutine.scale"
             yield Finding("scale-mismatch", "error", name, text, remedy)
 
@@ -80,16 +85,3 @@ def _scaled(data: dict[str, Any], factor: float) -> bool:
     """True if a `pyro.poutine.scale` has the part of the plate."""
     scales = [torch.as_tensor(node["scale"]).double() for node in data.values()]
     return all(bool(((scale / factor - 1).abs() < 1e-6).all()) for scale in scales)
-
-
-def tensor_monte_carlo(view: View) -> Iterator[Finding]:
-    """Pyro's tensor Monte Carlo of a minibatch."""
-    if not view.traits.scale_inside:
-        return
-    nodes = [n for t in (view.model_trace, view.guide_trace) for n in t.nodes.values() if n["type"] == "sample"]
-    for frame in (f for node in nodes for f in node["cond_indep_stack"] if f.size != f.full_size and f.size > 0):
-        text = (
-            f"'tmc' puts the scale of {frame.size} of {frame.full_size} data inside a logarithm, so the bound is biased"
-        )
-        yield Finding("tmc-subsampled", "error", None, text, "use full batches, or 'enum' or 'score'")
-        return

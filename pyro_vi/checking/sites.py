@@ -1,29 +1,39 @@
 """Rules of `check` on sites: those that one program has and the other lacks, and their shapes."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from pyro.util import check_site_shape
 
 from pyro_vi.checking.findings import Finding, View, data_of, is_factor, latents_of
+from pyro_vi.programs import data_frame
 
 
 def missing(view: View) -> Iterator[Finding]:
     """Latents that one program has and the other lacks."""
     model, guide = view.model_trace.nodes, view.guide_trace.nodes
     latents = latents_of(view.model_trace)
-    for name, node in latents.items():
-        marked = node["infer"].get("enumerate")
-        if name not in guide and not (marked == "parallel" and view.traits.sums_marked):
-            text = f"the guide has no site '{name}', so the latent would be drawn from the prior, without a KL"
-            remedy = f"sample '{name}' in the guide" + (", or use the estimator 'enum'" if marked else "")
-            yield Finding("missing-in-guide", "error", name, text, remedy)
-    for name in latents_of(view.guide_trace):
-        if name not in model:
-            have = ", ".join(latents) or "none"
-            text = f"the guide samples '{name}', which the model does not have (its latent sites: {have})"
-            remedy = "rename it, or mark it with infer={'is_auxiliary': True}"
-            yield Finding("missing-in-model", "error", name, text, remedy)
+    unknown = [name for name in latents_of(view.guide_trace) if name not in model]
+    lacking = {
+        name: node["infer"].get("enumerate")
+        for name, node in latents.items()
+        if name not in guide and not (node["infer"].get("enumerate") == "parallel" and view.traits.sums_marked)
+    }
+    renamed = unknown[0] if len(unknown) == len(lacking) == 1 else None
+    for name, marked in lacking.items():
+        text = f"the guide has no site '{name}', so the latent would be drawn from the prior, without a KL"
+        remedy = f"sample '{name}' in the guide" + (", or use the estimator 'enum'" if marked else "")
+        if renamed is not None:
+            remedy += f", where '{renamed}' is no site of the model"
+        yield Finding("missing-in-guide", "error", name, text, remedy)
+    for name in unknown if renamed is None else ():
+        have = ", ".join(latents) or "none"
+        text = f"the guide samples '{name}', which the model does not have (its latent sites: {have})"
+        yield Finding(
+            "missing-in-model", "error", name, text, "rename it, or mark it with infer={'is_auxiliary': True}"
+        )
 
 
 def observed_twice(view: View) -> Iterator[Finding]:
@@ -88,3 +98,47 @@ def observed_shape(view: View) -> Iterator[Finding]:
                 "so the same numbers count several times"
             )
             yield Finding("observed-shape", "error", name, text, "give the model the width of the data")
+
+
+def plates(view: View) -> Iterator[Finding]:
+    """Latents of each datum that the guide samples in a plate of another name."""
+    frame = data_frame(view.model_trace)
+    for name, (node, other) in view.shared.items() if frame is not None else ():
+        ours, theirs = ({f.dim: f.name for f in n["cond_indep_stack"] if f.vectorized} for n in (node, other))
+        found = theirs.get(frame.dim)
+        if ours.get(frame.dim) == frame.name and found not in (None, frame.name):
+            text = f"site '{name}' is in plate '{frame.name}' in the model and in plate '{found}' in the guide"
+            remedy = f"write pyro.plate('{frame.name}', ...) in both, so that the terms of a datum belong together"
+            yield Finding("plate-mismatch", "error", name, text, remedy)
+
+
+def nesting(view: View) -> Iterator[Finding]:
+    """An estimator that was told, or has found out elsewhere, that plates nest less deeply than here."""
+    known: Any = getattr(view.elbo, "max_plate_nesting", math.inf)
+    nodes = [n for t in (view.model_trace, view.guide_trace) for n in t.nodes.values() if n["type"] == "sample"]
+    deepest = max((-f.dim for node in nodes for f in node["cond_indep_stack"] if f.vectorized), default=0)
+    if known < deepest:
+        kind = type(view.elbo).__name__
+        text = f"this {kind} takes plates to be {known} deep, and those of the pair are {deepest} deep"
+        remedy = f"use a new one for each pair: {kind}(max_plate_nesting={deepest})"
+        yield Finding("other-nesting", "error", None, text, remedy)
+
+
+def undeclared(view: View) -> Iterator[Finding]:
+    """Pyro's own check of shapes, which is off in a fit: each batch dimension must be that of a plate."""
+    most: Any = getattr(view.elbo, "max_plate_nesting", math.inf)
+    for trace in (view.model_trace, view.guide_trace):
+        for name, node in trace.nodes.items():
+            if node["type"] != "sample":
+                continue
+            try:
+                check_site_shape(node, most)
+            except ValueError:
+                there = [f"{f.name} ({f.size})" for f in node["cond_indep_stack"] if f.vectorized]
+                text = (
+                    f"site '{name}' has log-densities of shape {tuple(node['log_prob'].shape)}, "
+                    f"which its plates do not declare: {', '.join(there) or 'it has none'}"
+                )
+                remedy = "call to_event on the distribution, or put the site into a pyro.plate for each batch dimension"
+                yield Finding("undeclared-dimension", "error", name, text, remedy)
+                return

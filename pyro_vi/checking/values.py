@@ -12,10 +12,13 @@ from pyro.distributions import Delta
 from torch import Tensor
 
 from pyro_vi.checking.findings import Finding, View, data_of
+from pyro_vi.checking.gradients import leaves_of
 from pyro_vi.programs import bare, describe, inside, isolated, masked_by, range_of, support_of
 
 DRAWS = 50
 """Draws of a guide that are looked at where its support is no interval."""
+LEAST = 30
+"""Fewest values that are recognised as counts."""
 
 
 def observed_support(view: View) -> Iterator[Finding]:
@@ -60,6 +63,71 @@ def unknown_support(view: View) -> Iterator[Finding]:
             yield Finding(
                 "support-unknown", "note", name, text, "make sure that it has a density wherever the guide draws"
             )
+
+
+def counts(view: View) -> Iterator[Finding]:
+    """Counts under a density, which can be as narrow as it likes around whole numbers."""
+    for name, node in data_of(view.model_trace).items():
+        support, values = support_of(node["fn"]), torch.as_tensor(node["value"])
+        if support is None or support.is_discrete or not _are_counts(values):
+            continue
+        kind = describe(bare(node["fn"]))
+        text = (
+            f"the {values.numel()} observed values of site '{name}' are whole numbers from 0 to {int(values.max())}, and "
+            f"{kind} is a density: its ELBO compares with that of no distribution of counts"
+        )
+        yield Finding(
+            "counts", "note", name, text, "use dist.Poisson, dist.NegativeBinomial or dist.Binomial for counts"
+        )
+
+
+def _are_counts(values: Tensor) -> bool:
+    if values.numel() < LEAST or bool((values < 0).any()) or bool((values != values.round()).any()):
+        return False
+    found, often = values.unique(return_counts=True)
+    return len(found) > 2 and not float(found[0]) and int(often.max()) * 10 >= values.numel()
+
+
+def not_finite(view: View) -> Iterator[Finding]:
+    """Terms that are not finite, or whose gradient is not, though data and draws are in their supports."""
+    if view.terms is None or view.run is None:
+        return
+    for what, trace in (("log p", view.run.model_trace), ("log q", view.run.guide_trace)):
+        for name, node in trace.nodes.items():
+            if node["type"] == "sample" and not bool(node["log_prob"].isfinite().all()):
+                bad = ~node["log_prob"].isfinite()
+                where = f" at {tuple(bad.nonzero()[0].tolist())}" if bad.dim() else ""
+                text = (
+                    f"{what} of site '{name}' is {float(node['log_prob'].detach()[bad][0]):g}{where}: {_numbers(node)}"
+                )
+                yield Finding(
+                    "not-finite", "error", name, text, "keep scales and rates away from 0: add 1e-6, or softplus"
+                )
+                return
+    names = {id(p): name for name, p in view.pair.named_parameters()}
+    leaves = list(leaves_of(view.terms.loss)) if bool(view.terms.loss.isfinite()) else []
+    gradients = torch.autograd.grad(view.terms.loss, leaves, retain_graph=True, allow_unused=True) if leaves else ()
+    for leaf, gradient in zip(leaves, gradients, strict=True):
+        if gradient is not None and not bool(gradient.isfinite().all()):
+            name = names.get(id(leaf), "a tensor")
+            text = f"the loss is {float(view.terms.loss.detach()):.3f}, and its gradient of '{name}' is not finite"
+            remedy = "look for the square root, norm or logarithm of 0, and for a torch.where that hides a NaN"
+            yield Finding("not-finite", "error", None, text, remedy)
+            return
+
+
+def _numbers(node: Any) -> str:
+    """The numbers of a site's distribution, each from its least to its greatest."""
+    fn = node["fn"]
+    while not fn.arg_constraints and hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    parts = []
+    for name in fn.arg_constraints:
+        value = getattr(fn, name, None)
+        if isinstance(value, Tensor) and value.numel() and value.is_floating_point():
+            value = value.detach()
+            parts.append(f"{name} from {float(value.min()):g} to {float(value.max()):g}")
+    return f"{describe(fn)} with {', '.join(parts)}" if parts else describe(fn)
 
 
 def _wider(node: Any, other: Any) -> bool:

@@ -158,13 +158,14 @@ def _audit(command: Audit) -> int:
 
 
 def _check(command: Check) -> int:
-    from pyro_vi.checking import check_pair
+    from pyro_vi.data import length_of
     from pyro_vi.estimators.table import named
+    from pyro_vi.fitting import Options, findings_of
 
     planned = _planned(command, None)
-    batch = _batch(planned, command.batch_size)
+    size = length_of(_batch(planned, command.batch_size))
     estimator = None if command.elbo is None else named(command.elbo)[command.elbo]
-    findings = check_pair(planned.pair, batch, elbo=estimator, num_data=planned.data.spec.num_data)
+    findings = findings_of(dataclasses.replace(planned, batch_size=size), estimator, Options())
     if command.json:
         _print_json([dataclasses.asdict(finding) for finding in findings])
     else:

@@ -12,13 +12,13 @@ from typing import Any
 from pyro.infer import ELBO
 
 from pyro_vi.auditing import audit_pair
-from pyro_vi.checking import check_pair, refuse
+from pyro_vi.checking import merged, refuse
 from pyro_vi.comparing.asked import Asked, into
 from pyro_vi.comparing.evaluating import evaluated, measured, result_of
 from pyro_vi.comparing.results import Comparison
 from pyro_vi.elbo import facts_of
 from pyro_vi.estimators.traits import estimator_of
-from pyro_vi.fitting import Run, fit_pair, names_of, plan_of
+from pyro_vi.fitting import Run, findings_of, fit_pair, names_of, plan_of
 from pyro_vi.programs import Source
 
 AUDITED = (0.0, 0.5, 1.0)
@@ -43,8 +43,9 @@ def compare_estimators(
     pair, loaded, names = planned.pair, planned.data, asked.names(names_of(model, guide, data, planned.data))
     example = loaded.example(planned.batch_size)
     if options.check:
-        for estimator in estimators.values():
-            refuse(check_pair(pair, example, elbo=copy.deepcopy(estimator), num_data=loaded.spec.num_data))
+        found = [findings_of(planned, copy.deepcopy(estimator), options) for estimator in estimators.values()]
+        refuse(merged(dict.fromkeys(finding for findings in found for finding in findings)))
+        options = dataclasses.replace(options, check=False)  # once for all fits
     facts = facts_of(pair, example)
     on, args = evaluated(loaded, facts, example)
     measured(pair, args, facts, loaded, draws=1, seed=seed)  # what cannot be evaluated fails before the fits

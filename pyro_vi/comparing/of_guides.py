@@ -13,7 +13,6 @@ from typing import Any
 
 from pyro.infer import ELBO
 
-from pyro_vi.checking import check_pair, refuse
 from pyro_vi.comparing.asked import Asked, into
 from pyro_vi.comparing.evaluating import evaluated, measured, result_of
 from pyro_vi.comparing.joint import Joint, joint_plans
@@ -22,7 +21,7 @@ from pyro_vi.elbo import Facts, facts_of
 from pyro_vi.errors import FitError, InputError, UsageError, first_line, kind_and_line
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of
-from pyro_vi.fitting import Plan, Run, fit_pair, names_of
+from pyro_vi.fitting import Options, Plan, Run, findings_of, fit_pair, names_of
 from pyro_vi.programs import Source, isolated, name_of
 
 CANDIDATES = ("mean_field", "enum", "mixed", "trace")
@@ -69,7 +68,7 @@ def compare_guides(
     found = joint_plans(model, guides, data, asked.options)
     plans = dict(found.plans)
     errors: dict[str, Exception] = dict(found.refused)
-    estimator, unserved = _estimator(found, chosen, asked.options.check)
+    estimator, unserved = _estimator(found, chosen, asked.options)
     facts: dict[str, Facts] = {}
     for name, plan in found.plans.items():
         example = plan.data.example(plan.batch_size)
@@ -126,20 +125,18 @@ def compare_guides(
 
 
 def _estimator(
-    found: Joint, chosen: Mapping[str, ELBO] | None, check: bool
+    found: Joint, chosen: Mapping[str, ELBO] | None, options: Options
 ) -> tuple[Mapping[str, ELBO], dict[str, InputError]]:
     """Return the estimator by its name, and the guides that it does not serve, each with the error of the check."""
-    tried = [chosen] if chosen is not None else [named(name) for name in CANDIDATES[: None if check else 1]]
+    tried = [chosen] if chosen is not None else [named(name) for name in CANDIDATES[: None if options.check else 1]]
     best: tuple[Mapping[str, ELBO], dict[str, InputError]] | None = None
     for elbos in tried:
         (elbo,) = elbos.values()
         errors: dict[str, InputError] = {}
-        for name, plan in found.plans.items() if check else ():
-            example, rows = plan.data.example(plan.batch_size), plan.data.spec.num_data
-            try:
-                refuse(check_pair(plan.pair, example, elbo=copy.deepcopy(elbo), num_data=rows))
-            except InputError as error:
-                errors[name] = error
+        for name, plan in found.plans.items() if options.check else ():
+            found_in = [f for f in findings_of(plan, copy.deepcopy(elbo), options) if f.severity == "error"]
+            if found_in:
+                errors[name] = InputError(str(found_in[0]))
         if best is None or len(errors) < len(best[1]):
             best = elbos, errors
         if not errors:

@@ -7,7 +7,7 @@
   batches. `seeds` makes the random generators for all of this.
 """
 
-from pyro_vi.data.arguments import fresh, numbered, part
+from pyro_vi.data.arguments import changed, fresh, numbered, part
 from pyro_vi.data.dataset import Batch, Data, device_of, length_of, tensors_in
 from pyro_vi.data.loading import load
 from pyro_vi.data.mapped import Mapped
@@ -19,6 +19,7 @@ __all__ = [
     "Data",
     "DataSpec",
     "Mapped",
+    "changed",
     "device_of",
     "fresh",
     "length_of",

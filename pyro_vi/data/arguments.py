@@ -1,7 +1,7 @@
 """The arguments of a program: which of them have a row for each datum, and what else it takes.
 
 * `Arguments` is made by `split` from what a person hands over; it puts rows of the columns into their places again.
-* `part` takes rows of arguments that are put together already; `fresh` copies their tensors.
+* `part` takes rows of arguments that are put together already; `fresh` copies their tensors; `changed` changes them.
 * `numbered` adds the row numbers to the batches of data, for a guide that has parameters for each row.
 
 A column is a tensor or array with as many rows as the first one. Everything else is passed on as it is: None, numbers, words,
@@ -112,6 +112,17 @@ def part(args: Batch, start: int, stop: int) -> Batch:
     length = length_of(args)
     rows: Batch = _map(args, lambda v: v[start:stop] if isinstance(v, Tensor) and v.dim() and len(v) == length else v)
     return rows
+
+
+def changed(args: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """Return arguments with each tensor among them changed.
+
+    Example:
+        >>> changed((torch.arange(3), None), lambda v: v.flip(0))
+        (tensor([2, 1, 0]), None)
+    """
+    found: Batch = _map(args, lambda v: change(v) if isinstance(v, Tensor) else v)
+    return found
 
 
 def numbered(data: Data) -> Data:

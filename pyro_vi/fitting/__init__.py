@@ -17,7 +17,7 @@ from pyro_vi.fitting.optimizers import recipe_of
 from pyro_vi.fitting.plan import Plan
 from pyro_vi.fitting.reading import config_of, holds_run, load_parameters
 from pyro_vi.fitting.settings import Options
-from pyro_vi.fitting.svi import Run, fit, fit_pair, names_of, plan_of
+from pyro_vi.fitting.svi import Run, findings_of, fit, fit_pair, names_of, plan_of
 
 __all__ = [
     "Loop",
@@ -27,6 +27,7 @@ __all__ = [
     "Settings",
     "Terminated",
     "config_of",
+    "findings_of",
     "fit",
     "fit_pair",
     "given",

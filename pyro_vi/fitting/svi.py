@@ -12,7 +12,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_vi.checking import check_pair, refuse
+from pyro_vi.checking import Finding, Planned, check_pair, refuse
 from pyro_vi.compiling import Choice, Compile
 from pyro_vi.data import Data
 from pyro_vi.errors import UsageError
@@ -247,9 +247,7 @@ def fit_pair(
     options_of_elbo = plain_options(estimator)  # before it learns about the pair
     adapted, pair, data, batch_size = estimator_of(estimator), planned.pair, planned.data, planned.batch_size
     recipe = recipe_of(options.optimizer, options.lr, options.schedule)
-    num_data = data.spec.num_data
-    per_epoch = math.ceil(data.per_epoch(batch_size) / batch_size)
-    total = _total(options.steps, options.epochs, per_epoch, batch_size == num_data)
+    total = _total(planned, options)
     kept = tuple(sorted({round(fraction * total) for fraction in fractions(snapshots)}))
     settings = Settings(
         total, batch_size, recipe.schedule, options.clip_norm, options.beta, options.warmup, options.seed, kept
@@ -271,8 +269,7 @@ def fit_pair(
     }
     example = data.example(batch_size)
     if options.check:
-        smallest = (data.per_epoch(batch_size) % batch_size) or batch_size
-        refuse(check_pair(pair, example, elbo=estimator, num_data=num_data, smallest=smallest))
+        refuse(findings_of(planned, estimator, options))
     with isolated(validation=False):
         sources = adapted.sources_of_pair(pair, example)
     pair, data = pair.to(options.device), data.to(device=options.device)
@@ -301,9 +298,22 @@ def fit_pair(
     )
 
 
-def _total(steps: int | None, epochs: int | None, per_epoch: int, full: bool) -> int:
-    default = STEPS if full else EPOCHS
-    return steps if steps is not None else (default if epochs is None else epochs) * per_epoch
+def findings_of(planned: Plan, estimator: ELBO | None, options: Options) -> list[Finding]:
+    """Return the findings of `pyro_vi.check` on a planned fit; the estimator may store what it learns about the pair."""
+    data, size = planned.data, planned.batch_size
+    smallest = (data.per_epoch(size) % size) or size
+    known = Planned(_total(planned, options), int(options.warmup), options.optimizer, data.shuffle)
+    example, rows = data.example(size), data.spec.num_data
+    return check_pair(planned.pair, example, elbo=estimator, num_data=rows, smallest=smallest, planned=known)
+
+
+def _total(planned: Plan, options: Options) -> int:
+    """Steps of the fit."""
+    size, data = planned.batch_size, planned.data
+    default = STEPS if size == data.spec.num_data else EPOCHS
+    per_epoch = math.ceil(data.per_epoch(size) / size)
+    epochs = default if options.epochs is None else int(options.epochs)
+    return int(options.steps) if options.steps is not None else epochs * per_epoch
 
 
 def fractions(snapshots: Any) -> list[float]:

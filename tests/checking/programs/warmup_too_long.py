@@ -1,0 +1,23 @@
+"""The warm-up of the KL lasts as long as the fit, so that the KL never has its full weight."""
+
+import pyro
+import pyro.distributions as dist
+import torch
+
+x = torch.linspace(-2.0, 2.0, 12)
+
+
+def model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def guide(x):
+    loc = pyro.param("loc", torch.tensor(0.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(loc * x, 0.7))
+
+
+WRONG = dict(model=model, guide=guide, batch=x, steps=1000, warmup=1000)
+RIGHT = dict(model=model, guide=guide, batch=x, steps=1000, warmup=200)
