@@ -118,7 +118,9 @@ COLUMNS = {
         "a vector for each row, with a closed form", _vectors("linear_gaussian(latent_dim=2)"), learns=True
     ),
     "conv_vae": Column(
-        "a vector for each image", _given("conv_vae(latent_dim=2, channels=(2,), activation='softplus')", _bits(4, 8, 8)), learns=True
+        "a vector for each image",
+        _given("conv_vae(latent_dim=2, channels=(2,), activation='softplus')", _bits(4, 8, 8)),
+        learns=True,
     ),
     "hierarchical_vae": Column(
         "two layers of latents", _vectors("hierarchical_vae(latent_dims=(2, 1), hidden=(4,))", True), learns=True
