@@ -1,12 +1,12 @@
 """A deep Markov model of the simulated arm: its prediction of the next step beside the last value.
 
-    python scripts/robot.py --steps 1500
+    python scripts/robot.py --steps 3000
 
-The model is `deep_markov`, the guide `diag_normal` with a bidirectional GRU. The prediction of x_{t+1} sees x_1, …, x_t only:
-the guide reads these t steps as a sequence of length t and gives q(z_t | x_1, …, x_t), z_{t+1} comes from the transition, and
-the prediction is the mean of E[x_{t+1} | z_{t+1}] over draws. So that the guide knows sequences that end anywhere, the model is
-fitted to the training sequences cut at a random step. The errors are of the held-out sequences, over t = 2, 3, …; beside them
-are those of the last value, x_t, and of the line through the last two, 2 x_t − x_{t−1}.
+The model is `deep_markov`, the guide `structured` with a bidirectional GRU: z_t depends on z_{t−1}. The prediction of x_{t+1}
+sees x_1, …, x_t only: the guide reads these t steps as a sequence of length t and gives q(z_1, …, z_t | x_1, …, x_t), z_{t+1}
+comes from the transition, and the prediction is the mean of E[x_{t+1} | z_{t+1}] over draws. So that the guide knows sequences
+that end anywhere, the model is fitted to the training sequences cut at a random step. The errors are of the held-out sequences,
+over t = 2, 3, …; beside them are those of the last value, x_t, and of the line through the last two, 2 x_t − x_{t−1}.
 """
 
 import time
@@ -26,8 +26,10 @@ class Options:
 
     data: str = "robot"
     """The trajectories, with options in parentheses."""
-    steps: int = 1500
+    steps: int = 3000
     """Optimisation steps."""
+    guide: str = "structured"
+    """A guide with an encoder; with "diag_normal", the steps are independent given the data."""
     latent_dim: int = 8
     """Dimension of z_t."""
     hidden: int = 64
@@ -36,7 +38,7 @@ class Options:
     """Sequences in a batch."""
     lr: float = 5e-3
     """Learning rate at the start; it falls to 0 along a cosine."""
-    cuts: int = 3
+    cuts: int = 9
     """Copies of each training sequence, each cut at a random step; one more is whole."""
     draws: int = 50
     """Draws for each prediction."""
@@ -48,10 +50,10 @@ def main(options: Options) -> None:
     """Fit, and print the errors."""
     data = load(options.data, seed=options.seed)
     width = options.hidden
-    model = f"deep_markov(latent_dim={options.latent_dim}, transition_dim={width}, hidden=({width},), scale=0.3)"
+    model = f"deep_markov(latent_dim={options.latent_dim}, transition_dim={width}, hidden=({width},), scale=0.1)"
     start = time.perf_counter()
     run = pyro_vi.fit(
-        model, f"diag_normal(hidden=({width},), init_scale=0.1)", cut(data, options.cuts, options.seed), elbo="trace",
+        model, f"{options.guide}(hidden=({width},), init_scale=0.1)", cut(data, options.cuts, options.seed), elbo="trace",
         steps=options.steps, batch_size=options.batch_size, lr=options.lr, schedule="cosine", warmup=options.steps // 5,
         seed=options.seed, compile=False, progress=False,
     )  # fmt: skip

@@ -173,7 +173,7 @@ ENTRIES = (
     Entry(
         "funnel",
         "structured",
-        "digits",
+        "none",
         "density",
         "A target with a scale that is a latent.",
         {"steps": 2000, "lr": 0.01},
