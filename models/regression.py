@@ -303,7 +303,10 @@ def _effects(name: str, centre: Any, scale: Any, centred: bool, event_dim: int) 
 def _likelihood(name: str, data: DataSpec) -> str:
     target = data.others[0] if data.others else None
     if target is not None and target.name in NO_TARGETS:
-        raise InputError(f"regression takes targets as its second column, and '{data.name}' has {target.name} there")
+        raise InputError(
+            f"regression takes targets as its second column, and '{data.name}' has {target.name} there; give arrays (x, y), or "
+            "(x, y, group), with known errors of y as the last column of x under known_scale='column'"
+        )
     if name == "auto":
         numbers = target is None or all(word.isdigit() for word in target.classes)  # counts, unless they have names
         if target is not None and len(target.classes) > 2 and (target.support == "class" or not numbers):

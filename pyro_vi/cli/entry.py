@@ -31,7 +31,7 @@ from pyro_vi.support import finite, make_folder, slug, write_json
 
 def _compare(command: Compare, made: Any = None) -> int:
     from pyro_vi.comparing import compare
-    from pyro_vi.reporting.datatree import datatree_of_pair, history_dataset, write
+    from pyro_vi.reporting.datatree import datatree_of_pair, history_dataset, rows_within, write
     from pyro_vi.reporting.document import to_dict
     from pyro_vi.reporting.saving import save
     from pyro_vi.reporting.summary import table
@@ -54,7 +54,7 @@ def _compare(command: Compare, made: Any = None) -> int:
         audits = {"audit": comparison.audit_dataset()} if comparison.audits else {}
         for name, one in comparison.results.items():
             groups = {"fit": history_dataset(one.run.history), **audits}
-            batch, folder = comparison.pictured()[1], comparison.folder_of(name)
+            batch, folder = rows_within(one.run.pair, comparison.pictured()[1], 100), comparison.folder_of(name)
             try:
                 tree = datatree_of_pair(
                     one.run.pair,
@@ -89,7 +89,7 @@ def _compare(command: Compare, made: Any = None) -> int:
 
 def _fit(command: Fit, made: Any = None) -> int:
     from pyro_vi.fitting import fit
-    from pyro_vi.reporting.datatree import datatree_of_pair, history_dataset, write
+    from pyro_vi.reporting.datatree import datatree_of_pair, history_dataset, rows_within, write
     from pyro_vi.reporting.pictures.plotting import comparison_of
     from pyro_vi.reporting.saving import save
 
@@ -99,6 +99,7 @@ def _fit(command: Fit, made: Any = None) -> int:
     batch = run.data.heldout if run.data.num_heldout else run.data.example(run.data.spec.num_data)
     groups = {"fit": history_dataset(run.history)}
     features = run.data.spec.features
+    batch = rows_within(run.pair, batch, 100)
     tree = datatree_of_pair(run.pair, batch, draws=100, seed=command.seed, groups=groups, features=features)
     write(tree, out / "result.nc")
     plots = save(comparison_of(run, command.model, command.guide, command.seed), out, command.format)

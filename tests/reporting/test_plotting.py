@@ -155,3 +155,11 @@ def test_a_fit_is_drawn_under_the_names_of_its_folder(tmp_path: Path) -> None:
     assert list(figures) == ["training_curves", *CHOSEN["vectors"]]
     assert "model linear_gaussian(latent_dim=2), guide exact" in figures["latent_means"].get_suptitle()
     assert "LinearGaussian" in pyro_vi.plot(replace(run, out=None))["latent_means"].get_suptitle()
+
+
+def test_references_of_latents_that_the_model_does_not_share_call_for_no_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plotting, "reference_of", lambda facts: {"mu[1]": np.zeros(9)})
+    assert "marginals" not in [one.name for one in chosen(_made("vectors"))]
+    assert "marginals" in [one.name for one in chosen(_made("regression"))]

@@ -68,7 +68,7 @@ def _plain(facts: Facts) -> bool:
 def _shares_numbers(facts: Facts) -> bool:
     """All data share a few numbers: the weights of a network have no meaning one by one."""
     few = sum(site.numel for site in facts.shared.values()) <= 60
-    return bool(reference_of(facts)) or (bool(facts.shared) and few and not is_series(facts))
+    return bool(facts.shared) and (bool(reference_of(facts)) or (few and not is_series(facts)))
 
 
 PICTURES = (
