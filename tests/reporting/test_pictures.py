@@ -1,6 +1,7 @@
 """Pictures of model and data: what they show is what was computed."""
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -291,6 +292,13 @@ def test_of_classes_the_shares_of_the_predictions_are_stacked() -> None:
 def test_marginals_of_coefficients_have_the_names_of_their_columns() -> None:
     figure = marginals(comparison(line, slopes, table(40, 2), others=TARGET, features=("age", "bmi")))
     assert [axes.get_xlabel() for axes in figure.axes] == ["slopes[age]", "slopes[bmi]"]
+
+
+def test_marginals_of_groups_have_the_names_of_the_groups() -> None:
+    frame = pd.DataFrame({"age": vectors(40, 1)[:, 0], "y": vectors(40, 2)[:, 1], "school": [7, 101] * 20})
+    figure = marginals(comparison("regression", "diag_normal", load(frame, target="y", group="school")))
+    names = ["intercept", "weights", "group_scale", "group[7]", "group[101]", "scale"]
+    assert [axes.get_xlabel() for axes in figure.axes] == names
 
 
 # The plane.

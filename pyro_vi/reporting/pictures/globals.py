@@ -45,7 +45,7 @@ def marginals(comparison: Comparison, *, seed: int = 0) -> Figure:
     if not names:
         raise InputError("no latent is shared by all data, so that there are no marginals to draw")
     shown, site = names[:MOST], coefficients_of(facts)
-    labels = {f"{site}[{k}]": f"{site}[{feature}]" for k, feature in enumerate(facts.features, 1)} if site else {}
+    labels = _labels(facts, site)
     across = min(4, len(shown))
     down = math.ceil(len(shown) / across)
     figure = Figure(figsize=(max(5.4, 2.5 * across), 2.1 * down + 1.0), layout="constrained")
@@ -124,6 +124,16 @@ def coefficients_of(facts: Facts) -> str | None:
     shape = (len(facts.features),)
     sizes = {name: (*site.batch_shape, *site.event_shape) for name, site in facts.shared.items() if real(site)}
     return next((name for name, size in sizes.items() if size == shape and _multiplies(facts, name)), None)
+
+
+def _labels(facts: Facts, site: str | None) -> dict[str, str]:
+    """Names of coefficients by their column, and of numbers of groups by their group."""
+    groups = next((one.classes for one in facts.spec.others if one.name == "group"), ())
+    named = {site: facts.features} if site else {}
+    for name, shared in facts.shared.items():
+        if groups and shared.batch_shape == (len(groups),) and not shared.event_shape:
+            named[name] = groups
+    return {f"{name}[{k}]": f"{name}[{word}]" for name, words in named.items() for k, word in enumerate(words, 1)}
 
 
 def _multiplies(facts: Facts, name: str) -> bool:
