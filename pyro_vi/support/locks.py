@@ -1,6 +1,7 @@
 """Locks of folders: one process or thread at a time writes into a folder."""
 
 import os
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +13,8 @@ except ImportError:  # on Windows folders are not locked
     fcntl = None  # type: ignore[assignment]
 
 NAME = ".lock"
+
+_held: "weakref.WeakSet[Lock]" = weakref.WeakSet()
 
 
 class Lock:
@@ -48,6 +51,7 @@ class Lock:
                 os.truncate(file, 0)
                 os.write(file, str(os.getpid()).encode())
                 self._file = file
+                _held.add(self)
             else:
                 os.close(file)
 
@@ -61,6 +65,18 @@ class Lock:
 
     def __del__(self) -> None:
         self.release()
+
+
+def _forget() -> None:
+    """Leave the locks to the parent of a process that was forked: the child would hold them after the parent's end."""
+    for lock in list(_held):
+        if lock._file >= 0:
+            os.close(lock._file)
+            lock._file = -1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def _is(file: int, path: Path) -> bool:

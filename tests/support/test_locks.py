@@ -42,3 +42,25 @@ def test_two_in_one_process(tmp_path):
     lock.release()
     lock.release()
     Lock(tmp_path).release()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_has_no_part_in_a_lock(tmp_path):
+    """It does not remove the lock of its parent, nor does it hold it after the parent's end."""
+    lock, (reads, writes) = Lock(tmp_path), os.pipe()
+    child = os.fork()
+    if not child:
+        lock.release()
+        os.read(reads, 1)
+        os._exit(0)
+    try:
+        with pytest.raises(UsageError, match="is in use by another fit"):
+            Lock(tmp_path)
+        assert (tmp_path / NAME).exists()
+        os.close(lock._file)  # as the end of this process would
+        lock._file = -1
+        Lock(tmp_path).release()
+    finally:
+        os.write(writes, b".")
+        os.waitpid(child, 0)
