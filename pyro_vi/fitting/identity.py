@@ -2,8 +2,9 @@
 
 `differences` names what differs between two configurations.
 
-`fingerprint` is a short text that depends on what a function, a class or an object does: on its code and the plain values that
-it uses, and not on comments, docstrings or line numbers. It is the same in every process of one version of Python.
+`fingerprint` is a short text that depends on what a function, a class or an object does: on its code, and the plain
+values and constant tensors that it uses, and not on comments, docstrings or line numbers. It is the same in every process of
+one version of Python.
 """
 
 import functools
@@ -14,9 +15,13 @@ from collections.abc import Iterator, Mapping
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
+import numpy as np
+import torch
+
 from pyro_vi.support import finite
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
+CONSTANTS = (torch.Tensor, np.ndarray)
 OURS_AND_OTHERS = ("torch", "pyro", "numpy", "builtins", "functools", "typing", "collections", "math", "pyro_vi")
 """Packages whose code is known by its version, or by its name alone."""
 
@@ -88,6 +93,9 @@ def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str]:
         return
     if id(value) in seen:
         return
+    if isinstance(value, CONSTANTS):
+        yield from _constant(value)
+        return
     seen[id(value)] = value  # kept alive, so that no id is used twice
     if isinstance(value, functools.partial):
         for part in (value.func, value.args, value.keywords):
@@ -125,8 +133,18 @@ def _function(function: Any, seen: dict[int, Any]) -> Iterator[str]:
     for name, value in sorted({**closed.globals, **closed.nonlocals}.items()):
         yield name
         plain = isinstance(value, Mapping) and all(isinstance(item, PLAIN) for item in value.values())
-        if plain or isinstance(value, (*PLAIN, list, tuple, FunctionType)) or inspect.isclass(value):
+        if plain or isinstance(value, (*PLAIN, *CONSTANTS, list, tuple, FunctionType)) or inspect.isclass(value):
             yield from _parts(value, seen)
+
+
+def _constant(value: Any) -> Iterator[str]:
+    """The values of an array or a tensor; those of a parameter change in a fit, and only its shape counts."""
+    if isinstance(value, torch.Tensor):
+        yield f"{value.dtype} {tuple(value.shape)}"
+        if value.requires_grad or value.layout is not torch.strided or value.is_meta or value.is_quantized:
+            return
+        value = value.detach().cpu().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8).numpy()
+    yield f"{value.dtype} {value.shape} {zlib.crc32(np.ascontiguousarray(value).tobytes()) if value.dtype != object else 0}"
 
 
 def _code(code: CodeType, doc: str | None = None) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -59,3 +60,17 @@ def test_closures_partials_and_networks():
     net = nn.Sequential(nn.Linear(2, 3), nn.Tanh())
     assert fingerprint(net) == fingerprint(nn.Sequential(nn.Linear(2, 3), nn.Tanh()))
     assert fingerprint(net) != fingerprint(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))
+
+
+def test_constants_count_and_parameters_do_not():
+    def reading(value: Any) -> Any:
+        return lambda x: x * value
+
+    kinds = (torch.tensor, np.array, lambda v: torch.tensor(v).to(torch.complex64), lambda v: [torch.tensor(v)])
+    for kind in kinds:
+        one, same, other = (fingerprint(reading(kind(v))) for v in (1.0, 1.0, 100.0))
+        assert one == same != other
+    two = [fingerprint(reading(torch.arange(6).reshape(shape))) for shape in ((2, 3), (3, 2))]
+    assert two[0] != two[1]
+    assert len({fingerprint(reading(torch.tensor(v, requires_grad=True))) for v in (1.0, 2.0)}) == 1
+    assert fingerprint(reading(torch.empty(0))) == fingerprint(reading(torch.empty(0)))
