@@ -2,6 +2,7 @@
 
 import random
 import re
+import resource
 import shutil
 import warnings
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from small_fits import in_main_thread, interrupting, quick, same_fit
 from pyro_vi import InputError, Run
 from pyro_vi.fitting.reading import signed
 from pyro_vi.fitting.sealed import read_sealed, write_sealed
-from pyro_vi.support import write_json
+from pyro_vi.support import Lock, write_json
 
 STEPS, STOP = 20, 13
 OPTIONS = {"steps": STEPS, "batch_size": 20, "snapshots": (0.0, 0.5, 1.0)}
@@ -170,6 +171,51 @@ def stopping(lr: float):
         return optimizer
 
     return adam
+
+
+def doing(action: Callable[[], object], step: int) -> Callable[..., torch.optim.Optimizer]:
+    """Adam that does something after one of its steps; in a run's configuration it has the name of `interrupting`."""
+    inner = interrupting()
+
+    def adam(parameters):
+        optimizer, taken = inner(parameters), []
+        optimizer.register_step_post_hook(lambda *_: action() if taken.append(1) or len(taken) == step else None)
+        return optimizer
+
+    adam.__qualname__ = inner.__qualname__
+    return adam
+
+
+def test_a_disk_that_fills_in_the_midst_of_a_fit_loses_nothing(whole, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    fill = doing(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1])), STOP)
+    with pytest.raises(InputError) as caught:
+        try:
+            quick(out=tmp_path / "run", optimizer=fill, **OPTIONS)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = str(caught.value)
+    assert "cannot be written (File too large); make room for it, then continue with: pyro-vi resume" in said
+    assert "\n" not in said and not list((tmp_path / "run").glob("*.tmp"))
+    assert outcome(tmp_path / "run", whole) == ""
+
+
+def test_a_folder_that_vanishes_in_the_midst_of_a_fit_is_one_line(tmp_path):
+    with pytest.raises(
+        InputError, match=r"^the folder '.*run' is gone, so '.*' cannot be written; put it back, or start"
+    ):
+        quick(out=tmp_path / "run", optimizer=doing(lambda: shutil.rmtree(tmp_path / "run"), STOP), **OPTIONS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_another_process_writes_is_left_alone(stopped, whole, tmp_path):
+    folder = copied(stopped, tmp_path / "run")
+    lock = Lock(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert "is in use by another fit; wait until it is done, or choose another folder" in outcome(folder, whole)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    lock.release()
+    assert outcome(folder, whole) == ""
 
 
 def damaged(folder: Path, another: Path, draw: random.Random) -> str:

@@ -325,3 +325,19 @@ def test_a_checksum_is_of_the_bytes():
     assert checksum([x, x + 1]) != checksum([x + 1, x])
     assert checksum([x.to(torch.uint8)]) != checksum([x])
     assert checksum([x > 2]) != checksum([x > 3])
+
+
+def test_parameters_of_a_damaged_checkpoint_are_those_of_the_one_before(tmp_path):
+    """Also while another process writes into the folder, and nothing in it is changed."""
+    one, two, found = nn.Linear(2, 3), nn.Linear(2, 3), nn.Linear(2, 3)
+    folder = RunFolder(tmp_path, CONFIG)
+    for pair in (one, two):
+        folder.save({"pair": pair.state_dict()})
+    (tmp_path / "checkpoint.pt").write_bytes((tmp_path / "checkpoint.pt").read_bytes()[:900])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.warns(
+        UserWarning, match=r"'.*checkpoint\.pt' is not used: it has no checksum.*those of checkpoint-previous"
+    ):
+        load_parameters(found, tmp_path)
+    assert torch.equal(found.weight, one.weight)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
