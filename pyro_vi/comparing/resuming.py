@@ -1,12 +1,16 @@
 """The continuation of a fit or a comparison from its folder alone."""
 
 import contextlib
+import inspect
 from collections.abc import Collection
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from pyro_vi.comparing.comparer import compare
 from pyro_vi.comparing.results import Comparison
-from pyro_vi.fitting import Run, fit, given_of
+from pyro_vi.errors import InputError
+from pyro_vi.fitting import Options, Run, fit, given_of
 
 
 def resume(folder: str | Path, *, allow: Collection[str] = (), progress: bool = True) -> Run | Comparison:
@@ -32,7 +36,19 @@ def resume(folder: str | Path, *, allow: Collection[str] = (), progress: bool = 
     """
     path = Path(folder).expanduser().absolute()
     given = given_of(path)
-    start = Path(given.get("folder") or ".")
-    arguments = {**given["arguments"], "out": path, "resume": True, "allow": allow, "progress": progress}
+    start, call = Path(str(given.get("folder") or ".")), compare if given["command"] == "compare" else fit
+    known = {*inspect.signature(call).parameters, *(option.name for option in fields(Options))}
+    strange = sorted(map(str, given["arguments"].keys() - known))
+    if strange:
+        raise InputError(
+            f"'{path}' was made by another version of pyro_vi, with {', '.join(strange)}; resume it with that version"
+        )
+    arguments: dict[str, Any] = {
+        **given["arguments"],
+        "out": path,
+        "resume": True,
+        "allow": allow,
+        "progress": progress,
+    }
     with contextlib.chdir(start if start.is_dir() else "."):
-        return compare(**arguments) if given["command"] == "compare" else fit(**arguments)
+        return call(**arguments)

@@ -67,15 +67,20 @@ def given_of(path: Path) -> dict[str, Any]:
 
 def _found(path: Path) -> dict[str, Any]:
     if holds_run(path):
-        return dict(read_config(path)[0].get("given", {}))
+        return _call(read_config(path)[0])
     for folder in _fits(path):
         try:
-            found = read_config(folder)[0].get("given", {})
+            found = _call(read_config(folder)[0])
         except InputError:
             continue
         if found.get("command") == "compare":
-            return dict(found)
+            return found
     raise InputError(f"'{path}' holds no run to resume; give the folder of a fit or a comparison")
+
+
+def _call(config: Mapping[str, Any]) -> dict[str, Any]:
+    found = config.get("given")
+    return dict(found) if isinstance(found, dict) and isinstance(found.get("arguments"), dict) else {}
 
 
 def _fits(path: Path) -> Iterator[Path]:

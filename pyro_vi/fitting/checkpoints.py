@@ -56,7 +56,7 @@ def put_back(
     try:
         stepper.load_state_dict(state, changed)
         set_generators(state["generators"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of any kind, from what another optimizer, or someone who means harm, has left
         raise InputError(
             f"the checkpoint is of another optimizer ({kind_and_line(error)}); start the run again"
         ) from error
@@ -68,11 +68,12 @@ def _position(found: Any, settings: Settings, batches: int) -> Position:
         position = Position(**found)
         whole = [position.step, position.epoch, position.batch]
         fits = all(type(n) is int and n >= 0 for n in whole) and position.step >= position.epoch
+        fits &= all(type(n) in (int, float) for n in (position.seconds, position.total, *position.losses))
     except TypeError:
         fits = False
     if not fits or position.batch > batches:
         raise InputError(
-            f"the checkpoint has no position in this fit ({found}; {batches} batches per epoch); continue with the data and "
+            f"the checkpoint has no position in this fit ({batches} batches per epoch); continue with the data and "
             "the batch_size that it was made with"
         )
     if position.step > settings.steps:

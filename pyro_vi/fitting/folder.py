@@ -99,7 +99,9 @@ class RunFolder:
             )
         if said:
             warnings.warn(said, stacklevel=2)
-        changes = {"changes": [*old.get("changes", ()), *found.values()]} if found or "changes" in old else {}
+        changes = (
+            {"changes": [*map(str, old.get("changes") or ()), *found.values()]} if found or "changes" in old else {}
+        )
         self.run: str = old["run"]
         self.config = signed({**config, **changes, "run": self.run})
         if said or self.config != old:

@@ -50,7 +50,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str
     new = json.loads(json.dumps(finite(new)))
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key not in APART]
     found = {key: f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in changed if key not in DETAILS}
-    versions = [one.get("versions") or {} for one in (old, new)]
+    versions = [v if isinstance(v := one.get("versions"), Mapping) else {} for one in (old, new)]
     if "versions" in found:
         names = [name for name in {**versions[0], **versions[1]} if versions[0].get(name) != versions[1].get(name)]
         found["versions"] = "; ".join(

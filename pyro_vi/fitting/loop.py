@@ -343,5 +343,5 @@ class Loop:
             snapshot = self.folder.snapshot(step) if step <= self.position.step else None
             if snapshot is not None:
                 self.snapshots[step] = snapshot
-        chosen: dict[str, list[int]] | None = state["compiled"]
-        return None if "compile" in changed else chosen
+        chosen = state.get("compiled")
+        return chosen if isinstance(chosen, dict) and "compile" not in changed else None

@@ -52,9 +52,9 @@ def read_config(path: Path) -> tuple[dict[str, Any], str]:
         why = str(error)
     for name in (CHECKPOINT, PREVIOUS):
         try:
-            found = read_sealed(path / name, None, kind_of(name))["config"]
+            found = _checkpoint(read_sealed(path / name, None, kind_of(name)))["config"]
             return found, f"'{path / CONFIG}' is not used: {why}; the copy in {name} is"
-        except (Damaged, OSError, KeyError):
+        except (Damaged, OSError):
             continue
     raise InputError(
         f"'{path / CONFIG}' cannot be used: {why}, and no checkpoint has a copy; put it back, or choose another folder"
@@ -74,7 +74,7 @@ def newest(path: Path, run: str | None) -> tuple[dict[str, Any] | None, str, str
     wrong: dict[str, str] = {}
     for name in (CHECKPOINT, PREVIOUS):
         try:
-            return read_sealed(path / name, run, kind_of(name)), name, wrong.get(CHECKPOINT, "")
+            return _checkpoint(read_sealed(path / name, run, kind_of(name))), name, wrong.get(CHECKPOINT, "")
         except FileNotFoundError:
             wrong.update({CHECKPOINT: "it is missing"} if name == CHECKPOINT else {})
         except Damaged as error:
@@ -122,10 +122,10 @@ def load_parameters(pair: torch.nn.Module, path: Path) -> None:
     assert state is not None
     if wrong:
         warnings.warn(f"'{path / CHECKPOINT}' is not used: {wrong}; the parameters are those of {name}", stacklevel=2)
-    put_into(pair, state, path)
+    put_into(pair, state, f"the run in '{path}'")
 
 
-def put_into(pair: torch.nn.Module, state: Mapping[str, Any], path: Path | str) -> None:
+def put_into(pair: torch.nn.Module, state: Mapping[str, Any], what: str) -> None:
     """Put the parameters of a checkpoint into a pair.
 
     Raises:
@@ -135,8 +135,16 @@ def put_into(pair: torch.nn.Module, state: Mapping[str, Any], path: Path | str) 
         pair.load_state_dict(state["pair"])
     except (RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"the run in '{path}' is of another pair, with other parameters; give the model and guide of that run"
+            f"{what} is of another pair, with other parameters; give the model and guide of that run"
         ) from error
+
+
+def _checkpoint(state: dict[str, Any]) -> dict[str, Any]:
+    config, records = state.get("config"), state.get("history")
+    known = isinstance(config, dict) and isinstance(config.get("run"), str) and isinstance(records, list)
+    if not known or not all(isinstance(record, dict) for record in records or ()):
+        raise Damaged("it lacks the configuration or the records of a run")
+    return state
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -10,7 +10,10 @@ import pytest
 from small_fits import DIAGONAL, LINEAR, in_main_thread, quick, same_fit
 
 from pyro_vi import InputError, UsageError, compare, fit, resume
+from pyro_vi.fitting import config_of
 from pyro_vi.fitting.progress import Progress
+from pyro_vi.fitting.reading import signed
+from pyro_vi.support import write_json
 
 OWN = """
 import torch, pyro, pyro.distributions as dist
@@ -93,6 +96,22 @@ def test_a_program_that_has_changed_is_named_and_may_be_allowed(place, monkeypat
     np.save("x.npy", np.zeros((40, 2), "f4"))
     with pytest.raises(UsageError, match=r"\(data_checksum was \d+, is \d+\)"):
         resume("run", allow=("code",), progress=False)
+
+
+def test_a_call_that_this_version_does_not_know_is_one_line(tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(40, 3)).astype("f4"))
+    run = fit(LINEAR, DIAGONAL, str(tmp_path / "x.npy"), steps=1, progress=False, compile=False, out=tmp_path / "run")
+    config = config_of(run.out)
+    for change, said in (
+        (
+            {"arguments": {**config["given"]["arguments"], "colour": 1}},
+            "by another version of pyro_vi, with colour; res",
+        ),
+        ({"arguments": 3}, r"made from Python objects \(settings\)"),
+    ):
+        write_json(run.out / "config.json", signed({**config, "given": {**config["given"], **change}}))
+        with pytest.raises(InputError, match=said):
+            resume(run.out, progress=False)
 
 
 def test_what_was_made_from_objects_needs_them(tmp_path):

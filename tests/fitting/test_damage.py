@@ -263,3 +263,22 @@ def test_random_damage_gives_the_same_bits_or_one_line(count, stopped, another, 
     errors = sum("error: " in line for line in said)
     assert errors < count
     assert count < 10 or errors > 0 < sum("continues from the checkpoint before" in line for line in said)
+
+
+@in_main_thread
+@pytest.mark.parametrize(
+    "junk", [None, pytest.param(3, marks=pytest.mark.slow), pytest.param(["x"], marks=pytest.mark.slow)]
+)
+def test_a_checkpoint_that_someone_made_up_is_one_line(junk, stopped, tmp_path):
+    """With a right checksum: a part of the state is another one, or missing."""
+    names = ("pair", "optimizer", "generators", "position", "config", "history")
+    for name in names if junk else ("pair", "position", "history"):
+        path = copied(stopped, tmp_path / "run") / "checkpoint.pt"
+        (tmp_path / "run" / "checkpoint-previous.pt").unlink()
+        state = read_sealed(path, None, "checkpoint")
+        run = state["config"]["run"]
+        state.update({name: junk})
+        write_sealed(path, {k: v for k, v in state.items() if v is not None}, run, "checkpoint")
+        with pytest.raises(InputError) as caught:
+            resumed(tmp_path / "run")
+        assert "\n" not in str(caught.value)
