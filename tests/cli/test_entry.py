@@ -3,6 +3,7 @@
 import configparser
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -265,7 +266,10 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(folder):
     assert process.returncode == 130, err
     run = next(folder.glob("runs/*"))
     assert out == ""
-    assert err.splitlines()[-1] == f"interrupted; continue with: pyro-vi resume '{run.relative_to(folder)}'"
+    assert (
+        err.splitlines()[-1]
+        == f"interrupted; continue with: pyro-vi resume {shlex.quote(str(run.relative_to(folder)))}"
+    )
     state = torch.load(run / "checkpoint.pt", weights_only=True)
     assert 0 < state["position"]["step"] < 20000
     config = json.loads((run / "config.json").read_text())
