@@ -21,6 +21,7 @@ from pyro.poutine.util import is_validation_enabled, prune_subsample_sites
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_vi.checking.encoders import saturated
 from pyro_vi.checking.findings import Finding, Planned, View, merged
 from pyro_vi.checking.gradients import leaves_of
 from pyro_vi.checking.options import stale
@@ -118,7 +119,9 @@ def check_pair(
     except InputError as error:
         if traits.sums_marked and elbo is not None and _runs(pair, args, elbo):
             return []  # a program that needs the shapes of the sites that are summed out
-        return [bad or _failing(error)]
+        # Without validation an encoder at its bound may run.
+        view = View(pair, args, elbo, traits, num_data, smallest, planned)
+        return [bad] if bad else _tried(saturated, view) or [_failing(error)]
     return merged([*found, *stale(pair)])
 
 
@@ -138,7 +141,13 @@ def _check(view: View, bad: Finding | None) -> list[Finding]:
             # Without validation the rules may say why: a rate below 0 by a guide that draws all real numbers.
             failed, validated = error, False
             with pyro.validation_enabled(False):
-                model_trace = _trace("model", replayed, view.args)
+                try:
+                    model_trace = _trace("model", replayed, view.args)
+                except InputError:
+                    found = _apart(view, guide_trace)
+                    if found:
+                        return found
+                    raise
     view = replace(
         view,
         model_trace=prune_subsample_sites(model_trace),
@@ -150,6 +159,16 @@ def _check(view: View, bad: Finding | None) -> list[Finding]:
     if failed is not None and not any(finding.severity == "error" for finding in found):
         raise failed
     return found
+
+
+def _apart(view: View, guide_trace: Any) -> list[Finding]:
+    """What the sites of both programs say where the model fails on the guide's draws, and not on its own."""
+    try:
+        alone = _trace("model", view.pair.model, view.args)
+    except InputError:
+        return []
+    view = replace(view, model_trace=prune_subsample_sites(alone), guide_trace=prune_subsample_sites(guide_trace))
+    return [finding for rule in STRUCTURE for finding in rule(view)]
 
 
 def _densities(view: View, bad: Finding | None, runs: bool) -> list[Finding]:

@@ -1,6 +1,8 @@
-"""The rule of `check` on scales of a likelihood that can go to 0, so that the ELBO has no maximum.
+"""Rules of `check` on scales of a likelihood that can go to 0, so that the ELBO has no maximum.
 
-Mattei and Frellsen (2018, arXiv:1802.04826) show it for a decoder that sets mean and scale of each datum.
+Mattei and Frellsen (2018, arXiv:1802.04826) show it for a decoder that sets mean and scale of each datum; for the scales of a
+mixture's components it is as old as maximum likelihood. Of one scale for all data the data themselves are the bound, unless a
+feature of them is the same number in each row.
 """
 
 from collections.abc import Iterator
@@ -11,18 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vi.checking.estimates import apart
-from pyro_vi.checking.findings import Finding, View, data_of
-from pyro_vi.elbo import Run, draw_traces
-from pyro_vi.programs import Give, describe
+from pyro_vi.checking.findings import Finding, View, data_of, latents_of
+from pyro_vi.checking.gradients import leaves_of
+from pyro_vi.elbo import draw_traces
+from pyro_vi.programs import Give, Values, describe, moved_parameters
 
 PUSHES = (1.0, 10.0, 100.0)
 """Lengths of the steps by which parameters are pushed down the gradient of the scale."""
 GONE = 1e-4
 """Part of its first value from which a scale is said to go to 0."""
+LEAST = 10
+"""Fewest rows of which a feature is said to be constant."""
 
 
 def unbounded(view: View) -> Iterator[Finding]:
-    """Scales that a decoder makes from the latents of a datum, with no lower bound."""
+    """Scales with no lower bound that a model makes from the latents of a datum, or for a feature that is constant."""
     own = [p for p in view.pair.model.parameters() if p.requires_grad and p.is_floating_point()]
     if view.run is None or not own:
         return
@@ -30,15 +35,18 @@ def unbounded(view: View) -> Iterator[Finding]:
         scale = _scale_of(node)
         if scale is None or not scale.requires_grad:
             continue
+        constant = _constant(node, scale)
         with apart(view, gradients=True):
-            before, after = _pushed(view, name, own)
-        if before and after < GONE * before:
-            kind = describe(node["fn"])
+            if constant is None and not _follows_latents(view, name):
+                continue
+            before, after = _pushed(view, name, own, constant)
+        if after < GONE * before:
+            why = "depends on latents of each datum" if constant is None else "has a feature to itself that is constant"
             text = (
-                f"the scale of {kind} at '{name}' depends on latents of each datum and has no lower bound: a push of the "
-                f"parameters takes it from {before:.3g} to {after:.3g}, so the ELBO has no maximum"
+                f"the scale of {describe(node['fn'])} at '{name}' {why}, and has no lower bound: a push of the parameters "
+                f"takes it from {before:.3g} to {after:.3g}, so the ELBO has no maximum"
             )
-            remedy = "add a floor to the scale: softplus(raw) + 0.01, or use one scale for all data"
+            remedy = "add a floor to the scale (softplus(raw) + 0.01), or use one scale for all data"
             yield Finding("unbounded", "warning", name, text, remedy)
 
 
@@ -46,48 +54,83 @@ def _scale_of(node: Any) -> Tensor | None:
     fn = node["fn"]
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
-    if fn.support is None or getattr(fn.support, "is_discrete", True):
+    if getattr(fn.support, "is_discrete", True):
         return None
     value = getattr(fn, "scale", None)
     return value if isinstance(value, Tensor) else None
 
 
-def _pushed(view: View, name: str, own: list[nn.Parameter]) -> tuple[float, float]:
-    """The least scale before and after a push; zeros if it does not depend on the draws of data."""
+def _constant(node: Any, scale: Tensor) -> Tensor | None:
+    """True for each feature that is the same number in all rows and has a scale of its own; None if there is none."""
+    value = torch.as_tensor(node["value"])
+    if value.dim() < 2 or len(value) < LEAST or scale.shape != value.shape:
+        return None
+    same = (value == value[:1]).all(0)
+    each = scale.detach()
+    shared = bool((each[0] == each[0].flatten()[0]).all()) and bool((each == each[:1]).all()) and not _separate(scale)
+    return same if bool(same.any()) and not bool(same.all()) and not shared else None
+
+
+def _separate(scale: Tensor) -> bool:
+    """True if a feature's scale has numbers of its own among the parameters, as in a vector of scales."""
+    leaves = [leaf for leaf in leaves_of(scale) if leaf.requires_grad]
+    ends = (scale.flatten(1)[0, 0], scale.flatten(1)[0, -1])
+    first, last = (torch.autograd.grad(end, leaves, retain_graph=True, allow_unused=True) for end in ends)
+    return any(
+        one is not None and two is not None and not torch.equal(one, two) for one, two in zip(first, last, strict=True)
+    )
+
+
+def _local(view: View) -> dict[str, Tensor]:
     assert view.run is not None
-    local = [
-        value.detach().requires_grad_()
-        for site, value in view.run.values.items()
-        if site in view.shared and value.is_floating_point() and _in_plate(view, site)
-    ]
-    names = [s for s, v in view.run.values.items() if s in view.shared and v.is_floating_point() and _in_plate(view, s)]
-    if not names:
-        return 0.0, 0.0
-    given = {**{n: v.detach() for n, v in view.run.values.items()}, **dict(zip(names, local, strict=True))}
-    scale = _scale_of(_run(view, given).model_trace.nodes[name])
-    if scale is None or not scale.requires_grad:
-        return 0.0, 0.0
-    downwards = torch.autograd.grad(scale.log().sum(), [*local, *own], allow_unused=True)
-    of_draws, of_own = downwards[: len(local)], downwards[len(local) :]
-    if not any(g is not None and bool(g.any()) for g in of_draws) or all(g is None for g in of_own):
-        return 0.0, 0.0
-    before = float(scale.min())
-    least = before
-    for push in PUSHES:
-        with _moved(own, of_own, push), torch.no_grad():
-            after = _scale_of(_run(view, given).model_trace.nodes[name])
-        if after is not None and bool(after.isfinite().all()):
-            least = min(least, float(after.min()))
-    return before, least
+    return {
+        name: view.run.values[name].detach()
+        for name, node in latents_of(view.run.model_trace).items()
+        if name in view.run.values and any(f.vectorized for f in node["cond_indep_stack"])
+    }
 
 
-def _in_plate(view: View, site: str) -> bool:
-    return any(f.vectorized for f in view.model_trace.nodes[site]["cond_indep_stack"])
+def _follows_latents(view: View, name: str) -> bool:
+    """True if other draws of the latents of data give another scale."""
+    local, given = _local(view), _given(view)
+    if not local:
+        return False
+    scales = []
+    for turned in (False, True):
+        changed = {k: (v.flatten().roll(1).reshape(v.shape) if turned else v) for k, v in local.items()}
+        # Scales that start equal may be different numbers.
+        with torch.no_grad(), moved_parameters(view.pair.model, torch.Generator().manual_seed(1)):
+            scales.append(_scale(view, {**given, **changed}, name))
+    return scales[0] is not None and scales[1] is not None and not torch.equal(scales[0], scales[1])
 
 
-def _run(view: View, values: dict[str, Tensor]) -> Run:
+def _given(view: View) -> Values:
+    assert view.run is not None
+    return {name: value.detach() for name, value in view.run.values.items()}
+
+
+def _scale(view: View, values: Values, name: str) -> Tensor | None:
     with Give(values):
-        return draw_traces(view.pair.model, view.pair.guide, view.args)
+        return _scale_of(draw_traces(view.pair.model, view.pair.guide, view.args).model_trace.nodes[name])
+
+
+def _pushed(view: View, name: str, own: list[nn.Parameter], constant: Tensor | None) -> tuple[float, float]:
+    """The least scale before and after a push of the model's parameters; of constant features alone, if there are some."""
+    given = _given(view)
+
+    def chosen(scale: Tensor) -> Tensor:
+        return scale if constant is None else scale[:, constant]
+
+    scale = _scale(view, given, name)
+    assert scale is not None
+    gradients = torch.autograd.grad(chosen(scale).log().sum(), own, allow_unused=True)
+    before = least = float(chosen(scale).detach().min())
+    for push in PUSHES if any(g is not None for g in gradients) else ():
+        with _moved(own, gradients, push), torch.no_grad():
+            after = _scale(view, given, name)
+        if after is not None and bool(after.isfinite().all()):
+            least = min(least, float(chosen(after).min()))
+    return before, least
 
 
 @contextmanager

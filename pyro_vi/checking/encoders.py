@@ -15,8 +15,10 @@ from pyro_vi.checking.findings import Finding, View, latents_of
 from pyro_vi.data import Batch, changed, tensors_in
 from pyro_vi.programs import data_plate_of, moved_parameters, trace_of_guide
 
-MILD = 0.01
-"""Factor of the data at which nothing should be saturated."""
+MILD = 0.1
+"""Largest size of data on which nothing should be saturated."""
+STILL = 1e-6
+"""Change of a number, relative to it or to 1, up to which it does not move."""
 MANY = 0.5
 """Part of the numbers of a site from which it is said to be saturated."""
 
@@ -29,7 +31,7 @@ def saturated(view: View) -> Iterator[Finding]:
     if not any(a.is_floating_point() for a in tensors_in(view.args)):
         return
     fixed = _unmoved(view, view.args)
-    mild = _unmoved(view, changed(view.args, lambda v: v * MILD if v.is_floating_point() else v))
+    mild = _unmoved(view, changed(view.args, _milder))
     for (site, name), stuck in fixed.items():
         free = mild.get((site, name))
         if free is None or free.shape != stuck.shape or float(free.double().mean()) > 0.1:
@@ -41,8 +43,14 @@ def saturated(view: View) -> Iterator[Finding]:
                 "no gradient there"
             )
             remedy = "standardise the data, or give the encoder's output a wider constraint"
-            yield Finding("saturated", "warning", site, text, remedy)
+            fine = view.terms is not None and bool(view.terms.loss.isfinite().all())
+            yield Finding("saturated", "warning" if fine else "error", site, text, remedy)
             return
+
+
+def _milder(values: Tensor) -> Tensor:
+    largest = float(values.abs().max()) if values.is_floating_point() and values.numel() else 0.0
+    return values * (MILD / largest) if largest > MILD else values
 
 
 def ignores_data(view: View) -> Iterator[Finding]:
@@ -98,7 +106,7 @@ def _same_rows(value: Tensor, rows: int) -> bool:
 def _unmoved(view: View, args: Batch) -> Numbers:
     before, after = _numbers(view, args), _numbers(view, args, move=True)
     return {
-        key: (value == after[key]) | (value.isnan() & after[key].isnan())
+        key: ~((value - after[key]).abs() > STILL * value.abs().clamp(min=1.0))  # infinite numbers do not move
         for key, value in before.items()
         if key in after and after[key].shape == value.shape
     }

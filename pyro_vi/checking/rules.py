@@ -25,10 +25,9 @@ from pyro_vi.checking.values import counts, guide_support, not_finite, observed_
 
 Rule = Callable[[View], Iterator[Finding]]
 
-STRUCTURE: tuple[Rule, ...] = (traced, observed_twice, missing, shapes, plates)
+STRUCTURE: tuple[Rule, ...] = (traced, observed_twice, missing, shapes, plates, observed_shape)
 DECLARED: tuple[tuple[Rule, ...], ...] = ((nesting, undeclared),)
 RULES: tuple[Rule, ...] = (
-    observed_shape,
     observed_support,
     guide_support,
     reparametrized,
@@ -50,12 +49,12 @@ RULES: tuple[Rule, ...] = (
     warmup,
 )
 PROBES: tuple[tuple[Rule, ...], ...] = (
-    (not_finite,),
+    (not_finite,),  # the rules that move parameters come last, as they spoil the gradients of the first run
     (no_gradient, idle),
+    (unbounded,),
     (rows_shuffled,),
     (last_batch,),
     (refused,),
     (saturated, ignores_data),
-    (unbounded,),
     (data_in_event,),
 )

@@ -92,12 +92,24 @@ def observed_shape(view: View) -> Iterator[Finding]:
             fits = torch.broadcast_shapes(shape, value) == shape
         except RuntimeError:
             fits = False
-        if not fits:
-            text = (
-                f"site '{name}' has shape {tuple(shape)} in the model, but its observed values have shape {tuple(value)}, "
-                "so the same numbers count several times"
-            )
+        if fits:
+            continue
+        part = next((f for f in node["cond_indep_stack"] if f.vectorized and f.size != f.full_size), None)
+        text = f"site '{name}' has shape {tuple(shape)} in the model, but its observed values have shape {tuple(value)}"
+        if part is not None and part.full_size in value:
+            text += f": plate '{part.name}' draws {part.size} of {part.full_size} rows"
+            yield Finding("observed-shape", "error", name, text, "observe the rows that the plate gives: obs=x[rows]")
+        else:
+            text += ", so the same numbers count several times" if _broadcast(shape, value) else ", which do not fit"
             yield Finding("observed-shape", "error", name, text, "give the model the width of the data")
+
+
+def _broadcast(*shapes: tuple[int, ...]) -> bool:
+    try:
+        torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        return False
+    return True
 
 
 def plates(view: View) -> Iterator[Finding]:

@@ -11,13 +11,14 @@ import torch
 from pyro.distributions import Delta
 from torch import Tensor
 
+from pyro_vi.checking.encoders import saturated
 from pyro_vi.checking.findings import Finding, View, data_of
 from pyro_vi.checking.gradients import leaves_of
 from pyro_vi.programs import bare, describe, inside, isolated, masked_by, range_of, support_of
 
 DRAWS = 50
 """Draws of a guide that are looked at where its support is no interval."""
-LEAST = 30
+LEAST = 12
 """Fewest values that are recognised as counts."""
 
 
@@ -85,11 +86,16 @@ def _are_counts(values: Tensor) -> bool:
     if values.numel() < LEAST or bool((values < 0).any()) or bool((values != values.round()).any()):
         return False
     found, often = values.unique(return_counts=True)
-    return len(found) > 2 and not float(found[0]) and int(often.max()) * 10 >= values.numel()
+    return len(found) > 2 and not float(found[0]) and int(often.max()) >= max(3, values.numel() / 10)
 
 
 def not_finite(view: View) -> Iterator[Finding]:
     """Terms that are not finite, or whose gradient is not, though data and draws are in their supports."""
+    found = list(_not_finite(view))
+    yield from (list(saturated(view)) if found else []) or found  # an encoder at its bound is the cause
+
+
+def _not_finite(view: View) -> Iterator[Finding]:
     if view.terms is None or view.run is None:
         return
     for what, trace in (("log p", view.run.model_trace), ("log q", view.run.guide_trace)):

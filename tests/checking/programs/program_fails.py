@@ -7,12 +7,11 @@ import torch
 x = torch.linspace(-2.0, 2.0, 36).reshape(12, 3)
 
 
-def of(width):
+def of(column):
     def model(x):
-        weights = pyro.param("weights", torch.ones(2, width))
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z @ weights, 1.0).to_event(1), obs=x)
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=x[:, column])
 
     return model
 
@@ -20,8 +19,8 @@ def of(width):
 def guide(x):
     loc = pyro.param("loc", torch.tensor(0.0))
     with pyro.plate("data", len(x)):
-        pyro.sample("z", dist.Normal(loc * x[:, :2], 0.7).to_event(1))
+        pyro.sample("z", dist.Normal(loc * x[:, 0], 0.7))
 
 
-WRONG = dict(model=of(4), guide=guide, batch=x)
-RIGHT = dict(model=of(3), guide=guide, batch=x)
+WRONG = dict(model=of(3), guide=guide, batch=x)
+RIGHT = dict(model=of(2), guide=guide, batch=x)
