@@ -43,8 +43,11 @@ TOLERATED: tuple[type[Exception], ...] = (Exception,)
 """What may go wrong in a probe: a program may refuse what no fit asks of it."""
 UNPLANNED = Planned()
 """Nothing is known of the fit."""
-WORDS = {"mixed-dtypes": r"dtype|scalar type", "mixed-devices": r"device"}
-"""What torch says where tensors do not go together."""
+WORDS = {
+    "mixed-dtypes": ("dtype|scalar type", "give data and networks one dtype: network.to(x.dtype)"),
+    "mixed-devices": ("device", "move data and networks to one device: network.to(x.device), or fit(device=...)"),
+}
+"""What torch says where tensors do not go together, and what to do."""
 
 
 def check(
@@ -304,8 +307,7 @@ def _not_finite(args: Batch) -> Finding | None:
 
 
 def _failing(error: InputError) -> Finding:
-    for code, words in WORDS.items():
+    for code, (words, remedy) in WORDS.items():
         if re.search(words, str(error)):
-            remedy = f"convert data or networks: x.to({code.removeprefix('mixed-').rstrip('s')}=...)"
             return Finding(code, "error", None, str(error), remedy)
     return Finding("program-fails", "error", None, str(error), "correct the program, or give it data that fit")

@@ -33,7 +33,13 @@ def points(view: View) -> Iterator[Finding]:
         text = (
             f"the guide's Delta puts all mass of {names} on one value, so a fit maximises log p(x, z): a MAP estimate"
         )
-        yield Finding("no-density", "note", fixed[0], text, "such a fit has no evidence and no posterior")
+        yield Finding(
+            "point-estimate",
+            "note",
+            fixed[0],
+            text,
+            "for a posterior, sample from a law with a width: dist.Normal(loc, scale)",
+        )
 
 
 def _discrete(fn: Any) -> bool:

@@ -64,7 +64,7 @@ def last_batch(view: View) -> Iterator[Finding]:
     except Exception as error:
         said = of_program(error).rstrip(":")
     if said:
-        text = f"the last batch of an epoch has {rows} rows, not {view.length}, and there {said}"
+        text = f"the last batch of an epoch has {rows} row{'s' * (rows > 1)}, not {view.length}, and there {said}"
         yield Finding("last-batch", "error", None, text, "use another batch_size, or drop_last=True")
 
 

@@ -24,7 +24,7 @@ def missing(view: View) -> Iterator[Finding]:
     renamed = unknown[0] if len(unknown) == len(lacking) == 1 else None
     for name, marked in lacking.items():
         text = f"the guide has no site '{name}', so the latent would be drawn from the prior, without a KL"
-        remedy = f"sample '{name}' in the guide" + (", or use the estimator 'enum'" if marked else "")
+        remedy = f"write pyro.sample('{name}', ...) in the guide" + (", or use the estimator 'enum'" if marked else "")
         if renamed is not None:
             remedy += f", where '{renamed}' is no site of the model"
         yield Finding("missing-in-guide", "error", name, text, remedy)
@@ -53,7 +53,9 @@ def shapes(view: View) -> Iterator[Finding]:
         ours, theirs = (tuple(n["fn"].batch_shape + n["fn"].event_shape) for n in (node, other))
         if _stripped(ours) != _stripped(theirs):
             text = f"one draw of site '{name}' has shape {ours} in the model and {theirs} in the guide"
-            yield Finding("shape-mismatch", "error", name, text, "give both the same plates and dimension")
+            yield Finding(
+                "shape-mismatch", "error", name, text, "give both the same plates and the same .to_event(...)"
+            )
         elif len(node["fn"].event_shape) != len(other["fn"].event_shape):
             text = (
                 f"one draw of site '{name}' has {len(node['fn'].event_shape)} event dimensions in the model and "
@@ -151,6 +153,6 @@ def undeclared(view: View) -> Iterator[Finding]:
                     f"site '{name}' has log-densities of shape {tuple(node['log_prob'].shape)}, "
                     f"which its plates do not declare: {', '.join(there) or 'it has none'}"
                 )
-                remedy = "call to_event on the distribution, or put the site into a pyro.plate for each batch dimension"
+                remedy = "write .to_event(1) after the distribution, or put the site into a pyro.plate for each batch dimension"
                 yield Finding("undeclared-dimension", "error", name, text, remedy)
                 return

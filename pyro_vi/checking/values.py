@@ -36,7 +36,7 @@ def observed_support(view: View) -> Iterator[Finding]:
         if name in view.meant:
             yield Finding("outside-support", "note", name, text, "validate_args=False says that this is meant")
         else:
-            remedy = "use another likelihood, or binarise or rescale the data"
+            remedy = "use a likelihood for such data, or change them: (x > 0.5).float()"
             yield Finding("outside-support", "error", name, text, remedy)
 
 

@@ -289,7 +289,7 @@ WRONG: dict[str, tuple[Any, Any, Tensor, dict[str, Any], tuple[str, str, str | N
     ),
     "23: all mass on one value": (
         *(MODEL, program(lambda x: dist.Delta(0.5 * x)), X, {}),
-        ("no-density", "note", "z", "the guide's Delta puts all mass of 'z' on one value"),
+        ("point-estimate", "note", "z", "the guide's Delta puts all mass of 'z' on one value"),
     ),
     "8: a plate of more data than there are": (
         *(fixed_plate(5000, whole=False), global_guide, X, {"num_data": 180}),

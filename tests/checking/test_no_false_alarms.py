@@ -200,4 +200,4 @@ def test_nothing_is_found(name):
 @pytest.mark.parametrize("guide", [auto.AutoDelta, auto.AutoLaplaceApproximation])
 def test_a_point_estimate_is_a_note_only(guide):
     (finding,) = check(regression, guide(regression), X.float())
-    assert (finding.code, finding.severity) == ("no-density", "note")
+    assert (finding.code, finding.severity) == ("point-estimate", "note")
