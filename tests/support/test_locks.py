@@ -48,12 +48,14 @@ def test_two_in_one_process(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_child_has_no_part_in_a_lock(tmp_path):
     """It does not remove the lock of its parent, nor does it hold it after the parent's end."""
-    lock, (reads, writes) = Lock(tmp_path), os.pipe()
+    lock, (reads, writes), (ready, says) = Lock(tmp_path), os.pipe(), os.pipe()
     child = os.fork()
     if not child:
         lock.release()
+        os.write(says, b".")
         os.read(reads, 1)
         os._exit(0)
+    os.read(ready, 1)
     try:
         with pytest.raises(UsageError, match="is in use by another fit"):
             Lock(tmp_path)
