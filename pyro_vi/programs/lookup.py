@@ -130,8 +130,9 @@ def _from_file(path: str, kind: Kind) -> ModuleType:
         raise UsageError(
             f"{kind} file '{path}' does not exist; give the path of a Python file, as in 'path/file.py:Name'"
         )
-    # Registered under its path, so that a model and a guide from one file share the classes and networks of that file.
-    name = f"_pyro_vi_file_{abs(hash(str(file)))}"
+    # Registered under path and content: a model and a guide from one file share its classes and networks, and a file that was
+    # edited is another module.
+    name = f"_pyro_vi_file_{abs(hash((str(file), file.read_bytes())))}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)

@@ -34,6 +34,16 @@ def test_a_name_in_a_package():
     assert resolve("pyro_vi.models.vae:VAE(latent_dim=3)", "model") == (VAE, {"latent_dim": 3})
 
 
+def test_a_file_that_was_edited_is_read_again(tmp_path):
+    path = tmp_path / "edited.py"
+    found = []
+    for value in (1, 1, 2):
+        path.write_text(f"class Model:\n    value = {value}\n")
+        found.append(resolve(f"{path}:Model", "model")[0])
+    assert [program.value for program in found] == [1, 1, 2]
+    assert found[0] is found[1]
+
+
 def test_a_name_in_a_file(file):
     program, options = resolve(f"{file}:Model(width=5)", "model")
     assert (program.__name__, options) == ("Model", {"width": 5})
