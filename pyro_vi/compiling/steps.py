@@ -3,7 +3,8 @@
 * `CompiledSteps` holds one compiled step for each length of a batch. A step is used only if all of this holds: two captures
   under different seeds of Python's generator give the same graph; the programs change no Python state; on two batches, the
   graph has the eager loss and the eager gradient of every parameter; and the compiled step leaves every parameter, optimizer
-  state and buffer as the eager step does. Otherwise it raises `NoGraph` with a one-line reason, and the fit is unchanged.
+  state and buffer as the eager step does, there or, at a kink of the loss, at the next steps. Otherwise it raises `NoGraph`
+  with a one-line reason, and the fit is unchanged.
 * `Raised` is the error of a proved step that later raises on some values. The programs may catch such an error; a graph cannot.
 * `agree` compares a compiled result with an eager one.
 """
@@ -38,6 +39,15 @@ RAISING = {
 """Operations that raise an error on some values. The state of the fit is copied before each step that contains one."""
 
 Fetch = Callable[..., Batch]
+
+
+KINKS = 2
+"""Steps that must agree after one that does not. At a kink of the loss, such as that of a ReLU, rounding decides on which side
+a unit lies, and its gradient jumps. This is rare, and a step later the unit is on one side of it."""
+
+
+class Differs(NoGraph):
+    """A compiled step changes something otherwise than the eager step."""
 
 
 class Raised(RuntimeError):
@@ -118,7 +128,7 @@ class CompiledSteps:
         self.steps[length, 1] = self._compile(_without_gradients(graph), sources[0])
         try:
             for source in sources:
-                self._check_step(length, source)
+                self._prove(length, source)
         except NoGraph:
             del self.steps[length, 1]
             raise
@@ -197,6 +207,27 @@ class CompiledSteps:
                     f"the graph's gradient of parameter '{self._name(parameter)}' differs from that of the programs"
                 )
 
+    def _prove(self, length: int, source: Sequence[Tensor]) -> None:
+        """Raise NoGraph unless the compiled step does what the eager step does, here or at all of the next `KINKS` steps."""
+        try:
+            self._check_step(length, source)
+        except Differs:
+            with _put_back(self.whole):
+                for _ in range(KINKS):
+                    self._step(source)
+                    self._check_step(length, source)
+
+    def _step(self, source: Sequence[Tensor]) -> tuple[Tensor, bool]:
+        """Take an eager step; return its loss, and if it is finite."""
+        whole = self.whole
+        loss = self._eager(source)
+        whole.adopt()
+        finite = bool(loss.isfinite())
+        if finite:
+            whole.count += 1  # the optimizer counts in its own state
+        whole.going.fill_(finite)
+        return loss, finite
+
     def _check_step(self, length: int, source: Sequence[Tensor]) -> None:
         """Raise NoGraph unless the compiled step leaves everything as the eager step does."""
         whole = self.whole
@@ -205,12 +236,7 @@ class CompiledSteps:
             after = _copies(whole.tensors)
         with _put_back(whole):
             before = _copies(whole.tensors)
-            expected = self._eager(source)
-            whole.adopt()
-            finite = bool(expected.isfinite())
-            if finite:
-                whole.count += 1  # the optimizer counts in its own state
-            whole.going.fill_(finite)
+            expected, finite = self._step(source)
             gradients = [p.grad for p in whole.parameters]
             wanted = _copies(whole.tensors)
         digits = _digits(whole.parameters[0])
@@ -233,7 +259,7 @@ class CompiledSteps:
                 slack = digits * 0.01 * max(largest, largest**2) if one.is_floating_point() else 0.0
                 agree = _near(one, two, digits, slack)
             if not agree:
-                raise NoGraph(f"the compiled step changes {what} differently from the eager step")
+                raise Differs(f"the compiled step changes {what} differently from the eager step")
 
     def _name(self, parameter: Tensor) -> str:
         named = self.whole.objective.pair.owned().items()

@@ -20,6 +20,7 @@ from estimator_catalogue import SERVES, SMALL, functions, make, modules
 from torch import Tensor, nn
 
 from pyro_vi import FitError, Run, fit
+from pyro_vi.compiling import steps
 from pyro_vi.compiling.cost import SECONDS, Estimate
 from pyro_vi.data.loading import load
 from pyro_vi.errors import InputError, UsageError
@@ -666,3 +667,26 @@ def test_nothing_global_outlives_a_compiled_fit(ending, monkeypatch, tmp_path):
         with pytest.raises(FitError):
             taken(marked, slope, True, load(values, heldout=0.0), steps=25, seed=2, batch_size=10)
     assert surroundings() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("differ", "compiled"), [({1}, True), ({1, 2}, False), ({1, 3}, False)])
+def test_a_step_that_differs_must_agree_twice_afterwards(monkeypatch, differ, compiled):
+    """Rounding at a kink of the loss may change one step; the fit is that of eager steps all the same."""
+    calls, check = [], steps.CompiledSteps._check_step
+
+    def checked(self, length, source):
+        calls.append(length)
+        check(self, length, source)
+        if len(calls) in differ:
+            raise steps.Differs("the compiled step changes it")
+
+    monkeypatch.setattr(steps.CompiledSteps, "_check_step", checked)
+    model, guide = small()
+    if not compiled:
+        with pytest.raises(InputError, match="the compiled step changes it"):
+            taken(model, guide, True, drop_last=True)
+        return
+    found = taken(model, guide, True, drop_last=True)
+    assert found.compiled and len(calls) > 2
+    assert_same(taken(model, guide, False, drop_last=True), found)
