@@ -10,7 +10,7 @@ from pyro_vi.comparing import Comparison, Result
 from pyro_vi.data.dataset import Data
 from pyro_vi.data.loading import load
 from pyro_vi.elbo.heldout import Evaluation
-from pyro_vi.fitting.svi import Run
+from pyro_vi.fitting.runs import Run
 from pyro_vi.programs.build import build_pair
 
 NAMES = ("trace", "mean_field", "stl", "iwae", "dreg", "score")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyro_vi.comparing import Comparison, Result
 from pyro_vi.data import ColumnSpec, load
 from pyro_vi.elbo.heldout import Evaluation
-from pyro_vi.fitting.svi import Run
+from pyro_vi.fitting.runs import Run
 from pyro_vi.programs.build import build_pair
 
 

@@ -4,37 +4,58 @@
   takes the steps.
 * `optimizers` and `pyro_optimizers` make the optimizer, `stepping` steps it, and `checkpoints` keeps its state; `identity`
   names what has changed since a run was made.
-* `records` makes the records; `failures` explains a loss that is not finite; `interrupt` delays SIGINT and SIGTERM;
-  `progress` shows the progress bar.
+* `records` makes the records, and `callbacks` hands them to the user's functions; `failures` explains a loss that is not
+  finite; `interrupt` delays SIGINT and SIGTERM; `progress` shows the progress bar. `runs` is the result.
 * `folder` is the run on disk; `sealed` writes files with a checksum; `reading` reads what is intact; `calls` says how the
   run was called.
 """
 
 from pyro_vi.fitting.calls import given, given_of
+from pyro_vi.fitting.folder import RunFolder, checksum
 from pyro_vi.fitting.interrupt import Terminated
 from pyro_vi.fitting.loop import Loop, Settings
 from pyro_vi.fitting.optimizers import recipe_of
 from pyro_vi.fitting.plan import Plan
-from pyro_vi.fitting.reading import config_of, holds_run, load_parameters
+from pyro_vi.fitting.reading import (
+    CHECKPOINT,
+    CONFIG,
+    config_of,
+    holds_run,
+    load_parameters,
+    newest,
+    put_into,
+    read_snapshot,
+)
+from pyro_vi.fitting.runs import Run, described, parent_of
 from pyro_vi.fitting.settings import Options
-from pyro_vi.fitting.svi import Run, findings_of, fit, fit_pair, names_of, plan_of
+from pyro_vi.fitting.svi import findings_of, fit, fit_pair, fractions, names_of, plan_of
 
 __all__ = [
+    "CHECKPOINT",
+    "CONFIG",
     "Loop",
     "Options",
     "Plan",
     "Run",
+    "RunFolder",
     "Settings",
     "Terminated",
+    "checksum",
     "config_of",
+    "described",
     "findings_of",
     "fit",
     "fit_pair",
+    "fractions",
     "given",
     "given_of",
     "holds_run",
     "load_parameters",
     "names_of",
+    "newest",
+    "parent_of",
     "plan_of",
+    "put_into",
+    "read_snapshot",
     "recipe_of",
 ]

@@ -16,7 +16,7 @@ from pyro_vi.errors import InputError, UsageError
 from pyro_vi.fitting.reading import CONFIG, holds_run, read_config
 from pyro_vi.fitting.settings import Options
 
-OF_A_CALL = ("out", "resume", "progress", "allow")
+OF_A_CALL = ("out", "resume", "progress", "allow", "callbacks")
 """Options that belong to one call, and not to the run."""
 
 

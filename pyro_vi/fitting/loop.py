@@ -36,6 +36,7 @@ from pyro_vi.compiling import (
 from pyro_vi.data import Batch, Data
 from pyro_vi.errors import FitError, NoGraph, UsageError
 from pyro_vi.estimators.objective import Objective
+from pyro_vi.fitting.callbacks import Callback, tell
 from pyro_vi.fitting.checkpoints import put_back, state_of
 from pyro_vi.fitting.failures import blame, failed, where
 from pyro_vi.fitting.folder import RunFolder
@@ -57,8 +58,10 @@ class Loop:
     Args:
         optimizer: a recipe, or a function that makes the optimizer of the parameters.
         compile: True, False or ``"auto"``: see ``mode`` of `pyro_vi.compiling.choice.choose`.
+        callbacks: functions that are called with each record.
 
     Attributes:
+        state: after `run`, the state from which the fit could continue.
         history: the records made so far.
         snapshots: parameters at the steps that `Settings.kept` names.
         position: the present position in the fit.
@@ -73,10 +76,12 @@ class Loop:
         settings: Settings,
         optimizer: Recipe | Callable[[Iterable[torch.nn.Parameter]], Optimizer],
         compile: Compile = False,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         check_mode(compile)
-        self.pair, self.data, self.settings, self.compile = pair, data, settings, compile
+        self.pair, self.data, self.settings, self.compile, self.callbacks = pair, data, settings, compile, callbacks
         self.folder: RunFolder | None = None
+        self.state: dict[str, Any] = {}
         self.parameters = [parameter for _, parameter in pair.owned().values()]
         if not self.parameters:
             raise UsageError("the pair has no parameters to fit; look at it with `audit` or `evidence`")
@@ -133,6 +138,7 @@ class Loop:
                     if interrupted:
                         break
             self._checkpoint()
+            self.state = state_of(self.pair, self.stepper, self.position, self.choice)
 
     def take(self, count: int) -> None:
         """Take steps as `run` does, but without records and checkpoints."""
@@ -269,9 +275,8 @@ class Loop:
             self.choice = Choice((), "eager steps: compile=False", 0.0)
             return ""
         settings, data, stepper, now = self.settings, self.data, self.stepper, self.position
-        coming = lengths_to_come(
-            data.per_epoch(settings.batch_size), settings.batch_size, now.batch, settings.steps - now.step
-        )
+        size = settings.batch_size
+        coming = lengths_to_come(data.per_epoch(size), size, now.batch, settings.steps - now.step)
         varying = settings.controls(0)[0] if not settings.warmup else None
         rate = 1.0 if settings.schedule == "constant" and stepper.scheduler is None else None
 
@@ -307,14 +312,13 @@ class Loop:
             self.compiled.whole.synchronize()
 
     def _record(self) -> None:
-        norm = self.stepper.norm() if self.norm is None else self.norm
-        weight, rate = self.used
-        lr = self.stepper.lr() * rate
-        record = self.records.make(self.position, weight=weight, lr=lr, norm=float(norm))
+        (weight, rate), norm = self.used, self.stepper.norm() if self.norm is None else self.norm
+        record = self.records.make(self.position, weight=weight, lr=self.stepper.lr() * rate, norm=float(norm))
         self.position.losses.clear()
         self.history.append(record)
         if self.folder:
             self.folder.log(record)
+        tell(self.callbacks, record, self._checkpoint)
 
     def _keep(self) -> None:
         step = self.position.step
@@ -332,8 +336,7 @@ class Loop:
     def _restore(self) -> dict[str, list[int]] | None:
         """Restore the checkpoint; return its record of compiled steps, or None if there is none."""
         assert self.folder is not None
-        state = self.folder.load()
-        if state is None:
+        if (state := self.folder.load()) is None:
             return None
         size, changed = self.settings.batch_size, self.folder.changed
         batches = math.ceil(self.data.per_epoch(size) / size)

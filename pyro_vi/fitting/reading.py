@@ -163,3 +163,12 @@ def _config(path: Path) -> dict[str, Any]:
     if not isinstance(found.get("run"), str) or signed(found)["checksum"] != found["checksum"]:
         raise Damaged("it has changed since it was written: its checksum differs")
     return found
+
+
+def read_snapshot(path: Path, run: str, step: int) -> dict[str, torch.Tensor] | None:
+    """Return the parameters that were kept at a step; None if they are missing or damaged."""
+    name = f"snapshot-{step}.pt"
+    try:
+        return read_sealed(path / name, run, kind_of(name))
+    except (Damaged, OSError):
+        return None

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 
 from pyro_vi.errors import UsageError, first_line
+from pyro_vi.fitting.callbacks import callbacks_of
 from pyro_vi.support import Real, Whole, flag, real, seed_from, shown, whole
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -56,6 +57,7 @@ class Options:
     progress: bool = True
     check: bool = True
     allow: Collection[str] = ()
+    callbacks: Any = ()
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:
@@ -74,6 +76,7 @@ class Options:
         if not isinstance(self.out, str | Path | None):
             raise UsageError(f"out must be the path of a folder, not {shown(self.out)}")
         object.__setattr__(self, "allow", (self.allow,) if isinstance(self.allow, str) else tuple(self.allow))
+        object.__setattr__(self, "callbacks", callbacks_of(self.callbacks))
         if self.resume and self.out is None:
             raise UsageError("resume needs the folder of a run; give it as out")
 

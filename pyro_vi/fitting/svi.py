@@ -1,19 +1,16 @@
-"""Fitting of one pair by SVI: `fit` assembles and runs a fit, and `Run` is its result."""
+"""Fitting of one pair by SVI: `fit` assembles and runs a fit."""
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pyro.infer import ELBO
-from torch import Tensor
 
 from pyro_vi.checking import Finding, Planned, check_pair, refuse
-from pyro_vi.compiling import Choice, Compile
+from pyro_vi.compiling import Compile
 from pyro_vi.data import Data
 from pyro_vi.errors import UsageError
 from pyro_vi.estimators.table import named
@@ -24,71 +21,12 @@ from pyro_vi.fitting.identity import fingerprint, plain_options
 from pyro_vi.fitting.loop import Loop
 from pyro_vi.fitting.optimizers import recipe_of
 from pyro_vi.fitting.plan import Plan, plan
+from pyro_vi.fitting.reading import load_parameters
+from pyro_vi.fitting.runs import Run, parent_of
 from pyro_vi.fitting.settings import EPOCHS, STEPS, Options, Settings
-from pyro_vi.programs import Pair, Source, isolated, name_of
+from pyro_vi.programs import Source, isolated, name_of
 from pyro_vi.programs.lookup import Kind, resolve
-from pyro_vi.support import Real, Whole, real, shown, versions, whole
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished fit.
-
-    Attributes:
-        pair: the fitted model and guide; those passed to `fit` are unchanged.
-        elbo: name of the estimator.
-        data: the data that the pair was fitted to.
-        history: records with ``step``, ``epoch``, ``loss`` (the objective, averaged since the previous record), the
-            unannealed ``elbo`` = ``reconstruction`` − ``kl`` of the first 1000 training data (one draw each), ``beta``,
-            ``lr``, ``grad_norm``, ``heldout_elbo`` and ``seconds``; losses and ELBOs are in nats per datum. Where latents are
-            shared by all data, ``heldout_lpd`` is the log predictive density of held-out data, and there is no held-out
-            ELBO. Where sites are summed out, the two parts are NaN. Where the guide is a point estimate, the ELBO is NaN, and
-            ``log_joint`` is log p(x, z).
-        snapshots: parameters by step, for the requested steps.
-        steps: number of steps taken.
-        seconds: time of the steps, without records and checkpoints.
-        kl_source: how the KL of each latent site is computed, for example ``"analytic"``.
-        choice: the decision on compiling, its reason, and the time it took; None if the fit was complete already.
-        out: the run folder, if there is one.
-    """
-
-    pair: Pair
-    elbo: str
-    data: Data
-    history: list[dict[str, Any]]
-    snapshots: dict[int, dict[str, Tensor]]
-    steps: int
-    seconds: float
-    kl_source: dict[str, str]
-    choice: Choice | None = None
-    out: Path | None = None
-
-    @property
-    def model(self) -> torch.nn.Module:
-        return self.pair.model
-
-    @property
-    def guide(self) -> torch.nn.Module:
-        return self.pair.guide
-
-    @property
-    def params(self) -> dict[str, Tensor]:
-        """Fitted values of the parameters by their names in Pyro, constrained as the programs see them."""
-        return self.pair.values()
-
-    @property
-    def compiled(self) -> bool:
-        """True if the last steps were compiled."""
-        return self.choice is not None and bool(self.choice.lengths)
-
-    def at(self, step: Whole) -> Pair:
-        """Return a copy of the pair with the parameters of a step in ``snapshots``."""
-        if whole("step", step) not in self.snapshots:
-            there = ", ".join(map(str, self.snapshots)) or "none; ask for some with snapshots=(0, 0.5, 1)"
-            raise UsageError(f"there is no snapshot of step {step}; there are: {there}")
-        pair = copy.deepcopy(self.pair)
-        pair.load_state_dict(self.snapshots[whole("step", step)])
-        return pair
+from pyro_vi.support import Real, Whole, real, shown, versions
 
 
 def fit(
@@ -117,7 +55,9 @@ def fit(
     progress: bool = Options.progress,
     check: bool = Options.check,
     allow: Collection[str] = Options.allow,
+    callbacks: Any = Options.callbacks,
     snapshots: Any = (),
+    parent: str | Path | None = None,
 ) -> Run:
     """Fit a pair by SVI: ascend an estimate of (1/N) [E_q log p(x | z) − β KL(q(z | x) ‖ p(z))] over minibatches.
 
@@ -159,7 +99,9 @@ def fit(
         check: check the pair for silent errors first, and refuse to start if there is one.
         allow: what may differ from the run that ``resume`` continues, by the names that the error gives, such as
             ``("versions", "lr")``; by default nothing.
+        callbacks: functions that are called with each record, a dictionary, as soon as it is made.
         snapshots: fractions of the run, from 0 to 1, at which the parameters are kept, such as ``(0, 0.5, 1)``.
+        parent: folder of a run of this pair, from whose parameters the fit starts.
 
     Raises:
         UsageError: an unknown name or option, or a setting out of range.
@@ -192,6 +134,7 @@ def fit(
         progress=progress,
         check=check,
         allow=allow,
+        callbacks=callbacks,
     )
     recipe_of(optimizer, lr, schedule)  # refuses before anything is read
     (name, estimator), *rest = named(elbo).items()
@@ -199,7 +142,12 @@ def fit(
         raise UsageError("fit takes one estimator; `compare` takes several")
     arguments = {"model": model, "guide": guide, "data": data, "elbo": elbo, "snapshots": fractions(snapshots)}
     planned = plan_of(model, guide, data, options)
-    names = {**names_of(model, guide, data, planned.data), "given": given("fit", arguments, options)}
+    names = names_of(model, guide, data, planned.data)
+    if parent is not None:
+        path = Path(parent).expanduser().absolute()
+        load_parameters(planned.pair, path)
+        arguments["parent"], names["parent"] = path, parent_of(path)
+    names["given"] = given("fit", arguments, options)
     return fit_pair(planned, name, estimator, names, options, arguments["snapshots"])
 
 
@@ -273,7 +221,7 @@ def fit_pair(
     with isolated(validation=False):
         sources = adapted.sources_of_pair(pair, example)
     pair, data = pair.to(options.device), data.to(device=options.device)
-    loop = Loop(pair, estimator, data, settings, recipe, options.compile)
+    loop = Loop(pair, estimator, data, settings, recipe, options.compile, options.callbacks)
     # The folder is made last, so that a pair that cannot be fitted leaves none.
     config.update(loop.stepper.description)
     folder = None
@@ -295,6 +243,8 @@ def fit_pair(
         kl_source={site: str(source) for site, source in sources.items()},
         choice=loop.choice,
         out=folder.path if folder else None,
+        config=folder.config if folder else config,
+        state=None if folder else loop.state,
     )
 
 

@@ -3,13 +3,14 @@
 * `specs`: names with options, such as ``vae(latent_dim=8)``.
 * `numbers`: checks of arguments that are numbers, words or flags.
 * `locks`: one writer at a time in a folder.
-* `writing`: atomic writing of files.
+* `writing`: atomic writing of files; `html`: what a notebook shows.
 * `randomness`: state and seeds of the random generators that programs draw from.
 * `threads`: the number of threads for a fit.
 * `packages`: versions of the packages that results depend on.
 * `private`, `torch_internals`, `pyro_internals`: the parts of other packages that are not public.
 """
 
+from pyro_vi.support.html import html_block, pictures_in
 from pyro_vi.support.locks import Lock
 from pyro_vi.support.numbers import Real, Whole, flag, real, seed_from, shown, whole, word
 from pyro_vi.support.packages import versions
@@ -36,10 +37,12 @@ __all__ = [
     "fitting_threads",
     "flag",
     "generators",
+    "html_block",
     "keep_as",
     "kept_generators",
     "make_folder",
     "parse",
+    "pictures_in",
     "real",
     "remove_temporary",
     "seed_from",

@@ -19,7 +19,7 @@ from pyro_vi.comparing import Comparison, Result
 from pyro_vi.data.loading import load
 from pyro_vi.elbo.heldout import Evaluation
 from pyro_vi.errors import InputError
-from pyro_vi.fitting.svi import Run
+from pyro_vi.fitting.runs import Run
 from pyro_vi.programs.build import build_pair
 from pyro_vi.programs.isolation import isolated
 from pyro_vi.programs.pair import Pair

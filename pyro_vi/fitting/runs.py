@@ -1,0 +1,151 @@
+"""`Run`, the result of a fit, and how it is shown.
+
+* `described` gives its lines as text, `table_of` its numbers at a few steps.
+* `parent_of` names the run that another one starts from.
+"""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vi.compiling import Choice
+from pyro_vi.data import Data
+from pyro_vi.errors import InputError, UsageError
+from pyro_vi.fitting.reading import config_of, newest
+from pyro_vi.programs import Pair, name_of
+from pyro_vi.support import Whole, html_block, pictures_in, whole
+
+NUMBERS = ("elbo", "reconstruction", "kl", "log_joint", "heldout_elbo", "heldout_lpd", "loss", "lr")
+"""Numbers of a record that are shown, in this order."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished fit.
+
+    Attributes:
+        pair: the fitted model and guide; those passed to `fit` are unchanged.
+        elbo: name of the estimator.
+        data: the data that the pair was fitted to.
+        history: records with ``step``, ``epoch``, ``loss`` (the objective, averaged since the previous record), the
+            unannealed ``elbo`` = ``reconstruction`` − ``kl`` of the first 1000 training data (one draw each), ``beta``,
+            ``lr``, ``grad_norm``, ``heldout_elbo`` and ``seconds``; losses and ELBOs are in nats per datum. Where latents are
+            shared by all data, ``heldout_lpd`` is the log predictive density of held-out data, and there is no held-out
+            ELBO. Where sites are summed out, the two parts are NaN. Where the guide is a point estimate, the ELBO is NaN, and
+            ``log_joint`` is log p(x, z).
+        snapshots: parameters by step, for the requested steps.
+        steps: number of steps taken.
+        seconds: time of the steps, without records and checkpoints.
+        kl_source: how the KL of each latent site is computed, for example ``"analytic"``.
+        choice: the decision on compiling, its reason, and the time it took; None if the fit was complete already.
+        out: the run folder, if there is one.
+        config: everything that is needed to repeat the fit, as in ``config.json``.
+        state: the state from which the fit could continue; None if it is in the folder.
+    """
+
+    pair: Pair
+    elbo: str
+    data: Data
+    history: list[dict[str, Any]]
+    snapshots: dict[int, dict[str, Tensor]]
+    steps: int
+    seconds: float
+    kl_source: dict[str, str]
+    choice: Choice | None = None
+    out: Path | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    state: Mapping[str, Any] | None = None
+
+    @property
+    def model(self) -> torch.nn.Module:
+        return self.pair.model
+
+    @property
+    def guide(self) -> torch.nn.Module:
+        return self.pair.guide
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """Fitted values of the parameters by their names in Pyro, constrained as the programs see them."""
+        return self.pair.values()
+
+    @property
+    def compiled(self) -> bool:
+        """True if the last steps were compiled."""
+        return self.choice is not None and bool(self.choice.lengths)
+
+    def at(self, step: Whole) -> Pair:
+        """Return a copy of the pair with the parameters of a step in ``snapshots``."""
+        if whole("step", step) not in self.snapshots:
+            there = ", ".join(map(str, self.snapshots)) or "none; ask for some with snapshots=(0, 0.5, 1)"
+            raise UsageError(f"there is no snapshot of step {step}; there are: {there}")
+        pair = copy.deepcopy(self.pair)
+        pair.load_state_dict(self.snapshots[whole("step", step)])
+        return pair
+
+    def __repr__(self) -> str:
+        return "\n".join(described(self))
+
+    def _repr_html_(self) -> str:
+        lines = described(self)
+        return html_block(lines[0], table_of(self), lines[1:], pictures_in(self.out))
+
+
+def described(run: Run) -> list[str]:
+    """Return a run as lines of text: what was fitted to what, how long, and its last numbers."""
+    data, last = run.data, run.history[-1] if run.history else {}
+    model, guide = (run.config.get(kind) or name_of(getattr(run, kind)) for kind in ("model", "guide"))
+    held = f"{data.num_heldout} held out" if data.num_heldout else "none held out"
+    count = sum(parameter.numel() for _, parameter in run.pair.owned().values())
+    lines = [
+        f"Run: {model} with guide {guide}",
+        f"  data       {run.config.get('data') or data.spec.name}: {data.spec.num_data} rows, {held}",
+        f"  estimator  {run.elbo}",
+        f"  steps      {run.steps} in {run.seconds:.1f} s, {len(run.history)} records",
+        f"  numbers    {count:,} parameters",
+    ]
+    shown = [f"{name} {last[name]:.3f}" for name in NUMBERS[:6] if _number(last.get(name))]
+    lines += [f"  last       {', '.join(shown)} (nats per datum)"] if shown else []
+    lines += [f"  KL         {', '.join(f'{site} {source}' for site, source in run.kl_source.items())}"[:118]]
+    parent = run.config.get("parent")
+    lines += [f"  parent     {parent.get('folder') or parent.get('run')}"] if parent else []
+    lines += [f"  folder     {run.out}"] if run.out is not None else []
+    return lines
+
+
+def table_of(run: Run, rows: int = 6) -> list[list[str]]:
+    """Return the numbers of a few records as text, with the names of the columns as the first row."""
+    history, last = run.history, len(run.history) - 1
+    names = [name for name in NUMBERS if any(_number(record.get(name)) for record in history)]
+    some = sorted({round(i * last / max(1, rows - 1)) for i in range(rows)}) if history else []
+    return [
+        ["step", *names],
+        *([str(history[i]["step"]), *(_text(history[i].get(name)) for name in names)] for i in some),
+    ]
+
+
+def parent_of(path: Path) -> dict[str, Any]:
+    """Return how a run's configuration names the run in a folder as its parent: by name, folder and number of steps.
+
+    Raises:
+        InputError: the folder holds no run.
+    """
+    run = config_of(path).get("run")
+    state = newest(path, run)[0]
+    if state is None:
+        raise InputError(f"'{path}' holds no checkpoint to start from; give the folder of a fit")
+    return {"run": run, "folder": str(path), "steps": state["position"]["step"]}
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if _number(value) else ""
