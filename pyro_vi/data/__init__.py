@@ -3,12 +3,14 @@
 * `loading` turns a name, a file or arrays into a `Data`. `registered` and `files` read the sources, `arrays` describes and
   splits columns, `columns` checks the values, and `mapped` reads the rows of large files on demand.
 * `arguments` tells columns from the other arguments of a program, and takes rows of arguments.
+* `further` turns new rows into what programs take that were fitted to other data.
 * `spec` describes one datum and the columns of a batch. `dataset` defines `Data`, which splits the training rows into
   batches. `seeds` makes the random generators for all of this.
 """
 
 from pyro_vi.data.arguments import changed, fresh, numbered, part
 from pyro_vi.data.dataset import Batch, Data, device_of, length_of, tensors_in
+from pyro_vi.data.further import rows_like
 from pyro_vi.data.loading import load
 from pyro_vi.data.mapped import Mapped
 from pyro_vi.data.spec import ColumnSpec, DataSpec
@@ -26,5 +28,6 @@ __all__ = [
     "load",
     "numbered",
     "part",
+    "rows_like",
     "tensors_in",
 ]

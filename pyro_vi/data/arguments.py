@@ -45,6 +45,23 @@ class Arguments:
         filled: Batch = _map(self.values, lambda v: columns[v.column] if isinstance(v, Place) else v)
         return filled
 
+    def columns_of(self, filled: Batch) -> Batch:
+        """Return the columns that `fill` put into their places."""
+        found: dict[int, Any] = {}
+
+        def look(place: Any, value: Any) -> None:
+            if isinstance(place, Place):
+                found[place.column] = value
+            elif isinstance(place, dict):
+                for key, item in place.items():
+                    look(item, value[key])
+            elif isinstance(place, (list, tuple)) and not hasattr(place, "_fields"):
+                for item, inside in zip(place, value, strict=False):
+                    look(item, inside)
+
+        look(self.values, filled)
+        return tuple(found[number] for number in sorted(found))
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Arguments":
         """Return the same arguments with the tensors among them on another device, or with another floating dtype."""
 

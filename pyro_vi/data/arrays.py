@@ -94,7 +94,9 @@ def from_columns(
     series = any(column.name == "lengths" for column in others)
     image = None if series else _image(shape)
     spec = DataSpec(name, len(train[0]), shape, support, dtype, source, image, features=given.features, others=others)
-    data = Data(spec, seed, held, train, integers=integers, given=kept if test is None else None)
+    asked = {role: getattr(choice, role) for role in ("target", "group", "label")}
+    roles = {role: column for role, column in asked.items() if isinstance(column, str)}
+    data = Data(spec, seed, held, train, integers=integers, given=kept if test is None else None, roles=roles)
     if choice.standardize:
         data = _standardized(data)
     labels = tensor_of(given.labels)

@@ -8,7 +8,7 @@ A program is called with a `Batch`: `program(*batch)`. All random numbers come f
 """
 
 import dataclasses
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,6 +88,7 @@ class Data:
     heldout_labels: Tensor | None = field(default=None, repr=False)
     classes: tuple[str, ...] = ()
     standard: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    roles: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def num_heldout(self) -> int:
@@ -150,6 +151,13 @@ class Data:
             return values.to(self.spec.dtype)
         loc, scale = (part.to(values.device) for part in self.standard)
         return ((values.double() - loc) / scale).to(self.spec.dtype)
+
+    def in_units(self, values: Tensor) -> Tensor:
+        """Return values of the first column, (..., *event_shape), in the units in which the data were handed over."""
+        if self.standard is None:
+            return values
+        loc, scale = (part.to(values.device) for part in self.standard)
+        return (values.double() * scale + loc).to(values.dtype)
 
     def fixed(self) -> "Data":
         """Return the same data with the 0/1 values of epoch 0 in every epoch; the same data if nothing is redrawn."""
