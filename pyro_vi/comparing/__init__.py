@@ -3,7 +3,8 @@
 * `comparer` checks what was asked for, which `asked` holds, and repeats the comparison under each seed.
 * `of_estimators` fits and audits one pair under several estimators; `of_guides` fits a model with several guides, on plans
   that `joint` makes; `evaluating` evaluates the fits; `results` holds them.
-* `differences` compares numbers of fits; `ranking` ranks the fits by each of their numbers.
+* `differences` compares numbers of fits; `ranking` ranks the fits by each of their numbers;
+  `showing` shows them as text and as a frame.
 * `resuming` continues a fit or a comparison from its folder alone.
 """
 

@@ -3,15 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import xarray as xr
 from torch import Tensor
 
+from pyro_vi.comparing.showing import cells_of, frame_of, lines_of
 from pyro_vi.data import Batch, Data
 from pyro_vi.elbo import Evaluation
 from pyro_vi.fitting import Run
-from pyro_vi.support import slug
+from pyro_vi.support import html_block, pictures_in, slug
 
 ROWS = 1000
 """Most data that are evaluated at a time, and most training data on which fits are compared where rows can be left out."""
@@ -58,6 +59,9 @@ class Result:
     def gap(self) -> float | None:
         """Evidence − ELBO, in nats per datum."""
         return None if self.evidence is None else float(self.evidence.attrs["value"]) - self.elbo_mean
+
+    def __repr__(self) -> str:
+        return f"Result({self.cls}, ELBO {self.elbo_mean:.3f})\n{self.run!r}"
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,17 @@ class Comparison:
         if self.data.num_heldout:
             return "held-out", self.data.heldout
         return "training", self.data.example(min(ROWS, self.data.spec.num_data))
+
+    def table(self) -> Any:
+        """Return the numbers of all fits as a pandas frame: a row for each, in nats per datum of the data of ``on``."""
+        return frame_of(self)
+
+    def __repr__(self) -> str:
+        return "\n".join(lines_of(self))
+
+    def _repr_html_(self) -> str:
+        first, *lines = lines_of(self)
+        return html_block(first, cells_of(self), [line for line in lines if "folder" in line], pictures_in(self.out))
 
     def audit_dataset(self) -> xr.Dataset:
         """Return all audits in one dataset, with ``step`` as the first dimension."""
