@@ -10,9 +10,10 @@ closed forms of the KL that torch lacks (see `pyro_vi.elbo.kl`).
 from importlib.metadata import version
 
 from pyro_vi import estimators
+from pyro_vi.afterwards import OpenedRun, compare, open, resume
 from pyro_vi.auditing import audit
 from pyro_vi.checking import Finding, check
-from pyro_vi.comparing import Comparison, compare, resume
+from pyro_vi.comparing import Comparison
 from pyro_vi.data import Data, DataSpec, load
 from pyro_vi.diagnostics import evidence
 from pyro_vi.elbo import Terms, terms
@@ -32,6 +33,7 @@ __all__ = [
     "FitError",
     "InputError",
     "Layout",
+    "OpenedRun",
     "Run",
     "Terms",
     "UsageError",
@@ -42,6 +44,7 @@ __all__ = [
     "evidence",
     "fit",
     "load",
+    "open",
     "plot",
     "resume",
     "show",

@@ -13,15 +13,22 @@ Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
 Guide = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="GUIDE")]
 
 
+class Default(str):
+    """A default that can be told from the same text given by a person: a run in ``--run`` takes its place."""
+
+
+MODEL, GUIDE, DATA = Default("vae"), Default("diag_normal"), Default("digits")
+
+
 @dataclass(frozen=True)
 class PairCommand:
     """Options of every command about a pair."""
 
-    model: Model = "vae"
+    model: Model = MODEL
     """Model: a name, path/file.py:Name or package.module:Name, with options in parentheses: 'vae(latent_dim=2)'."""
-    guide: Guide = "diag_normal"
+    guide: Guide = GUIDE
     """Guide, in the same form."""
-    data: str = "digits"
+    data: str = DATA
     """Name of a data set, a .npy, .npz, .csv or .parquet file, with options in parentheses: 'digits(labels=100)'; or none."""
     columns: str | None = None
     """Columns of a table that a row consists of, with commas between them; by default all without another role."""
@@ -151,7 +158,8 @@ class Audit(PairCommand):
     batch_size: int | None = None
     """Data in the batch; by default as many as a fit takes."""
     run: str | None = None
-    """Folder of a fit of this pair, whose parameters are used; by default the initial parameters."""
+    """Folder of a fit, which tells model, guide and data; --data NEW takes all rows of new data. By default the initial
+    parameters are used."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +170,8 @@ class Check(PairCommand):
     """ELBO estimator that the fit will use."""
     batch_size: int | None = None
     """Data in the batch; by default as many as a fit takes."""
+    run: str | None = None
+    """Folder of a fit, which tells model, guide and data, and whose parameters are used."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +179,8 @@ class Evidence(PairCommand):
     """Estimate the evidence log p(x) of the held-out data under a fitted pair, or of all data if none are held out."""
 
     run: str | None = None
-    """Folder of a fit of this pair, whose parameters are used; by default the initial parameters."""
+    """Folder of a fit, which tells model, guide and data; --data NEW takes all rows of new data. By default the initial
+    parameters are used."""
     method: Literal["iw", "enum", "exact"] | None = None
     """Importance sampling, sums over discrete sites, or the closed form; by default the most exact one that the pair has."""
     particles: int = 5000
@@ -185,9 +196,27 @@ class Show(PairCommand):
     batch_size: int | None = None
     """Data per step; by default as many as a fit takes."""
     run: str | None = None
-    """Folder of a fit of this pair, whose rows, seed and estimator are used."""
+    """Folder of a fit, which tells model, guide and data, and whose rows, seed and estimator are used."""
     out: str | None = None
     """Folder for layout.json, and for pictures of model and guide where graphviz is installed."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Draw the pictures of a fit from its folder alone."""
+
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
+    """Folder of the fit."""
+    only: tuple[str, ...] = ()
+    """Names of the pictures to draw; by default all that apply."""
+    out: str | None = None
+    """Folder to write to; by default that of the fit."""
+    format: Literal["png", "svg", "pdf"] = "png"
+    """Format of the pictures."""
+    json: bool = False
+    """Print one JSON document, and nothing else, on stdout."""
+    debug: bool = False
+    """Show the traceback of an error."""
 
 
 @dataclass(frozen=True)

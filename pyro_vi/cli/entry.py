@@ -23,17 +23,16 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from pyro_vi.cli.commands import Audit, Check, Compare, Evidence, Fit, FittingCommand, List, PairCommand, Resume, Show
+from pyro_vi.cli.asking import asked_of
+from pyro_vi.cli.commands import Audit, Check, Compare, Evidence, Fit, FittingCommand, List, Plot, Resume, Show
 from pyro_vi.cli.stopping import stopped, terminable
 from pyro_vi.errors import FitError, InputError, UsageError, first_line, kind_and_line
-from pyro_vi.support import finite, make_folder, slug, write_json
+from pyro_vi.support import finite, slug
 
 
 def _compare(command: Compare, made: Any = None) -> int:
+    from pyro_vi.afterwards import export_comparison
     from pyro_vi.comparing import compare
-    from pyro_vi.reporting.datatree import datatree_of_pair, history_dataset, rows_within, write
-    from pyro_vi.reporting.document import to_dict
-    from pyro_vi.reporting.saving import save
     from pyro_vi.reporting.summary import table
 
     out = Path(command.out or "")
@@ -49,64 +48,35 @@ def _compare(command: Compare, made: Any = None) -> int:
         progress=True,
         **command.options(),
     )
-    written = []
-    for comparison in result.every:
-        audits = {"audit": comparison.audit_dataset()} if comparison.audits else {}
-        for name, one in comparison.results.items():
-            groups = {"fit": history_dataset(one.run.history), **audits}
-            batch, folder = rows_within(one.run.pair, comparison.pictured()[1], 100), comparison.folder_of(name)
-            try:
-                tree = datatree_of_pair(
-                    one.run.pair,
-                    batch,
-                    draws=100,
-                    seed=comparison.seed,
-                    groups=groups,
-                    features=one.run.data.spec.features,
-                )
-            except Exception as error:
-                if comparison.across == "estimators":
-                    raise
-                warnings.warn(f"no result.nc for guide {name}: {kind_and_line(error)}", stacklevel=2)
-                continue
-            # A pair without parameters has no run folder yet.
-            written.append(write(tree, make_folder(folder or out) / "result.nc"))
-    plots = save(result, out, command.format)
-    document = finite(to_dict(result, plots))
-    write_json(out / "result.json", document)
+    written = export_comparison(result, out, format=command.format)
+    _say(written.remarks)
     if command.json:
-        _print_json(document)
+        _print_json(written.document)
         return 0
     console = _console()
     console.print(table(result))
-    for sentence in document["conclusion"]:
+    for sentence in written.document["conclusion"]:
         console.print(sentence)
     console.print()
-    for path in [*plots, out / "result.json", *written]:
+    for path in [*written.plots, out / "result.json", *written.trees]:
         console.print(str(path), soft_wrap=True)
     return 0
 
 
 def _fit(command: Fit, made: Any = None) -> int:
+    from pyro_vi.afterwards import export_fit
     from pyro_vi.fitting import fit
-    from pyro_vi.reporting.datatree import datatree_of_pair, history_dataset, rows_within, write
-    from pyro_vi.reporting.pictures.plotting import comparison_of
-    from pyro_vi.reporting.saving import save
 
     out = Path(command.out or "")
     asked = {"elbo": command.elbo, "out": out, **command.options()}
     run = made or fit(command.model, command.guide, command.source, **asked)
-    batch = run.data.heldout if run.data.num_heldout else run.data.example(run.data.spec.num_data)
-    groups = {"fit": history_dataset(run.history)}
-    features = run.data.spec.features
-    batch = rows_within(run.pair, batch, 100)
-    tree = datatree_of_pair(run.pair, batch, draws=100, seed=command.seed, groups=groups, features=features)
-    write(tree, out / "result.nc")
-    plots = save(comparison_of(run, command.model, command.guide, command.seed), out, command.format)
+    names = (command.model, command.guide)
+    written = export_fit(run, out, names=names, seed=command.seed, format=command.format)
+    _say(written.remarks)
     last = run.history[-1]
     steps = {} if run.choice is None else {"compiled": run.compiled, "note": run.choice.note, "seconds": run.seconds}
     document = {"elbo": run.elbo, "kl_source": run.kl_source, "out": str(out), "steps": steps, "last": last}
-    document["plots"] = [str(path) for path in plots]
+    document["plots"] = [str(path) for path in written.plots]
     if command.json:
         _print_json(document)
         return 0
@@ -123,7 +93,7 @@ def _fit(command: Fit, made: Any = None) -> int:
             shown.add_row(label, f"{last[key]:.2f}")
     note = f" ({run.choice.note})" if run.choice else ""
     _console().print(shown, f"{run.steps} steps in {run.seconds:.1f} s{note}", sep="\n", soft_wrap=True)
-    for path in [*plots, out]:
+    for path in [*written.plots, out]:
         _console().print(str(path), soft_wrap=True)
     return 0
 
@@ -145,14 +115,14 @@ def _audit(command: Audit) -> int:
     from pyro_vi.estimators.table import named
     from pyro_vi.reporting.summary import audit_table
 
-    planned = _planned(command, command.run)
-    batch = _batch(planned, command.batch_size)
-    found = audit_pair(planned.pair, batch, named(command.elbos), draws=command.draws, seed=command.seed)
+    asked = asked_of(command, command.run)
+    batch = asked.batch(command.batch_size)
+    found = audit_pair(asked.plan.pair, batch, named(command.elbos), draws=command.draws, seed=command.seed)
     if command.json:
         _print_json({**found.to_dict(), "advice": [advice.text for advice in advise(found)]})
         return 0
     console = _console()
-    console.print(audit_table(found, f"{command.model} with guide {command.guide} on {command.source}"))
+    console.print(audit_table(found, asked.title))
     for advice in advise(found):
         console.print(advice.text)
     return 0
@@ -163,17 +133,17 @@ def _check(command: Check) -> int:
     from pyro_vi.estimators.table import named
     from pyro_vi.fitting import Options, findings_of
 
-    planned = _planned(command, None)
-    size = length_of(_batch(planned, command.batch_size))
+    asked = asked_of(command, command.run)
+    plan = dataclasses.replace(asked.plan, batch_size=length_of(asked.batch(command.batch_size, new=False)))
     estimator = None if command.elbo is None else named(command.elbo)[command.elbo]
-    findings = findings_of(dataclasses.replace(planned, batch_size=size), estimator, Options())
+    findings = findings_of(plan, estimator, Options())
     if command.json:
         _print_json([dataclasses.asdict(finding) for finding in findings])
     else:
         for finding in findings:
             print(f"{finding.severity}: {finding} [{finding.code}]")
         if not findings:
-            print(f"nothing found: {command.model} with guide {command.guide} on {command.source}")
+            print(f"nothing found: {asked.title}")
     return int(any(finding.severity == "error" for finding in findings))
 
 
@@ -181,22 +151,25 @@ def _evidence(command: Evidence) -> int:
     from pyro_vi.data import length_of
     from pyro_vi.diagnostics import evidence_of_pair
 
-    planned = _planned(command, command.run)
-    data = planned.data
-    # The evidence of latents that all data share is that of the data that they were fitted to.
-    on, args = ("held-out", data.heldout) if data.num_heldout else ("training", data.example(data.spec.num_data))
+    asked = asked_of(command, command.run)
+    on, args = asked.on, asked.rows
     options: Any = {"method": command.method, "particles": command.particles, "seed": command.seed}
-    found = evidence_of_pair(planned.pair, args, **options)
+    found = evidence_of_pair(asked.plan.pair, args, **options)
+    rows = length_of(args)
     if command.json:
-        _print_json({key: found.attrs[key] for key in ("method", "particles", "value", "se", "total", "per")})
+        document = {key: found.attrs[key] for key in ("method", "particles", "value", "se", "total", "per")}
+        _print_json({**document, "on": on, "rows": rows})
         return 0
     sampled = f"importance sampling, K = {command.particles}"
     how = {"exact": "exact", "enum": "exact, by enumeration"}.get(found.attrs["method"], sampled)
     if found.attrs["per"] == "data set":
-        error, rows = float(found.mc_se.max()), length_of(args)
-        print(f"log p(x) = {found.attrs['total']:.3f} ± {error:.3f} nats for all {rows} {on} data ({how})")
+        print(
+            f"log p(x) = {found.attrs['total']:.3f} ± {float(found.mc_se.max()):.3f} nats for all {rows} {on} data ({how})"
+        )
     else:
         print(f"log p(x) = {found.attrs['value']:.3f} ± {found.attrs['se']:.3f} nats per {on} datum ({how})")
+    if asked.new:
+        print(f"all {rows} rows of {command.source} are scored; none of them is held out")
     if found.attrs["method"] == "iw":
         print(f"effective draws: median {float(found.ess.median()):.0f}, least {float(found.ess.min()):.1f}")
         print(found.attrs["note"])
@@ -205,21 +178,30 @@ def _evidence(command: Evidence) -> int:
 
 def _show(command: Show) -> int:
     from pyro_vi.estimators.table import named
-    from pyro_vi.fitting import config_of
     from pyro_vi.overview import show_pair
     from pyro_vi.overview.tables import layout_tables
 
-    config = {} if command.run is None else config_of(Path(command.run))
-    rows = {"batch_size": command.batch_size}
-    if command.batch_size is None and config:
-        rows = {key: config[key] for key in ("batch_size", "shuffle", "drop_last")}
-    planned = _planned(command, command.run, **rows)
-    (name, estimator), *_ = named(command.elbo or config.get("elbo", "mean_field")).items()
-    found = show_pair(planned, (command.model, command.guide, command.source), name, estimator, out=command.out)
+    asked = asked_of(command, command.run, batch_size=command.batch_size)
+    (name, estimator), *_ = named(command.elbo or asked.elbo or "mean_field").items()
+    found = show_pair(asked.plan, asked.names, name, estimator, out=command.out)
     if command.json:
         _print_json(found.to_dict())
     else:
         _print(layout_tables(found))
+    return 0
+
+
+def _plot(command: Plot) -> int:
+    from pyro_vi.afterwards import open
+    from pyro_vi.reporting.pictures.plotting import drawn
+
+    run = open(command.folder).run
+    _, paths = drawn(run, out=command.out or command.folder, format=command.format, only=command.only)
+    if command.json:
+        _print_json({"plots": [str(path) for path in paths]})
+        return 0
+    for path in paths:
+        _console().print(str(path), soft_wrap=True)
     return 0
 
 
@@ -249,26 +231,9 @@ COMMANDS: dict[type, Callable[[Any], int]] = {
     Check: _check,
     Evidence: _evidence,
     Show: _show,
+    Plot: _plot,
     List: _list,
 }
-
-
-def _planned(command: PairCommand, run: str | None, **rows: Any) -> Any:
-    from pyro_vi.fitting import Options, config_of, load_parameters, plan_of
-
-    # A run is evaluated on the data that it held out: another seed would split them differently.
-    config = {"seed": command.seed} if run is None else config_of(Path(run))
-    options = Options(seed=config["seed"], heldout=config.get("heldout"), **rows)
-    planned = plan_of(command.model, command.guide, command.source, options)
-    if run is not None:
-        load_parameters(planned.pair, Path(run))
-    return planned
-
-
-def _batch(planned: Any, size: int | None) -> Any:
-    """Return the first batch of a fit; or one of another size, if the pair takes part of the data."""
-    whole = planned.data.spec.num_data
-    return planned.data.example(planned.batch_size if planned.reason or size is None else min(size, whole))
 
 
 def _folder(command: FittingCommand) -> Path:
@@ -302,6 +267,11 @@ def _print(parts: Iterable[Any]) -> None:
     console = _console()
     for part in parts:
         console.print(part, markup=False, soft_wrap=isinstance(part, str))
+
+
+def _say(remarks: Iterable[str]) -> None:
+    for remark in remarks:
+        print(remark, file=sys.stderr)
 
 
 def _print_json(value: Any) -> None:

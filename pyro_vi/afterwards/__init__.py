@@ -1,0 +1,14 @@
+"""What one does with a run after the fit: it is opened, asked, continued, saved, exported and compared.
+
+* `opening` makes an `OpenedRun` from a folder or a `Run`; `finding` finds its programs and data.
+* `opened` defines `OpenedRun`; `generating` computes its posterior means, reconstructions and samples.
+* `continuing` starts a new run from the parameters of another one; `storing` writes a run that is in memory only.
+* `exporting` writes what a fit or a comparison leaves in its folder; `compared` is `compare` with these files.
+"""
+
+from pyro_vi.afterwards.compared import compare, resume
+from pyro_vi.afterwards.exporting import export_comparison, export_fit
+from pyro_vi.afterwards.opened import OpenedRun
+from pyro_vi.afterwards.opening import open
+
+__all__ = ["OpenedRun", "compare", "export_comparison", "export_fit", "open", "resume"]

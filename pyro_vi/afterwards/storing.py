@@ -1,0 +1,100 @@
+"""A run that is in memory only, written so that it can be opened later, with data that no name stands for.
+
+* `store` writes a run, and `keep_data` its data; `stored_data` reads them.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vi.data import ColumnSpec, Data, DataSpec, Mapped
+from pyro_vi.errors import InputError, UsageError
+from pyro_vi.fitting import Run, RunFolder, config_of, holds_run
+from pyro_vi.fitting.sealed import Damaged, read_sealed, write_sealed
+from pyro_vi.support import make_folder, write_through
+
+DATA = "data.pt"
+PLAIN = ("levels", "binarize", "integers", "shuffle", "drop_last", "numbered", "classes", "seed")
+TENSORS = ("given", "labels", "heldout_labels", "standard", "heldout", "columns")
+
+
+def store(run: Run, folder: str | Path) -> Path:
+    """Write a run into a new folder; return it. A run that has a folder is copied.
+
+    Data that were given as Python objects are written too, unless their rows stay in a file or a program takes more than
+    tensors.
+
+    Raises:
+        UsageError: the folder holds a run already.
+        InputError: the folder cannot be written, or the run has neither a folder nor a state.
+    """
+    path = Path(folder).expanduser().absolute()
+    if holds_run(path):
+        raise UsageError(f"'{path}' holds a run already; choose another folder")
+    if run.out is not None and holds_run(run.out):
+        make_folder(path)
+        for file in sorted(Path(run.out).iterdir()):
+            if file.is_file() and not file.name.startswith(".") and file.suffix not in (".tmp", ".lock"):
+                write_through(path / file.name, lambda temporary: shutil.copyfile(file, temporary))  # noqa: B023
+    elif run.state:
+        target = RunFolder(path, run.config)
+        try:
+            for record in run.history:
+                target.log(record)
+            for step, parameters in run.snapshots.items():
+                target.save(parameters, f"snapshot-{step}.pt")
+            target.save(run.state)
+        finally:
+            target.close()
+    else:
+        raise InputError(
+            "the run has neither a folder nor a state, so that it cannot be saved; fit it again with out=FOLDER"
+        )
+    keep_data(run, path)
+    return path
+
+
+def keep_data(run: Run, path: Path) -> None:
+    """Write the data of a run into its folder, if they were given as Python objects, and are tensors in memory."""
+    state = _state_of(run.data)
+    if "data" in run.config.get("given", {}).get("objects", ()) and state is not None and not (path / DATA).exists():
+        name = config_of(path)["run"]
+        write_through(path / DATA, lambda temporary: write_sealed(temporary, state, name, "data"))
+
+
+def stored_data(path: Path, run: str) -> Data:
+    """Return the data that `store` wrote into a folder.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        state = read_sealed(path / DATA, run, "data")
+        spec = {**state["spec"], "dtype": getattr(torch, state["spec"]["dtype"])}
+        spec["others"] = tuple(ColumnSpec(**_tuples(one)) for one in spec["others"])
+        values = {name: state[name] for name in (*PLAIN, *TENSORS, "roles")}
+        values["standard"] = None if values["standard"] is None else tuple(values["standard"])
+        values |= {name: tuple(values[name]) for name in ("heldout", "columns", "classes")}
+        return Data(DataSpec(**_tuples(spec)), **values)
+    except (Damaged, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"'{path / DATA}' cannot be used: {error}; give the data of the run by data=...") from error
+
+
+def _state_of(data: Data) -> dict[str, Any] | None:
+    """The data as tensors and plain values, or None if that cannot be."""
+    plain = all(isinstance(value, Tensor) for value in (*data.columns, *data.heldout))
+    if not plain or data.arguments is not None or any(isinstance(column, Mapped) for column in data.columns):
+        return None
+    spec = dataclasses.asdict(data.spec)
+    spec["dtype"] = str(data.spec.dtype).removeprefix("torch.")
+    found = {name: getattr(data, name) for name in (*PLAIN, *TENSORS)}
+    return {"spec": spec, "roles": dict(data.roles), **found}
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
