@@ -79,21 +79,18 @@ def new_rows(pair: Pair, data: Data, count: int, *, seed: int = 0) -> tuple[np.n
     Raises:
         InputError: the model observes nothing, or does not run without its observations.
     """
-    whole = data.example(data.spec.num_data)
-    base = data.heldout if data.num_heldout else whole
-    layout = pair.layouts(whole)[0]
-    plate, rows = layout.data_plate, length_of(whole)
-    together = plate is None or plate.length != rows or not _takes(pair, whole)
-    if together:
-        base = whole
-    size = 1 if together else min(ROWS, math.ceil(count / SETS) if layout.shared else count)
+    shared, together = _shared_and_together(pair, data)
+    whole = data.example(data.spec.num_data) if shared or together else ()
+    base = whole if together else data.heldout if data.num_heldout else data.example(min(data.spec.num_data, ROWS))
+    base = base if together else rows_of(base, range(min(length_of(base), ROWS)))
+    size = 1 if together else min(ROWS, math.ceil(count / SETS) if shared else count)
     with evaluating(pair), isolated(seed, validation=False), torch.no_grad():
         names, first, axis = _sites_of_data(pair, base)
         found = []
         for start in range(0, count, size):
             some = min(size, count - start)
             args = base if together else rows_of(base, [(start + i) % length_of(base) for i in range(some)])
-            values = _shared_draws(pair, whole, layout.shared)
+            values = _shared_draws(pair, whole, shared)
             with Give(values):
                 trace: Any = poutine.trace(poutine.uncondition(pair.model)).get_trace(*fresh(args))
             drawn = [_rows_first(trace.nodes[name]["fn"], trace.nodes[name]["value"], axis) for name in names]
@@ -102,19 +99,35 @@ def new_rows(pair: Pair, data: Data, count: int, *, seed: int = 0) -> tuple[np.n
     return np.concatenate(found), first
 
 
+def _shared_and_together(pair: Pair, data: Data) -> tuple[list[str], bool]:
+    """The latents that all data share, and whether all rows are drawn together, because the model takes no other number."""
+    few = data.example(min(data.spec.num_data, 100))
+    try:
+        layout = pair.layouts(few)[0]
+        alone = layout.data_plate is not None and layout.data_plate.length == length_of(few)
+    except InputError:  # the pair takes all rows only
+        alone = False
+    if alone and not layout.shared:
+        return [], False
+    whole = data.example(data.spec.num_data)
+    layout = pair.layouts(whole)[0]
+    plate = layout.data_plate
+    return list(layout.shared), plate is None or plate.length != length_of(whole) or not _takes(pair, whole)
+
+
 def _takes(pair: Pair, args: Batch) -> bool:
-    """True if the model runs on one row more and one row less."""
+    """True if the model runs on one row less, and on one row more."""
     rows = length_of(args)
     try:
         for count in (max(1, rows - 1), rows + 1):
-            with poutine.block():
+            with isolated(0, validation=False), torch.no_grad():
                 trace_of(pair.model, fresh(rows_of(args, [i % rows for i in range(count)])))
     except Exception:  # whatever a program raises on rows that it is not written for
         return False
     return True
 
 
-def _shared_draws(pair: Pair, args: Batch, shared: tuple[str, ...] | list[str]) -> dict[str, Tensor]:
+def _shared_draws(pair: Pair, args: Batch, shared: list[str]) -> dict[str, Tensor]:
     if not shared:
         return {}
     nodes = trace_of_guide(pair.guide, fresh(args)).nodes

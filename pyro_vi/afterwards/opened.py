@@ -104,9 +104,8 @@ class OpenedRun:
         """
         if x is not None:
             return rows_like(self.data, x)
-        whole = self.data.example(self.data.spec.num_data)
         if not self.data.num_heldout or self._undivided:
-            return whole
+            return self.data.example(self.data.spec.num_data)
         return self.data.heldout
 
     def named(self, x: Any = None) -> str:

@@ -311,3 +311,43 @@ def test_the_main_job_with_all_its_defaults(folder):
     # a smaller variance: by a factor of 20 to 500.
     assert 20 < first[0]["grad_var"]["guide"] / first[1]["grad_var"]["guide"] < 500
     assert all((folder / path).is_file() for path in document["plots"]) and len(document["plots"]) >= 5
+
+
+def test_the_folder_of_a_run_is_enough(fitted, folder, capsys):
+    """Model, guide, data, seed and what was held out are in it; new data are scored on all their rows."""
+    capsys.readouterr()
+    assert cli.main(on(fitted, "evidence", "--json")) == 0
+    named = json.loads(capsys.readouterr().out)
+    run = ["--run", str(fitted / "run")]
+    assert cli.main(["evidence", *run, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == named and named["on"] == "held-out" and named["rows"] == 6
+    assert cli.main(["evidence", *run, "--data", "five.npy"]) == 0
+    out = capsys.readouterr().out
+    x = torch.as_tensor(np.load("five.npy"), dtype=torch.float32)
+    pair = build_pair(*SMALL, load(str(fitted / "data.npy"), seed=3), seed=3)
+    pair.load_state_dict(torch.load(fitted / "run" / "checkpoint.pt", weights_only=True)["pair"])
+    assert out.startswith(f"log p(x) = {float(pair.model.log_evidence(x).mean()):.3f} ± ")
+    assert "nats per new datum (exact)\nall 40 rows of five.npy are scored; none of them is held out\n" in out
+    assert cli.main(["check", *run]) == 0
+    assert (
+        "nothing found: linear_gaussian(latent_dim=2) with guide diag_normal(hidden=(4,)) on" in capsys.readouterr().out
+    )
+    assert cli.main(["show", *run, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"]["heldout"] == 6
+    assert cli.main(["plot", str(fitted / "run"), "--only", "training_curves", "--out", "drawn"]) == 0
+    assert capsys.readouterr().out == "drawn/training_curves.png\n" and Path("drawn/training_curves.png").is_file()
+    assert cli.main(["evidence", *run, "--label", "kind"]) == 2
+    assert "leave the options of data out, or give --data" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_an_export_that_fails_loses_neither_the_table_nor_the_run(folder, capsys, monkeypatch):
+    def broken(*args, **options):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr("pyro_vi.afterwards.exporting.datatree_of_pair", broken)
+    for command, line in (("fit", "no result.nc: "), ("compare", "no result.nc for mean_field: ")):
+        assert cli.main([command, *SMALL, *QUICK, "--out", command]) == 0
+        out, err = capsys.readouterr()
+        assert "held-out ELBO" in out and f"warning: {line}RuntimeError: no room" in err.splitlines()
