@@ -56,8 +56,9 @@ def predictive_means(pair: Pair, args: Batch, *, draws: int = 100, seed: int = 0
     Raises:
         InputError: the model observes nothing, or no site has a row for each datum.
     """
-    parts = []
-    first = False
+    if not args or not isinstance(args[0], Tensor):
+        raise InputError("the programs take no rows, so that there is nothing to reconstruct; use posterior() instead")
+    parts, first = [], False
     with evaluating(pair), isolated(seed, validation=False), torch.no_grad():
         for block in blocks(pair, args, ROWS):
             facts, total = facts_of(pair, block), np.zeros(())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_vi.data import ColumnSpec, Data, DataSpec, Mapped
+from pyro_vi.data.arguments import Arguments, Place
 from pyro_vi.errors import InputError, UsageError
 from pyro_vi.fitting import Run, RunFolder, config_of, holds_run
 from pyro_vi.fitting.sealed import Damaged, read_sealed, write_sealed
@@ -20,6 +21,7 @@ from pyro_vi.support import make_folder, write_through
 
 DATA = "data.pt"
 PLAIN = ("levels", "binarize", "integers", "shuffle", "drop_last", "numbered", "classes", "seed")
+PLACE = "place of a column"
 TENSORS = ("given", "labels", "heldout_labels", "standard", "heldout", "columns")
 
 
@@ -80,6 +82,9 @@ def stored_data(path: Path, run: str) -> Data:
         values = {name: state[name] for name in (*PLAIN, *TENSORS, "roles")}
         values["standard"] = None if values["standard"] is None else tuple(values["standard"])
         values |= {name: tuple(values[name]) for name in ("heldout", "columns", "classes")}
+        if state["arguments"] is not None:
+            places, names = state["arguments"]
+            values["arguments"] = Arguments(tuple(_read(places)), tuple(names))
         return Data(DataSpec(**_tuples(spec)), **values)
     except (Damaged, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"'{path / DATA}' cannot be used: {error}; give the data of the run by data=...") from error
@@ -87,13 +92,36 @@ def stored_data(path: Path, run: str) -> Data:
 
 def _state_of(data: Data) -> dict[str, Any] | None:
     """The data as tensors and plain values, or None if that cannot be."""
-    plain = all(isinstance(value, Tensor) for value in (*data.columns, *data.heldout))
-    if not plain or data.arguments is not None or any(isinstance(column, Mapped) for column in data.columns):
+    if any(isinstance(column, Mapped) for column in data.columns):
         return None
     spec = dataclasses.asdict(data.spec)
     spec["dtype"] = str(data.spec.dtype).removeprefix("torch.")
-    found = {name: getattr(data, name) for name in (*PLAIN, *TENSORS)}
-    return {"spec": spec, "roles": dict(data.roles), **found}
+    arguments = data.arguments
+    try:
+        called = None if arguments is None else [_written(arguments.values), arguments.names]
+        found = {name: _written(getattr(data, name)) for name in (*PLAIN, *TENSORS)}
+    except TypeError:
+        return None
+    return {"spec": spec, "roles": dict(data.roles), "arguments": called, **found}
+
+
+def _written(value: Any) -> Any:
+    """Arguments as plain values: a place is a dictionary of one entry."""
+    if isinstance(value, Place):
+        return {PLACE: value.column}
+    if value is None or isinstance(value, (bool, int, float, str, Tensor)):
+        return value
+    if type(value) in (list, tuple):
+        return type(value)(_written(item) for item in value)
+    if type(value) is dict and all(isinstance(key, str) for key in value):
+        return {key: _written(item) for key, item in value.items()}
+    raise TypeError(type(value).__name__)
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Place(value[PLACE]) if {*value} == {PLACE} else {key: _read(item) for key, item in value.items()}
+    return type(value)(_read(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,11 +6,15 @@ from html import escape
 from pathlib import Path
 
 MOST, LARGEST, WIDTH = 8, 400_000, 160
-"""Most pictures, most bytes of one of them, and its width on the page in pixels."""
+"""Most pictures of a folder, most bytes of one of them, and the width of one on the page in pixels."""
 
 
 def html_block(
-    title: str, table: Sequence[Sequence[str]] = (), lines: Iterable[str] = (), pictures: Iterable[bytes] = ()
+    title: str,
+    table: Sequence[Sequence[str]] = (),
+    lines: Iterable[str] = (),
+    pictures: Iterable[bytes] = (),
+    width: int = WIDTH,
 ) -> str:
     """Return a block of HTML; the first row of the table holds the names of its columns.
 
@@ -26,7 +30,7 @@ def html_block(
     parts = [f"<b>{escape(title)}</b>", f"<table>{''.join(rows)}</table>" if rows else ""]
     parts += [f"<pre>{text}</pre>"] if text else []
     parts += [
-        f'<img width="{WIDTH}" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
+        f'<img width="{width}" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
         for picture in pictures
     ]
     return f"<div>{''.join(parts)}</div>"

@@ -77,6 +77,8 @@ def test_what_is_shown_is_short(run, opened):
     for text in (repr(run), repr(opened)):
         assert len(text.splitlines()) <= 12 and len(text) < 1500 and "elbo" in text
     assert run._repr_html_().startswith("<div><b>Run: linear_gaussian") and "<table>" in opened._repr_html_()
+    figures = pyro_vi.plot(run, only="training_curves")
+    assert figures["training_curves"]._repr_png_().startswith(b"\x89PNG") and "image/png" in figures._repr_html_()
 
 
 @pytest.mark.parametrize(

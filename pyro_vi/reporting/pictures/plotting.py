@@ -4,9 +4,11 @@ A picture is a function from a comparison to a figure. Its entry says which fact
 asks for a name.
 """
 
+import io
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from pyro_vi.reporting.pictures.sequences import piano_roll, rolls
 from pyro_vi.reporting.pictures.series import bands, in_plane_of_series, is_series, paths
 from pyro_vi.reporting.pictures.words import top_words
 from pyro_vi.reporting.plots_of_standings import behind_the_best
-from pyro_vi.support import make_folder, shown, unknown, write_through
+from pyro_vi.support import html_block, make_folder, shown, unknown, write_through
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -94,13 +96,24 @@ PICTURES = (
 """All pictures, in reading order."""
 
 
+class Figures(dict[str, Figure]):
+    """Figures by name; a notebook shows all of them, or one that ends a cell, without further imports."""
+
+    def __setitem__(self, name: str, figure: Figure) -> None:
+        setattr(figure, "_repr_png_", partial(_png, figure))  # noqa: B010  (it is no attribute of the class)
+        super().__setitem__(name, figure)
+
+    def _repr_html_(self) -> str:
+        return html_block(", ".join(self), pictures=[_png(figure) for figure in self.values()], width=480)
+
+
 def plot(
     fitted: Run | Comparison,
     *,
     out: str | Path | None = None,
     format: str = "png",
     only: str | Iterable[str] = (),
-) -> dict[str, Figure]:
+) -> Figures:
     """Draw every picture that the model, the guide and the data of a fit or a comparison have, and write them if asked.
 
     Which pictures apply depends on facts: images, labels, names of columns, lengths of sequences, latents that all data share,
@@ -114,7 +127,7 @@ def plot(
         only: names of the pictures to draw, such as ``"latent_means"``; by default all that apply.
 
     Returns:
-        The figures by name, of matplotlib; a notebook shows one that ends a cell.
+        The figures by name, of matplotlib; a notebook shows all of them, or one that ends a cell.
 
     Raises:
         UsageError: an unknown format or picture.
@@ -135,7 +148,7 @@ def drawn(
     out: str | Path | None = None,
     format: str = "png",
     only: str | Iterable[str] = (),
-) -> tuple[dict[str, Figure], list[Path]]:
+) -> tuple[Figures, list[Path]]:
     """Return the figures of `plot`, and the files that were written, in the same order."""
     if format not in FORMATS:
         raise UsageError(f"format must be one of {', '.join(FORMATS)}, not {shown(format)}")
@@ -145,7 +158,7 @@ def drawn(
             raise unknown("picture", name, known)
     comparison = fitted if isinstance(fitted, Comparison) else comparison_of(fitted)
     folder = None if out is None else make_folder(out)
-    figures, paths = {}, []
+    figures, paths = Figures(), []
     for picture in chosen(comparison, wanted):
         try:
             figure = picture.draw(comparison)
@@ -219,6 +232,12 @@ def comparison_of(run: Run, model: str = "", guide: str = "", seed: int = 0) -> 
     result = Result(run, "", "", run.kl_source, nothing, None)
     on: Any = "held-out" if run.data.num_heldout else "training"
     return Comparison(model, guide, run.data, seed, {run.elbo: result}, {}, on=on)
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=100)
+    return file.getvalue()
 
 
 def _write(figure: Figure, path: Path, format: str) -> None:
