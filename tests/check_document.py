@@ -32,7 +32,7 @@ KINDS = {
     "options": "The estimator, the optimizer and Pyro's store",
 }
 """Modules of rules, each with the title of its part."""
-STATED = re.compile(r'Finding\(\s*"([a-z-]+)", (?:"(?:error|warning|note)"|severity)|"(mixed-\w+)": \(')
+STATED = re.compile(r'Finding\(\s*"([a-z-]+)",\s*(?:"(?:error|warning|note)"|severity)|"(mixed-\w+)": \(')
 
 INTRODUCTION = """\
 # What `check` looks for

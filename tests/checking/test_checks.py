@@ -14,10 +14,13 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import AffineTransform
 
-from pyro_vi import Finding, check, fit
-from pyro_vi.checking import refuse
+from pyro_vi import Finding, check, compare, fit
+from pyro_vi.checking import check_pair, refuse
 from pyro_vi.data.loading import load
 from pyro_vi.errors import InputError
+from pyro_vi.estimators import get
+from pyro_vi.programs import pair_of
+from pyro_vi.support import generators
 
 Program = Callable[..., Any]
 X = scalars(12)
@@ -579,3 +582,42 @@ def test_the_check_leaves_nothing_behind():
     check(*CATALOGUE["closure"].build(), CATALOGUE["closure"].batch)
     assert torch.equal(state, torch.get_rng_state())
     assert not list(pyro.get_param_store().keys())
+
+
+def test_the_check_changes_nothing():
+    """Not the parameters, which probes move, nor buffers, modes, gradients, data, stores or generators."""
+    model, guide = Normed(), registered()
+    pair = pair_of(model, guide, (X,))
+    states = [pair.state_dict(), model.state_dict(), {"x": X}]
+    before = [{name: value.clone() for name, value in state.items()} for state in states]
+    random, stored = generators(), dict(pyro.get_param_store().items())
+    for elbo in ("trace", "mean_field", "iwae"):
+        assert check_pair(pair, (X,), elbo=get(elbo), num_data=36) == []
+        assert check(model, guide, X, elbo=elbo, num_data=36) == []
+    for state, values in zip(states, before, strict=True):
+        assert all(torch.equal(state[name], value) for name, value in values.items())
+    assert all(p.grad is None for p in (*pair.parameters(), *model.parameters()))
+    assert all(module.training for module in pair.modules())
+    assert torch.equal(generators()["torch"], random["torch"])
+    assert generators()["python"] == random["python"]
+    assert dict(pyro.get_param_store().items()) == stored
+
+
+def test_a_fit_is_the_same_with_and_without_the_check():
+    model, guide = Normed(), registered()
+    runs = [fit(model, guide, X, steps=3, check=c, progress=False, compile=False) for c in (False, True)]
+    for name, value in runs[0].pair.state_dict().items():
+        assert torch.equal(value, runs[1].pair.state_dict()[name]), name
+
+
+def test_a_warning_is_printed_once_in_a_comparison():
+    """And not again for each estimator and each fit."""
+    model, guide = program(NORMAL, around), program(lambda x: dist.Normal(0.5 * x + pyro.param("a", number(0.0)), 0.7))
+
+    def idle(x: Tensor) -> None:
+        pyro.param("b", number(0.0))
+        guide(x)
+
+    with pytest.warns(UserWarning, match="does not depend on") as caught:
+        compare(model, idle, X, elbos=("trace", "stl"), steps=2, audit_draws=0, particles=2, draws=2, progress=False)
+    assert len([warning for warning in caught if "does not depend on" in str(warning.message)]) == 1

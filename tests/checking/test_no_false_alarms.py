@@ -1,4 +1,7 @@
-"""The check on sound pairs as people write them in Pyro: nothing is found, under any estimator that they would use."""
+"""The check on sound pairs: as people write them in Pyro, in the differential catalogue, and of our own shelf.
+
+Nothing is found, under any estimator that people would use.
+"""
 
 import functools
 
@@ -8,14 +11,21 @@ import pyro.infer.autoguide as auto
 import pytest
 import torch
 from catalogue import columns, number, scalars
+from differential import autoguides, baselines, flows_and_gps, idioms, mixtures, networks, regressions, sequences, vaes
+from differential.harness import float64, made
 from pyro import poutine
 from pyro.contrib.easyguide import EasyGuide
 from pyro.infer import config_enumerate
 from pyro.infer.reparam import LocScaleReparam
+from shelf_catalogue import COLUMNS
 from torch import nn
 from torch.distributions import constraints
 
 from pyro_vi import check
+from pyro_vi.checking import check_pair
+from pyro_vi.errors import InputError
+from pyro_vi.estimators import get
+from pyro_vi.fitting.plan import plan
 
 X = scalars(12)
 SEEN = torch.arange(12) % 3 > 0
@@ -201,3 +211,43 @@ def test_nothing_is_found(name):
 def test_a_point_estimate_is_a_note_only(guide):
     (finding,) = check(regression, guide(regression), X.float())
     assert (finding.code, finding.severity) == ("point-estimate", "note")
+
+
+MODULES = (vaes, sequences, mixtures, regressions, flows_and_gps, autoguides, baselines, networks, idioms)
+MEANT = {"validate_args_false": "outside-support"}
+"""Notes on programs that mean what they do."""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [pytest.param(m, id=m.__name__) for module in MODULES for m in module.PROGRAMS])
+def test_nothing_is_found_in_the_differential_catalogue(make, monkeypatch):
+    """But for notes on points and on sampled KLs. Flows that have no inverse cannot be run on given draws."""
+    monkeypatch.setattr(
+        "pyro_vi.checking.checks.TOLERATED", (KeyError,) if make.__name__ == "auto_normalizing_flow" else ()
+    )
+    with float64():
+        program = made(make)
+        found = check(program.model, program.guide, dict(program.kwargs) or program.args, elbo=program.elbo())
+    expected = {"point-estimate", "kl-fallback", MEANT.get(make.__name__)}
+    assert [str(finding) for finding in found if finding.severity != "note" or finding.code not in expected] == []
+
+
+GUIDES = ("diag_normal", "structured", "flow", "point", "per_datum")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("name", COLUMNS)
+def test_nothing_is_found_on_the_shelf(name, guide):
+    column = COLUMNS[name]
+    model, data = column.make()
+    try:
+        planned = plan(model, guide, data)
+    except InputError:
+        pytest.skip(f"{guide} refuses {name}")  # as docs/guides_matrix.md says
+    rows, batch = planned.data.spec.num_data, planned.data.example(planned.batch_size)
+    for elbo in ("enum",) if column.discrete else ("trace", "analytic"):
+        found = check_pair(planned.pair, batch, elbo=get(elbo), num_data=rows)
+        assert [str(finding) for finding in found if finding.code not in ("point-estimate", "kl-fallback")] == []
