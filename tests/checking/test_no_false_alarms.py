@@ -233,7 +233,7 @@ def test_nothing_is_found_in_the_differential_catalogue(make, monkeypatch):
     assert [str(finding) for finding in found if finding.severity != "note" or finding.code not in expected] == []
 
 
-GUIDES = ("diag_normal", "structured", "flow", "point", "per_datum")
+GUIDES = ("diag_normal", "structured", "flow")
 
 
 @pytest.mark.slow
