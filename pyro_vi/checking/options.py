@@ -67,9 +67,9 @@ def clipped(view: View) -> Iterator[Finding]:
 def warmup(view: View) -> Iterator[Finding]:
     """A warm-up of the KL that does not end before the fit does."""
     steps, rising = view.planned.steps, view.planned.warmup
-    if steps is not None and rising >= steps > 0:
-        text = f"the weight of the KL rises over {rising} steps, and the fit has {steps}, so that no step is one on the ELBO"
-        yield Finding("warmup-too-long", "warning", None, text, f"use warmup={steps // 5}, or more steps")
+    if steps is not None and rising > steps:
+        text = f"the weight of the KL rises over {rising} steps, and the fit has {steps}, so that it never has its full weight"
+        yield Finding("warmup-too-long", "error", None, text, f"use warmup={steps // 5}, or more steps")
 
 
 def stale(pair: Pair) -> Iterator[Finding]:

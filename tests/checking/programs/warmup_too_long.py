@@ -1,4 +1,4 @@
-"""The warm-up of the KL lasts as long as the fit, so that the KL never has its full weight."""
+"""The warm-up of the KL lasts longer than the fit, so that the KL never has its full weight."""
 
 import pyro
 import pyro.distributions as dist
@@ -19,5 +19,5 @@ def guide(x):
         pyro.sample("z", dist.Normal(loc * x, 0.7))
 
 
-WRONG = dict(model=model, guide=guide, batch=x, steps=1000, warmup=1000)
+WRONG = dict(model=model, guide=guide, batch=x, steps=1000, warmup=2000)
 RIGHT = dict(model=model, guide=guide, batch=x, steps=1000, warmup=200)
