@@ -62,7 +62,7 @@ def open(
         warnings.warn(f"'{path / CHECKPOINT}' is not used: {wrong}; the run is opened at {name}", stacklevel=2)
     sources = sources_of(path, config, {"model": model, "guide": guide, "data": data})
     planned = plan_again(path, config, sources, state["pair"])
-    put_into(planned.pair, state, path)
+    put_into(planned.pair, state, f"the run in '{path}'")
     size = min(config.get("batch_size", planned.batch_size), planned.data.spec.num_data)
     if "shuffle" in config:
         planned = dataclasses.replace(planned, data=dataclasses.replace(planned.data, shuffle=bool(config["shuffle"])))
