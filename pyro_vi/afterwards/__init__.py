@@ -4,11 +4,13 @@
 * `opened` defines `OpenedRun`; `generating` computes its posterior means, reconstructions and samples.
 * `continuing` starts a new run from the parameters of another one; `storing` writes a run that is in memory only.
 * `exporting` writes what a fit or a comparison leaves in its folder; `compared` is `compare` with these files.
+* `writers` hand the records of a fit to TensorBoard, Weights & Biases and MLflow.
 """
 
+from pyro_vi.afterwards import writers
 from pyro_vi.afterwards.compared import compare, resume
 from pyro_vi.afterwards.exporting import export_comparison, export_fit
 from pyro_vi.afterwards.opened import OpenedRun
 from pyro_vi.afterwards.opening import open
 
-__all__ = ["OpenedRun", "compare", "export_comparison", "export_fit", "open", "resume"]
+__all__ = ["OpenedRun", "compare", "export_comparison", "export_fit", "open", "resume", "writers"]

@@ -10,15 +10,12 @@ import xarray as xr
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vi.data import Batch, fresh, length_of, part, tensors_in
+from pyro_vi.data import Batch, fresh, tensors_in
 from pyro_vi.elbo import MEMORY, Facts, at_once, facts_of, quoted
 from pyro_vi.errors import UsageError, first_line, naming_programs
 from pyro_vi.programs import Pair, evaluating, isolated, kept_buffers, pair_and_args
 from pyro_vi.reporting.exported import Exported, exported, posterior_trace, refuse_changing_rows
 from pyro_vi.support import Whole, seed_from, shown, versions, whole, write_through
-
-MOST_NUMBERS = 50_000_000
-"""Most numbers of the draws of one site that a file of a fit holds: larger data have fewer rows there."""
 
 
 def to_datatree(
@@ -133,17 +130,6 @@ def datatree_of_pair(
     for name, dataset in (groups or {}).items():
         tree[name] = xr.DataTree(dataset)
     return tree
-
-
-def rows_within(pair: Pair, args: Batch, draws: int, most: int = MOST_NUMBERS) -> Batch:
-    """Return the first rows of a batch, as many as ``draws`` draws of them have at most ``most`` numbers.
-
-    All rows are returned if the pair cannot take a part of them.
-    """
-    rows = length_of(args)
-    numbers = max((a.numel() // max(rows, 1) for a in tensors_in(args)), default=0)
-    few = max(1, most // max(draws * numbers, 1))
-    return part(args, 0, few) if few < rows and pair.separable(args, few) else args
 
 
 def _named(sites: Mapping[str, Exported], features: Sequence[str]) -> dict[str, list[str]]:

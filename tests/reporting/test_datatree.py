@@ -17,8 +17,7 @@ from pyro import poutine
 from pyro_vi import audit, fit, to_datatree
 from pyro_vi.data.loading import load
 from pyro_vi.errors import InputError
-from pyro_vi.programs import pair_of
-from pyro_vi.reporting.datatree import history_dataset, rows_within, write
+from pyro_vi.reporting.datatree import history_dataset, write
 
 DRAWS = 4000
 
@@ -219,15 +218,3 @@ def test_binary_values_are_written_as_bytes():
 
 def test_attributes_are_plain(exact):
     json.dumps(exact[1].attrs)
-
-
-def test_of_large_data_the_first_rows_are_kept_if_the_pair_takes_a_part():
-    model, guide = exact_pair()
-    args = (columns(),)
-    pair = pair_of(model, guide, args)
-    numbers = args[0][0].numel()
-    assert torch.equal(rows_within(pair, args, 10, 10 * numbers * 3)[0], args[0][:3])
-    assert rows_within(pair, args, 10, 10 * numbers * len(args[0])) is args
-    model, guide = global_pair()
-    args = (scalars(),)
-    assert rows_within(pair_of(model, guide, args), args, 10, 10) is args  # all rows share a latent
