@@ -37,12 +37,12 @@ def continued(run: Run, plan: Plan, asked: Mapping[str, Any]) -> Run:
     before = called.get("arguments", {})
     options = {name: value for name, value in before.items() if name in names and name not in OWN}
     options |= {"epochs": None, "steps": None, "warmup": 0}
-    elbo = asked.get("elbo", before.get("elbo", run.elbo) if called.get("command", "fit") == "fit" else run.elbo)
+    fitted = called.get("command", "fit") == "fit"
+    elbo = asked.get("elbo", before.get("elbo", run.elbo) if fitted else run.elbo)
+    needed = {name for name in names if name not in (*OWN, *KEPT)} | ({"elbo"} if fitted else set())
     objects = {*called.get("objects", ())}
-    lacking = [
-        name for name in sorted(objects) if name in (*names, "elbo") and name not in (*OWN, *KEPT) and name not in asked
-    ]
-    if called.get("command", "fit") == "fit" and lacking:
+    lacking = sorted((objects & needed) - {*asked})
+    if lacking:
         raise InputError(
             f"the run was made with {', '.join(lacking)} as Python objects, which its configuration does not hold; give them "
             f"again: more({', '.join(f'{name}=...' for name in lacking)}, ...)"

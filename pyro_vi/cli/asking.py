@@ -37,14 +37,14 @@ class Asked:
         model, guide, data = self.names
         return f"{model} with guide {guide} on {data}"
 
-    def batch(self, size: int | None, *, new: bool = True) -> Any:
+    def batch(self, size: int | None) -> Any:
         """Return the first batch of a fit; or one of another size, if the pair takes part of the data. Of new data, the
         first rows of them."""
         from pyro_vi.data import length_of, part
 
         plan = self.plan
         whole = plan.data.spec.num_data
-        if self.new and new:
+        if self.new:
             return self.rows if plan.reason else part(self.rows, 0, min(size or plan.batch_size, length_of(self.rows)))
         return plan.data.example(plan.batch_size if plan.reason or size is None else min(size, whole))
 

@@ -129,14 +129,18 @@ def _audit(command: Audit) -> int:
 
 
 def _check(command: Check) -> int:
+    from pyro_vi.checking import check_pair
     from pyro_vi.data import length_of
     from pyro_vi.estimators.table import named
     from pyro_vi.fitting import Options, findings_of
 
     asked = asked_of(command, command.run)
-    plan = dataclasses.replace(asked.plan, batch_size=length_of(asked.batch(command.batch_size, new=False)))
+    batch = asked.batch(command.batch_size)
     estimator = None if command.elbo is None else named(command.elbo)[command.elbo]
-    findings = findings_of(plan, estimator, Options())
+    if asked.new:
+        findings = check_pair(asked.plan.pair, batch, elbo=estimator, num_data=asked.plan.data.spec.num_data)
+    else:
+        findings = findings_of(dataclasses.replace(asked.plan, batch_size=length_of(batch)), estimator, Options())
     if command.json:
         _print_json([dataclasses.asdict(finding) for finding in findings])
     else:
@@ -182,6 +186,10 @@ def _show(command: Show) -> int:
     from pyro_vi.overview.tables import layout_tables
 
     asked = asked_of(command, command.run, batch_size=command.batch_size)
+    if asked.new:
+        raise UsageError(
+            "show --run shows the rows of that fit; leave --data out, or leave --run out to show other data"
+        )
     (name, estimator), *_ = named(command.elbo or asked.elbo or "mean_field").items()
     found = show_pair(asked.plan, asked.names, name, estimator, out=command.out)
     if command.json:

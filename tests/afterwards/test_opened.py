@@ -187,6 +187,18 @@ def test_more_continues_from_the_same_parameters(run, opened):
     assert "stepz" in message(opened.more, steps=1, stepz=2, error=pyro_vi.UsageError)
 
 
+def test_more_asks_for_options_that_were_objects():
+    def adam(parameters):
+        return torch.optim.Adam(parameters, 0.01)
+
+    run = pyro_vi.fit(PPCA, "exact", columns(40), steps=2, optimizer=adam, compile=False, progress=False)
+    text = message(pyro_vi.open(run).more, steps=1)
+    assert "was made with optimizer as Python objects" in text and text.endswith(
+        "give them again: more(optimizer=..., ...)"
+    )
+    assert pyro_vi.open(run).more(steps=1, optimizer=adam, progress=False).run.steps == 1
+
+
 def test_an_opened_run_is_what_it_was_made_of(run, opened):
     assert isinstance(run, Run) and isinstance(opened, OpenedRun)
     assert opened.pair is run.pair and opened.model is run.model and opened.guide is run.guide

@@ -326,12 +326,16 @@ def test_the_folder_of_a_run_is_enough(fitted, folder, capsys):
     x = torch.as_tensor(np.load("five.npy"), dtype=torch.float32)
     pair = build_pair(*SMALL, load(str(fitted / "data.npy"), seed=3), seed=3)
     pair.load_state_dict(torch.load(fitted / "run" / "checkpoint.pt", weights_only=True)["pair"])
-    assert out.startswith(f"log p(x) = {float(pair.model.log_evidence(x).mean()):.3f} ± ")
+    assert out.startswith(f"log p(x) = {float(pair.model.log_evidence(x).detach().mean()):.3f} ± ")
     assert "nats per new datum (exact)\nall 40 rows of five.npy are scored; none of them is held out\n" in out
     assert cli.main(["check", *run]) == 0
     assert (
         "nothing found: linear_gaussian(latent_dim=2) with guide diag_normal(hidden=(4,)) on" in capsys.readouterr().out
     )
+    assert cli.main(["check", *run, "--data", "five.npy"]) == 0
+    assert capsys.readouterr().out.endswith("on five.npy\n")
+    assert cli.main(["show", *run, "--data", "five.npy"]) == 2
+    assert "leave --data out" in capsys.readouterr().err
     assert cli.main(["show", *run, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"]["heldout"] == 6
     assert cli.main(["plot", str(fitted / "run"), "--only", "training_curves", "--out", "drawn"]) == 0

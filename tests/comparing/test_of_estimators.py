@@ -17,7 +17,8 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from rich.console import Console
 from torch import Tensor
 
-from pyro_vi import Comparison, InputError, UsageError, audit, compare
+from pyro_vi import Comparison, InputError, UsageError, audit
+from pyro_vi.comparing import compare
 from pyro_vi.data.loading import load
 from pyro_vi.elbo.heldout import evaluate
 from pyro_vi.reporting.document import to_dict

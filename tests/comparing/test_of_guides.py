@@ -12,8 +12,8 @@ import torch
 from catalogue import columns, number, scalars
 from torch import Tensor, nn
 
-from pyro_vi import Comparison, FitError, InputError, UsageError, compare, fit
-from pyro_vi.comparing import standings
+from pyro_vi import Comparison, FitError, InputError, UsageError, fit
+from pyro_vi.comparing import compare, standings
 from pyro_vi.data.loading import load
 
 WEIGHT = [[1.0, 0.5], [0.3, -0.8], [0.7, 0.2]]
