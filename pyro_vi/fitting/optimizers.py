@@ -29,6 +29,7 @@ from pyro_vi.data import Batch
 from pyro_vi.errors import InputError, UsageError, kind_and_line
 from pyro_vi.fitting.identity import fingerprint
 from pyro_vi.fitting.pyro_optimizers import grouped, refuse_used
+from pyro_vi.fitting.rate_free import DoG, DoWG
 from pyro_vi.fitting.settings import SCHEDULES, Options
 from pyro_vi.programs import Pair
 from pyro_vi.support import check_options, parse, real, shown, unknown, word
@@ -42,7 +43,13 @@ SPARSE = ("SparseAdam", "SGD", "Adagrad")
 
 
 def _table() -> dict[str, type[Optimizer]]:
-    own = {"clipped_adam": ClippedAdam, "dct_adam": DCTAdam, "adagrad_rmsprop": AdagradRMSProp}
+    own = {
+        "clipped_adam": ClippedAdam,
+        "dct_adam": DCTAdam,
+        "adagrad_rmsprop": AdagradRMSProp,
+        "dog": DoG,
+        "dowg": DoWG,
+    }
     found = {name.lower(): value for name, value in vars(torch.optim).items() if _is_optimizer(value)}
     return {**{name: cls for name, cls in found.items() if name not in ("optimizer", "lbfgs")}, **own}
 
@@ -52,7 +59,7 @@ def _is_optimizer(value: object) -> bool:
 
 
 OPTIMIZERS = _table()
-"""Optimizers by name: those of torch in lower case, and Pyro's own."""
+"""Optimizers by name: those of torch in lower case, Pyro's own, and those without a rate."""
 
 
 @dataclass(frozen=True)
