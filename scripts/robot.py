@@ -1,6 +1,6 @@
 """A deep Markov model of the simulated arm: its prediction of the next step beside the last value.
 
-    python scripts/robot.py --steps 3000
+    python scripts/robot.py --steps 5000
 
 The model is `deep_markov`, the guide `structured` with a bidirectional GRU: z_t depends on z_{t−1}. The prediction of x_{t+1}
 sees x_1, …, x_t only: the guide reads these t steps as a sequence of length t and gives q(z_1, …, z_t | x_1, …, x_t), z_{t+1}
@@ -26,7 +26,7 @@ class Options:
 
     data: str = "robot"
     """The trajectories, with options in parentheses."""
-    steps: int = 3000
+    steps: int = 5000
     """Optimisation steps."""
     guide: str = "structured"
     """A guide with an encoder; with "diag_normal", the steps are independent given the data."""

@@ -2,9 +2,9 @@
 
 * `lookup` finds the program that a name refers to; `copying` copies it; `binding` makes the copy a module that owns its
   parameters; `build` makes the pair of both, with `autoguides` for guides of Pyro's; `pair` defines `Pair`.
-* `layout` reads sites and plates; `latents` reads the latent sites for a guide; `supports` says where a distribution has
-  values; `numbering` serves guides with parameters for each row; `handlers` fix or relax draws; `isolation` runs programs
-  without side effects.
+* `layout` reads sites and plates; `messages` names programs and says why they fail; `latents` reads the latent sites for a
+  guide; `supports` says where a distribution has values; `numbering` serves guides with parameters for each row; `handlers`
+  fix or relax draws; `isolation` runs programs without side effects.
 """
 
 from pyro_vi.programs.binding import draw, trace_of_guide
@@ -20,13 +20,11 @@ from pyro_vi.programs.layout import (
     data_frame,
     data_plate,
     data_plate_of,
-    describe,
     prototype,
     role_of,
-    shapes_of,
-    title,
 )
 from pyro_vi.programs.lookup import Source, name_of, resolve, with_options
+from pyro_vi.programs.messages import describe, shapes_of, title
 from pyro_vi.programs.numbering import takes_row_numbers, without_numbers
 from pyro_vi.programs.pair import Pair
 from pyro_vi.programs.supports import bare, innermost, inside, masked_by, range_of, support_of, words_of

@@ -22,8 +22,8 @@ from pyro_vi.programs.autoguides import model_for
 from pyro_vi.programs.binding import FunctionProgram, bind
 from pyro_vi.programs.copying import Copies, used_names
 from pyro_vi.programs.isolation import isolated
-from pyro_vi.programs.layout import failure, mismatch, shapes_of, title
 from pyro_vi.programs.lookup import Kind, Source, available, name_of, resolve, with_options
+from pyro_vi.programs.messages import failure, mismatch, shapes_of, title
 from pyro_vi.programs.numbering import ignore_numbers, takes_row_numbers
 from pyro_vi.programs.pair import Pair
 from pyro_vi.support import check_options, parse

@@ -16,7 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from pyro_vi.programs.layout import describe
+from pyro_vi.programs.messages import describe
 from pyro_vi.programs.supports import bare, innermost, masked_by, support_of
 
 DRAWS, MOST = 100, 2**20

@@ -4,13 +4,11 @@
 * `data_frame` finds the plate of the data; `role_of` tells data from latents, and both from statements that only record a
   value or add a number.
 * `data_plate` makes the plate of a minibatch, for use in models and guides; `ModelPlate` makes that of a given model.
-* `describe` and `title` name distributions and programs in messages.
+* `key_of` is a key of arguments that give a program the same sites.
 """
 
-import inspect
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,8 +20,8 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch.distributions import constraints
 
 from pyro_vi.data import Batch, fresh, length_of, tensors_in
-from pyro_vi.errors import InputError, of_program
-from pyro_vi.programs.isolation import Program, isolated, kept_buffers
+from pyro_vi.programs.isolation import Program
+from pyro_vi.programs.messages import describe, running
 from pyro_vi.programs.supports import support_of
 from pyro_vi.support.pyro_internals import mask_of
 
@@ -270,75 +268,6 @@ def _plate(frame: Any, node: Any) -> Plate:
 def _vectorized(node: Any) -> list[Any]:
     # A name that starts with an underscore is the engine's: the plate of particles.
     return [f for f in node["cond_indep_stack"] if f.vectorized and not f.name.startswith("_")]
-
-
-def describe(fn: Any) -> str:
-    """Return the name of a distribution in messages: ``Normal``, ``Independent(Normal)``, ``Transformed(Normal)``.
-
-    Example:
-        >>> import pyro.distributions as dist
-        >>> describe(dist.Normal(0.0, 1.0).expand([3]).to_event(1))
-        'Independent(Normal)'
-    """
-    name = getattr(fn, "described", type(fn).__name__)
-    base = getattr(fn, "base_dist", None)
-    if name in ("Independent", "MaskedDistribution", "ExpandedDistribution") and base is not None:
-        return describe(base) if name == "ExpandedDistribution" else f"{name}({describe(base)})"
-    if name == "TransformedDistribution":
-        return f"Transformed({describe(base)})"
-    return name
-
-
-def title(program: Program) -> str:
-    """Return the name of a program in messages."""
-    hidden = getattr(program, "_hidden", None)
-    if hidden is not None:
-        program = hidden[0]
-    return getattr(program, "__qualname__", None) or type(program).__name__
-
-
-@contextmanager
-def running(program: Program, args: Batch) -> Iterator[None]:
-    """Run a program within the block as a prototype: without gradients, and nothing that it draws or changes remains.
-
-    Raises:
-        InputError: the program fails in the block.
-    """
-    with torch.no_grad(), isolated(seed=0, validation=False), kept_buffers(program):
-        try:
-            yield
-        except InputError:
-            raise
-        except Exception as error:
-            raise InputError(failure(program, args, error)) from error
-
-
-def failure(program: Program, args: Batch, error: Exception) -> str:
-    """Return what a program failed on, in one line; what it takes, if it cannot be called so at all."""
-    remedy = (
-        "; give an array with a row for each datum, such as numpy.stack makes" if "'list' object" in str(error) else ""
-    )
-    return mismatch(program, args) or f"{title(program)} fails on {shapes_of(args)}: {of_program(error)}{remedy}"
-
-
-def mismatch(program: Program, args: Batch) -> str:
-    """Return what a program takes and what it is given, if it cannot be called so; else an empty text."""
-    signature = inspect.signature(program.forward if isinstance(program, torch.nn.Module) else program)
-    try:
-        signature.bind(*args)
-    except TypeError:
-        takes, found = ", ".join(signature.parameters), shapes_of(args) if args else "no arguments"
-        return (
-            f"{title(program)} takes ({takes}), but is given {found}; choose data with these columns, or another model"
-        )
-    return ""
-
-
-def shapes_of(args: Batch) -> str:
-    """Return the shapes of a batch in messages."""
-    found = [str(tuple(a.shape)) for a in tensors_in(args)]
-    shapes = ", ".join(found if len(found) <= 6 else [*found[:3], f"… ({len(found)} tensors)"])
-    return f"a batch of shape {shapes}" if shapes else "its arguments"
 
 
 def key_of(args: Any) -> Any:

@@ -19,7 +19,7 @@ from pyro.infer import autoguide
 
 from pyro_vi.errors import InputError, UsageError, kind_and_line
 from pyro_vi.programs.isolation import isolated
-from pyro_vi.programs.layout import title
+from pyro_vi.programs.messages import title
 from pyro_vi.support import parse, shown, unknown
 
 AUTOGUIDES = {

@@ -15,7 +15,8 @@ from pyro_vi.errors import InputError
 from pyro_vi.programs.binding import FunctionProgram, draw, trace_of_guide
 from pyro_vi.programs.copying import Copies
 from pyro_vi.programs.isolation import isolated
-from pyro_vi.programs.layout import Prototype, key_of, layout_of, running
+from pyro_vi.programs.layout import Prototype, key_of, layout_of
+from pyro_vi.programs.messages import running
 from pyro_vi.programs.numbering import takes_row_numbers
 from pyro_vi.support.pyro_internals import params_of
 

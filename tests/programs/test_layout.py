@@ -9,7 +9,8 @@ from pyro.infer.reparam import LocScaleReparam
 
 from pyro_vi.errors import InputError
 from pyro_vi.programs.build import pair_of
-from pyro_vi.programs.layout import Plate, data_plate, describe, prototype, role_of, title
+from pyro_vi.programs.layout import Plate, data_plate, prototype, role_of
+from pyro_vi.programs.messages import describe, title
 from pyro_vi.programs.pair import Pair
 
 every_entry = pytest.mark.parametrize("entry", CATALOGUE.values(), ids=CATALOGUE)
