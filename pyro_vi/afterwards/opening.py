@@ -67,8 +67,9 @@ def open(
     if "shuffle" in config:
         planned = dataclasses.replace(planned, data=dataclasses.replace(planned.data, shuffle=bool(config["shuffle"])))
     planned = dataclasses.replace(planned, batch_size=size)
-    snapshots = {step: read_snapshot(path, config["run"], step) for step in config.get("kept", ())}
-    position = state["position"]
+    position, last = state["position"], state["history"][-1] if state["history"] else {}
+    kept = sorted({min(step, position["step"]) for step in config.get("kept", ())})  # a fit may have stopped earlier
+    snapshots = {step: read_snapshot(path, config["run"], step) for step in kept}
     run = Run(
         pair=planned.pair,
         elbo=config["elbo"],
@@ -80,6 +81,8 @@ def open(
         kl_source=_sources(planned.pair, config["elbo"], planned.data.example(size)),
         out=path,
         config=config,
+        converged=last.get("converged"),
+        evidence=(state.get("convergence") or {}).get("evidence", ""),
     )
     return OpenedRun(run, planned)
 

@@ -88,6 +88,8 @@ class FittingCommand(PairCommand):
     """Weight of the KL; the unannealed ELBO is reported too."""
     warmup: int = Options.warmup
     """Steps over which the weight of the KL rises from 0 to beta."""
+    stop: Literal["converged"] | None = None
+    """End the fit when its loss has converged; the schedule is then constant by default."""
     compile: Literal["auto", "yes", "no"] = "auto"
     """Compile the steps: if that saves more time than it takes, always (an error if impossible), or never."""
     out: str | None = None

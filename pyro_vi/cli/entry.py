@@ -76,6 +76,7 @@ def _fit(command: Fit, made: Any = None) -> int:
     last = run.history[-1]
     steps = {} if run.choice is None else {"compiled": run.compiled, "note": run.choice.note, "seconds": run.seconds}
     document = {"elbo": run.elbo, "kl_source": run.kl_source, "out": str(out), "steps": steps, "last": last}
+    document |= {"converged": run.converged, "evidence": run.evidence}
     document["plots"] = [str(path) for path in written.plots]
     if command.json:
         _print_json(document)
@@ -91,8 +92,10 @@ def _fit(command: Fit, made: Any = None) -> int:
     ):
         if key in last and not math.isnan(last[key]):
             shown.add_row(label, f"{last[key]:.2f}")
+    shown.add_row("converged", {True: "yes", False: "no", None: "cannot be told"}[run.converged])
     note = f" ({run.choice.note})" if run.choice else ""
     _console().print(shown, f"{run.steps} steps in {run.seconds:.1f} s{note}", sep="\n", soft_wrap=True)
+    _console().print(run.evidence, soft_wrap=True)
     for path in [*written.plots, out]:
         _console().print(str(path), soft_wrap=True)
     return 0

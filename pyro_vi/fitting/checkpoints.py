@@ -1,10 +1,11 @@
-"""The state of a fit in a checkpoint: parameters, optimizer, scheduler, generators and position, in plain values."""
+"""The state of a fit in a checkpoint: parameters, optimizer, scheduler, generators, position and losses, in plain values."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from pyro_vi.compiling import Choice
 from pyro_vi.errors import InputError, kind_and_line
+from pyro_vi.fitting.convergence import Watch
 from pyro_vi.fitting.reading import put_into
 from pyro_vi.fitting.settings import Position, Settings
 from pyro_vi.fitting.stepping import Stepper
@@ -12,7 +13,7 @@ from pyro_vi.programs import Pair
 from pyro_vi.support import generators, set_generators
 
 
-def state_of(pair: Pair, stepper: Stepper, position: Position, choice: Choice | None) -> dict[str, Any]:
+def state_of(pair: Pair, stepper: Stepper, position: Position, choice: Choice | None, watch: Watch) -> dict[str, Any]:
     """Return the state from which a fit can continue with the same bits.
 
     Args:
@@ -20,12 +21,14 @@ def state_of(pair: Pair, stepper: Stepper, position: Position, choice: Choice | 
         stepper: its optimizer and scheduler.
         position: the progress of the fit.
         choice: the choice of compiled steps, if it is made.
+        watch: the test for convergence.
     """
     return {
         "pair": pair.state_dict(),
         **stepper.state_dict(),
         "generators": generators(),
         "position": vars(position),
+        "convergence": watch.state(),
         "compiled": None if choice is None else choice.record(),
     }
 
@@ -34,6 +37,7 @@ def put_back(
     state: Mapping[str, Any],
     pair: Pair,
     stepper: Stepper,
+    watch: Watch,
     settings: Settings,
     batches: int,
     changed: Collection[str] = (),
@@ -44,6 +48,7 @@ def put_back(
         state: what `state_of` returned.
         pair: the pair.
         stepper: its optimizer and scheduler. If they have changed, they start anew.
+        watch: the test for convergence.
         settings: the settings of the fit.
         batches: number of batches of an epoch.
         changed: the settings that are other ones than those of the state.
@@ -60,6 +65,8 @@ def put_back(
         raise InputError(
             f"the checkpoint is of another optimizer ({kind_and_line(error)}); start the run again"
         ) from error
+    watch.restore(state.get("convergence"))
+    watch.stopped = watch.stopped and settings.stop is not None
     return position
 
 

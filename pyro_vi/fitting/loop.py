@@ -38,6 +38,7 @@ from pyro_vi.errors import FitError, NoGraph, UsageError
 from pyro_vi.estimators.objective import Objective
 from pyro_vi.fitting.callbacks import Callback, tell
 from pyro_vi.fitting.checkpoints import put_back, state_of
+from pyro_vi.fitting.convergence import watch_of
 from pyro_vi.fitting.failures import blame, failed, where
 from pyro_vi.fitting.folder import RunFolder
 from pyro_vi.fitting.interrupt import deferred_interrupt
@@ -96,6 +97,7 @@ class Loop:
         if short:
             pair.layouts(data.example(short))  # now, as no program may run for that within a compiled step
         self.position = Position()
+        self.watch = watch_of(self.records, data, settings)
         self.used = (1.0, 1.0)  # weight of the KL and fraction of the learning rate in the last step
         self.norm: Tensor | None = None  # of the last gradient, if its step was compiled
         self.history: list[dict[str, Any]] = []
@@ -124,7 +126,7 @@ class Loop:
             if self.position.step:
                 bar.say(self._choose(before))
             self._keep()
-            while self.position.step < self.settings.steps and not interrupted:
+            while self.position.step < self.settings.steps and not (interrupted or self.watch.stopped):
                 for _ in self._epoch(self.settings.steps):
                     self._keep()
                     now = self.position.step
@@ -135,10 +137,10 @@ class Loop:
                         bar.say(self._choose())
                     if now % self.tenth == 0:
                         self._checkpoint()
-                    if interrupted:
+                    if interrupted or self.watch.stopped:
                         break
             self._checkpoint()
-            self.state = state_of(self.pair, self.stepper, self.position, self.choice)
+            self.state = state_of(self.pair, self.stepper, self.position, self.choice, self.watch)
 
     def take(self, count: int) -> None:
         """Take steps as `run` does, but without records and checkpoints."""
@@ -227,10 +229,7 @@ class Loop:
             raise failed(self.pair, where(now), error) from error
         if not all(map(math.isfinite, values)):
             self._blame(values, rows.split(length), source, generator)
-        now.step += many
-        now.losses += values
-        now.total += sum(values)
-        now.seconds += time.perf_counter() - start
+        now.add(values, time.perf_counter() - start)
         return many
 
     def _without_graph(self, error: Raised, rows: Tensor, source: Batch) -> int:
@@ -314,6 +313,8 @@ class Loop:
     def _record(self) -> None:
         (weight, rate), norm = self.used, self.stepper.norm() if self.norm is None else self.norm
         record = self.records.make(self.position, weight=weight, lr=self.stepper.lr() * rate, norm=float(norm))
+        record["converged"] = self.watch.see(self.position, self.settings, self.stepper.ratio() or 1.0).converged
+        self._keep()  # a fit that stops here
         self.position.losses.clear()
         self.history.append(record)
         if self.folder:
@@ -322,16 +323,15 @@ class Loop:
 
     def _keep(self) -> None:
         step = self.position.step
-        if step in self.settings.kept and step not in self.snapshots:
+        if step in self.settings.keeps(step, self.watch.stopped) and step not in self.snapshots:
             self.snapshots[step] = {name: value.detach().clone() for name, value in self.pair.state_dict().items()}
             if self.folder:
                 self.folder.save(self.snapshots[step], f"snapshot-{step}.pt")
 
     def _checkpoint(self) -> None:
-        if self.folder is None or not all(bool(p.isfinite().all()) for p in self.parameters):
-            return
-        self._synchronize()
-        self.folder.save(state_of(self.pair, self.stepper, self.position, self.choice))
+        if self.folder is not None and all(bool(p.isfinite().all()) for p in self.parameters):
+            self._synchronize()
+            self.folder.save(state_of(self.pair, self.stepper, self.position, self.choice, self.watch))
 
     def _restore(self) -> dict[str, list[int]] | None:
         """Restore the checkpoint; return its record of compiled steps, or None if there is none."""
@@ -340,11 +340,10 @@ class Loop:
             return None
         size, changed = self.settings.batch_size, self.folder.changed
         batches = math.ceil(self.data.per_epoch(size) / size)
-        self.position = put_back(state, self.pair, self.stepper, self.settings, batches, changed)
+        self.position = put_back(state, self.pair, self.stepper, self.watch, self.settings, batches, changed)
         self.history = list(self.folder.records)
-        for step in self.settings.kept:
-            snapshot = self.folder.snapshot(step) if step <= self.position.step else None
-            if snapshot is not None:
+        for step in self.settings.keeps(self.position.step, self.watch.stopped):
+            if step <= self.position.step and (snapshot := self.folder.snapshot(step)) is not None:
                 self.snapshots[step] = snapshot
         chosen = state.get("compiled")
         return chosen if isinstance(chosen, dict) and "compile" not in changed else None

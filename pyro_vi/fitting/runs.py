@@ -47,6 +47,9 @@ class Run:
         out: the run folder, if there is one.
         config: everything that is needed to repeat the fit, as in ``config.json``.
         state: the state from which the fit could continue; None if it is in the folder.
+        converged: whether the loss had converged at the end of the fit: see `pyro_vi.fitting.convergence`. None if that
+            cannot be told. Each record has it, too.
+        evidence: why, in one sentence.
     """
 
     pair: Pair
@@ -61,6 +64,8 @@ class Run:
     out: Path | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     state: Mapping[str, Any] | None = None
+    converged: bool | None = None
+    evidence: str = ""
 
     @property
     def model(self) -> torch.nn.Module:
@@ -112,6 +117,7 @@ def described(run: Run) -> list[str]:
     ]
     shown = [f"{name} {last[name]:.3f}" for name in NUMBERS[:6] if _number(last.get(name))]
     lines += [f"  last       {', '.join(shown)} (nats per datum)"] if shown else []
+    lines += [f"  loss       {run.evidence}"[:118]] if run.evidence else []
     lines += [f"  KL         {', '.join(f'{site} {source}' for site, source in run.kl_source.items())}"[:118]]
     parent = run.config.get("parent")
     lines += [f"  parent     {parent.get('folder') or parent.get('run')}"] if parent else []

@@ -49,6 +49,7 @@ class Options:
     clip_norm: Real | None = None
     beta: Real = 1.0
     warmup: Whole = 0
+    stop: str | None = None
     seed: Whole = 0
     out: str | Path | None = None
     resume: bool = False
@@ -72,6 +73,13 @@ class Options:
             self._set(name, flag, optional=name == "shuffle")
         if not isinstance(self.compile, bool) and self.compile != "auto":
             raise UsageError(f"compile must be True, False or 'auto', not {shown(self.compile)}")
+        if self.stop not in (None, "converged"):
+            raise UsageError(f"stop must be None or 'converged', not {shown(self.stop)}")
+        if self.stop and isinstance(self.schedule, str) and self.schedule in ("linear", "cosine"):
+            raise UsageError(
+                f"stop='converged' cannot end a fit whose rate decays until its last step; leave schedule='{self.schedule}' "
+                "out, or give 'constant'"
+            )
         self._set("device", lambda name, value: device(value), optional=True)
         if not isinstance(self.out, str | Path | None):
             raise UsageError(f"out must be the path of a folder, not {shown(self.out)}")
@@ -100,6 +108,24 @@ def device(given: str | torch.device) -> torch.device:
     return found
 
 
+def fractions(snapshots: Any) -> list[float]:
+    """Return the fractions of a fit at which snapshots are taken.
+
+    Raises:
+        UsageError: they are no numbers from 0 to 1.
+    """
+    try:
+        given = list(snapshots)
+    except TypeError:
+        raise UsageError(
+            f"snapshots must be fractions of the fit, such as (0, 0.5, 1), not {shown(snapshots)}"
+        ) from None
+    found = [real("each of snapshots", value, least=0) for value in given]
+    if any(value > 1 for value in found):
+        raise UsageError(f"snapshots must be fractions of the fit, from 0 to 1, not {shown(max(found))}")
+    return found
+
+
 EPOCHS, STEPS = 100, 2000
 """Passes over the data if neither steps nor epochs are given; steps, if each step sees all data."""
 
@@ -120,6 +146,7 @@ class Settings:
     warmup: int
     seed: int
     kept: tuple[int, ...]
+    stop: str | None = None
 
     def __post_init__(self) -> None:
         if self.warmup > self.steps:
@@ -138,6 +165,10 @@ class Settings:
         weight = self.beta * min(1.0, step / self.warmup) if self.warmup else self.beta
         return weight, SCHEDULES[self.schedule](min(1.0, step / self.steps))
 
+    def keeps(self, step: int, stopped: bool) -> list[int]:
+        """Steps whose parameters are kept; a fit that stopped at ``step`` keeps those, and none of later steps."""
+        return sorted({min(kept, step) if stopped else kept for kept in self.kept})
+
 
 @dataclass
 class Position:
@@ -149,3 +180,10 @@ class Position:
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)  # since the last record
     total: float = 0.0  # sum of the losses of this epoch
+
+    def add(self, losses: list[float], seconds: float) -> None:
+        """Count steps, by their losses, and their time."""
+        self.step += len(losses)
+        self.losses += losses
+        self.total += sum(losses)
+        self.seconds += seconds

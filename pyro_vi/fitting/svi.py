@@ -23,10 +23,10 @@ from pyro_vi.fitting.optimizers import recipe_of
 from pyro_vi.fitting.plan import Plan, plan
 from pyro_vi.fitting.reading import load_parameters
 from pyro_vi.fitting.runs import Run, parent_of
-from pyro_vi.fitting.settings import EPOCHS, STEPS, Options, Settings
+from pyro_vi.fitting.settings import EPOCHS, STEPS, Options, Settings, fractions
 from pyro_vi.programs import Source, isolated, name_of
 from pyro_vi.programs.lookup import Kind, resolve
-from pyro_vi.support import Real, Whole, real, shown, versions
+from pyro_vi.support import Real, Whole, versions
 
 
 def fit(
@@ -47,6 +47,7 @@ def fit(
     clip_norm: Real | None = Options.clip_norm,
     beta: Real = Options.beta,
     warmup: Whole = Options.warmup,
+    stop: str | None = Options.stop,
     seed: Whole = Options.seed,
     out: str | Path | None = Options.out,
     resume: bool = Options.resume,
@@ -87,6 +88,8 @@ def fit(
         clip_norm: limit on the joint norm of all gradients, in nats per datum; by default none.
         beta: weight of the KL (β-VAE: Higgins et al. 2017). Records always include the unannealed ELBO.
         warmup: steps over which the weight of the KL rises from 0 to ``beta``.
+        stop: ``"converged"`` ends the fit before its last step if the loss has converged: see `pyro_vi.fitting.convergence`.
+            The schedule is then ``"constant"`` by default.
         seed: seed of the initial parameters, the order of the data and the draws; equal seeds give equal bits.
         out: run folder; without it nothing is written.
         resume: continue the run in ``out``, with the same bits as a run without the interruption.
@@ -126,6 +129,7 @@ def fit(
         clip_norm=clip_norm,
         beta=beta,
         warmup=warmup,
+        stop=stop,
         seed=seed,
         out=out,
         resume=resume,
@@ -194,11 +198,20 @@ def fit_pair(
     """
     options_of_elbo = plain_options(estimator)  # before it learns about the pair
     adapted, pair, data, batch_size = estimator_of(estimator), planned.pair, planned.data, planned.batch_size
-    recipe = recipe_of(options.optimizer, options.lr, options.schedule)
+    schedule = "constant" if options.stop and options.schedule is None else options.schedule
+    recipe = recipe_of(options.optimizer, options.lr, schedule)
     total = _total(planned, options)
     kept = tuple(sorted({round(fraction * total) for fraction in fractions(snapshots)}))
     settings = Settings(
-        total, batch_size, recipe.schedule, options.clip_norm, options.beta, options.warmup, options.seed, kept
+        total,
+        batch_size,
+        recipe.schedule,
+        options.clip_norm,
+        options.beta,
+        options.warmup,
+        options.seed,
+        kept,
+        options.stop,
     )
     config = {
         **names,
@@ -232,6 +245,7 @@ def fit_pair(
     finally:
         if folder is not None:
             folder.close()
+    verdict = loop.watch.verdict()
     return Run(
         pair=pair,
         elbo=name,
@@ -245,6 +259,8 @@ def fit_pair(
         out=folder.path if folder else None,
         config=folder.config if folder else config,
         state=None if folder else loop.state,
+        converged=verdict.converged,
+        evidence=verdict.evidence,
     )
 
 
@@ -264,21 +280,3 @@ def _total(planned: Plan, options: Options) -> int:
     per_epoch = math.ceil(data.per_epoch(size) / size)
     epochs = default if options.epochs is None else int(options.epochs)
     return int(options.steps) if options.steps is not None else epochs * per_epoch
-
-
-def fractions(snapshots: Any) -> list[float]:
-    """Return the fractions of a fit at which snapshots are taken.
-
-    Raises:
-        UsageError: they are no numbers from 0 to 1.
-    """
-    try:
-        given = list(snapshots)
-    except TypeError:
-        raise UsageError(
-            f"snapshots must be fractions of the fit, such as (0, 0.5, 1), not {shown(snapshots)}"
-        ) from None
-    found = [real("each of snapshots", value, least=0) for value in given]
-    if any(value > 1 for value in found):
-        raise UsageError(f"snapshots must be fractions of the fit, from 0 to 1, not {shown(max(found))}")
-    return found

@@ -174,7 +174,17 @@ def test_the_configuration_names_the_file_that_the_data_came_from(tmp_path):
 
 def test_the_checkpoint_holds_tensors_and_plain_numbers_only(whole):
     state = torch.load(whole.out / "checkpoint.pt", weights_only=True)
-    assert state.keys() == {"pair", "optimizer", "factor", "generators", "position", "compiled", "config", "history"}
+    assert state.keys() == {
+        "pair",
+        "optimizer",
+        "factor",
+        "generators",
+        "position",
+        "convergence",
+        "compiled",
+        "config",
+        "history",
+    }
     assert same(state["pair"], whole.pair.state_dict())
     assert state["position"]["step"] == 14
     names = {path.name for path in whole.out.iterdir()}
