@@ -74,7 +74,7 @@ class Watch:
         budget: most steps of the fit, as a sum of the learning rates of all steps, each as a fraction of the first one.
 
     Example:
-        >>> noise = np.random.default_rng(0).normal(size=2000)
+        >>> noise = np.random.default_rng(0).normal(size=2000) / 5
         >>> falling, flat = Watch(), Watch()
         >>> falling.add((noise - np.arange(2000) / 500).tolist())
         >>> flat.add(noise.tolist())
@@ -164,15 +164,16 @@ class Watch:
         steady = bool(rates.min() >= STEADY * rates.max())
         factor, unit = self.per
         seen = (
-            f"a fall of {fall * factor:.2g} {unit} in {round(ahead * counts.mean())} steps (limits {least * factor:.2g} and "
-            f"{most * factor:.2g}, tolerance {tolerance * factor:.2g}), by the losses of the last {int(counts.sum())}"
+            f"a {'fall' if fall >= 0 else 'rise'} of {abs(fall) * factor:.2g} {unit} in {round(ahead * counts.mean())} steps "
+            f"(limits of the fall {least * factor:.2g} and {most * factor:.2g}, tolerance "
+            f"{tolerance * factor:.2g}), by the losses of the last {int(counts.sum())}"
         )
         if most < -tolerance:
-            return Verdict(False, f"not converged: the loss rises, with {seen}", steady)
+            return Verdict(False, f"not converged: {seen}", steady)
         if most <= tolerance and most - fall <= PRECISE * tolerance:
             return Verdict(True, f"converged: {seen}", steady)
         if least > tolerance:
-            return Verdict(False, f"not converged: the loss still falls, with {seen}", steady)
+            return Verdict(False, f"not converged: {seen}", steady)
         return Verdict(None, f"too noisy to tell: {seen}", steady)
 
     def state(self) -> dict[str, Any]:
