@@ -464,7 +464,8 @@ def own_names() -> set[str]:
 
 
 def private(name: str) -> bool:
-    return name.startswith("_") and not name.endswith("__") and name != "_fields"  # which named tuples promise
+    promised = ("_fields", "_repr_png_", "_repr_html_")  # by named tuples, and by what shows objects in notebooks
+    return name.startswith("_") and not name.endswith("__") and name not in promised
 
 
 def unpromised(module: str) -> bool:
