@@ -72,7 +72,7 @@ ENTRIES = (
         "diag_normal",
         "digits",
         "latent_means",
-        "An MLP decoder over a normal code.",
+        "An MLP decoder, with a standard normal prior of the latent.",
         {"epochs": 200},
     ),
     Entry(
@@ -92,7 +92,7 @@ ENTRIES = (
         "diag_normal",
         "digits(labels=20)",
         "samples_by_class",
-        "The class is known of twenty data each, and summed out elsewhere.",
+        "The class is known for twenty images of each digit; for the others it is summed out.",
         {"epochs": 120, "elbo": "enum"},
     ),
     Entry(
@@ -100,7 +100,7 @@ ENTRIES = (
         "diag_normal",
         "digits",
         "components",
-        "The prior of the code is a mixture, whose component is summed out.",
+        "The prior of the latent is a mixture, whose component is summed out.",
         {"epochs": 60, "elbo": "enum"},
     ),
     Entry(
@@ -108,7 +108,7 @@ ENTRIES = (
         "exact",
         "wine(standardize=True)",
         "latent_means",
-        "Exact posterior and evidence.",
+        "A linear Gaussian model: posterior and evidence are exact.",
         {"epochs": 200, "lr": 0.02, "heldout": 0.5},
     ),
     Entry(
@@ -116,7 +116,7 @@ ENTRIES = (
         "full_normal",
         "wine(standardize=True)",
         "latent_means",
-        "One noise variance: probabilistic PCA.",
+        "Probabilistic PCA: one noise variance for all columns.",
         {"epochs": 200, "lr": 0.02, "heldout": 0.5},
     ),
     Entry(
@@ -124,7 +124,7 @@ ENTRIES = (
         "full_normal",
         "iris(standardize=True)",
         "latent_means",
-        "A noise variance for each column.",
+        "Factor analysis: a noise variance for each column.",
         {"epochs": 200, "lr": 0.02, "heldout": 0.5},
     ),
     Entry(
@@ -152,14 +152,19 @@ ENTRIES = (
         {"epochs": 60, "lr": 0.01},
     ),
     Entry(
-        "topic", "diag_normal", "20ng", "top_words", "Word counts from shares of topics.", {"epochs": 30, "lr": 0.01}
+        "topic",
+        "diag_normal",
+        "20ng",
+        "top_words",
+        "Each document mixes topics; a topic is a distribution of words.",
+        {"epochs": 30, "lr": 0.01},
     ),
     Entry(
         "regression",
         "full_normal",
         "diabetes(standardize=True, target=True)",
         "coefficients",
-        "Linear, logistic or Poisson, with groups.",
+        "Linear, logistic or Poisson regression, also with groups.",
         {"steps": 1500, "lr": 0.02},
     ),
     Entry(
@@ -175,11 +180,25 @@ ENTRIES = (
         "structured",
         "none",
         "density",
-        "A target with a scale that is a latent.",
+        "A target without data: one latent sets the scale of the others.",
         {"steps": 2000, "lr": 0.01},
     ),
-    Entry("noisy_cone", "flow", "none", "density", "A target on a ring.", {"steps": 1500, "lr": 0.01}),
-    Entry("two_moons", "mixture", "none", "density", "A target with two modes.", {"steps": 2000, "lr": 0.01}),
+    Entry(
+        "noisy_cone",
+        "flow",
+        "none",
+        "density",
+        "A target without data: its mass is on a thin ring.",
+        {"steps": 1500, "lr": 0.01},
+    ),
+    Entry(
+        "two_moons",
+        "mixture",
+        "none",
+        "density",
+        "A target without data: it has two modes.",
+        {"steps": 2000, "lr": 0.01},
+    ),
 )
 
 

@@ -37,23 +37,23 @@ STATED = re.compile(r'Finding\(\s*"([a-z-]+)",\s*(?:"(?:error|warning|note)"|sev
 INTRODUCTION = """\
 # What `check` looks for
 
-`pyro_vi.check(model, guide, batch)` runs both programs on a batch, changes nothing, and returns a list of findings: errors that
-would make a fit wrong without a message. `pyro-vi check MODEL GUIDE --data DATA` prints them. `fit` and `compare` run it first,
-on the batches that they will use.
+`pyro_vi.check(model, guide, batch)` runs both programs on a batch, changes nothing, and returns a list of findings: errors
+that would spoil a fit without a message. `pyro-vi check MODEL GUIDE --data DATA` prints them. `fit` and `compare` run the
+check first, on the batches that they will use.
 
-* An **error** stops a fit before its first step. `check=False` leaves the check out.
+* An **error** stops a fit before its first step. `check=False` skips the check.
 * A **warning** is printed once, and the fit goes on.
-* A **note** is information that `check` alone gives.
+* A **note** is information. Only `check` gives it, not `fit`.
 
-A finding has a `code`, a `severity`, a `site`, a `message` with the numbers that were seen, and a `remedy`. One cause is one
-finding. Where a fault is a difference of two numbers, the message has both with their standard errors, and z, their difference
-in standard errors.
+A finding has a `code`, a `severity`, a `site`, a `message` with the numbers that were seen, and a `remedy`. Each cause gives
+one finding. If a finding rests on the difference of two estimates, the message has both with their standard errors, and z,
+the difference divided by its standard error.
 
-Some faults exist only in some fits: tell `check` what the fit will use with `elbo`, `num_data`, `steps`, `warmup`, `optimizer`
-and `shuffle`.
+Some faults depend on the options of the fit. Pass those options to `check`: `elbo`, `num_data`, `steps`, `warmup`,
+`optimizer` and `shuffle`.
 
-Each section below has a program with the fault, `check(**WRONG)`, its message, and the same program without it, for which
-`check(**RIGHT)` returns an empty list. `python tests/check_document.py` writes this page.
+Each section below has a program with the fault, and the message of `check(**WRONG)`. The same program without the fault is
+`RIGHT`: `check(**RIGHT)` returns an empty list. `python tests/check_document.py` writes this page.
 """
 
 

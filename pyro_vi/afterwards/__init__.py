@@ -1,9 +1,9 @@
-"""What one does with a run after the fit: it is opened, asked, continued, saved, exported and compared.
+"""Work with a run after the fit: open, query, continue, save, export and compare it.
 
 * `opening` makes an `OpenedRun` from a folder or a `Run`; `finding` finds its programs and data.
 * `opened` defines `OpenedRun`; `generating` computes its posterior means, reconstructions and samples.
 * `continuing` starts a new run from the parameters of another one; `storing` writes a run that is in memory only.
-* `exporting` writes what a fit or a comparison leaves in its folder; `compared` is `compare` with these files.
+* `exporting` writes the pictures and results of a fit or a comparison; `compared` is `compare` and `resume` with these files.
 * `writers` hand the records of a fit to TensorBoard, Weights & Biases and MLflow.
 """
 

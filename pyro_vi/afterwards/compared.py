@@ -1,4 +1,4 @@
-"""`compare` and `resume` of Python: with ``out``, a comparison leaves there what the command line leaves."""
+"""`compare` and `resume` for Python: with ``out``, they write the same files of a comparison as the command line."""
 
 import functools
 import sys
@@ -12,7 +12,7 @@ from pyro_vi.fitting import Run
 
 @functools.wraps(comparing.compare)
 def compare(*args: Any, **options: Any) -> Comparison:
-    """`pyro_vi.comparing.compare`, which then writes pictures and results into its folder, if it has one."""
+    """Call `pyro_vi.comparing.compare`, and write pictures and results into the folder of the comparison, if it has one."""
     found = comparing.compare(*args, **options)
     _export(found, options)
     return found
@@ -20,7 +20,7 @@ def compare(*args: Any, **options: Any) -> Comparison:
 
 @functools.wraps(comparing.resume)
 def resume(*args: Any, **options: Any) -> Run | Comparison:
-    """`pyro_vi.comparing.resume`, which then writes pictures and results of a comparison."""
+    """Call `pyro_vi.comparing.resume`, and write pictures and results of a comparison."""
     found = comparing.resume(*args, **options)
     if isinstance(found, Comparison):
         _export(found, options)

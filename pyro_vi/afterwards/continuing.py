@@ -12,17 +12,17 @@ from pyro_vi.fitting import Options, Plan, Run, fit_pair, fractions, given, hold
 from pyro_vi.support import check_options
 
 KEPT = ("seed", "heldout", "batch_size", "shuffle", "drop_last", "device")
-"""Options that decide which rows are in which step: they stay those of the parent."""
+"""Options that decide which rows are in which step: the new run takes those of its parent."""
 OWN = ("out", "resume", "allow", "callbacks")
 
 
 def continued(run: Run, plan: Plan, asked: Mapping[str, Any]) -> Run:
-    """Fit on from the parameters of a run; see `pyro_vi.OpenedRun.more`.
+    """Continue a fit from the parameters of a run; see `pyro_vi.OpenedRun.more`.
 
     Args:
         run: the parent.
-        plan: its data and the rows of a batch.
-        asked: options of `pyro_vi.fit` that are others than the parent's.
+        plan: the plan of the parent: its data and batch size.
+        asked: options of `pyro_vi.fit` that differ from the parent's.
     """
     names = [option.name for option in dataclasses.fields(Options)]
     kept = [name for name in KEPT if asked.get(name) is not None]

@@ -1,7 +1,7 @@
-"""What a fit or a comparison leaves in its folder: pictures, ``result.nc`` and, of a comparison, ``result.json``.
+"""The files of a fit or a comparison: pictures, ``result.nc`` and, for a comparison, ``result.json``.
 
-* `export_fit` and `export_comparison` write it. What fails is one line of warning, and never a reason to lose the rest.
-* `capped_tree` makes the DataTree of ``result.nc``, of as many rows and draws as a file of `BYTES` holds.
+* `export_fit` and `export_comparison` write them. A file that fails gives a warning of one line; the others are still written.
+* `capped_tree` makes the DataTree of ``result.nc``, with as many rows and draws as fit into `BYTES`.
 """
 
 import warnings
@@ -25,14 +25,14 @@ from pyro_vi.reporting.saving import save
 from pyro_vi.support import finite, make_folder, write_json
 
 BYTES = 8 * 10**6
-"""Most bytes of the draws in an export, before they are compressed."""
+"""Most bytes of draws in an export, before compression."""
 DRAWS, FEW_DRAWS, FEW_ROWS = 100, 10, 20
-"""Draws in an export; the least number of draws, and of rows, to which it is cut."""
+"""Draws in an export; the fewest draws, and the fewest rows, that are kept to save space."""
 
 
 @dataclass
 class Written:
-    """What was written: the pictures, the files ``result.nc``, the document of a comparison, and remarks of one line each."""
+    """Paths of the pictures and of each ``result.nc``, the document of a comparison, and remarks of one line each."""
 
     plots: list[Path] = field(default_factory=list)
     trees: list[Path] = field(default_factory=list)
@@ -48,7 +48,7 @@ def export_fit(
     Args:
         run: the fit.
         out: the folder.
-        names: of model and guide, in headings.
+        names: names of model and guide for the headings.
         seed: seed of the draws.
         format: ``"png"``, ``"svg"`` or ``"pdf"``.
     """
@@ -95,9 +95,9 @@ def capped_tree(
     groups: Mapping[str, xr.Dataset] | None = None,
     features: tuple[str, ...] = (),
 ) -> tuple[xr.DataTree, str]:
-    """Return the DataTree of a pair, of the first rows and of so many draws that they take at most `BYTES`; and a remark.
+    """Return the DataTree of a pair, and a remark. The tree has as many of the first rows, and draws, as fit into `BYTES`.
 
-    The attribute ``rows`` says how many rows there are. The remark is empty if all rows and draws are there.
+    Its attribute ``rows`` tells the number of rows. The remark is empty if the tree has all rows and draws.
     """
     whole, asked = length_of(args), draws
     some = part(args, 0, 1000) if whole > 1000 and pair.separable(args, 1000) else args

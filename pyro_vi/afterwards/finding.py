@@ -1,6 +1,6 @@
-"""The programs and the data of a run in a folder: named by its configuration, found on disk, or asked for.
+"""Find the programs and the data of a run in a folder: by the names in its configuration, on disk, or from the caller.
 
-* `sources_of` gives them as `pyro_vi.fit` takes them; `plan_again` plans the same fit from them.
+* `sources_of` returns them in the form that `pyro_vi.fit` takes; `plan_again` plans the same fit from them.
 * `same_data` recognises the data of a run by their name.
 """
 
@@ -21,16 +21,16 @@ from pyro_vi.fitting import Options, Plan, checksum, config_of, names_of, plan_o
 
 KINDS = ("model", "guide", "data")
 OWN = re.compile(r"^(?P<path>.*?\.(?:py|npy|npz|csv|parquet))(?=$|[:(])", re.IGNORECASE)
-"""The path at the start of the name of a person's own program or data."""
+"""A path to a file, at the start of the name of a program or of data."""
 
 
 def sources_of(path: Path, config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return model, guide and data of the run in a folder, those that are ``given`` first; paths are absolute.
+    """Return model, guide and data of the run in a folder, with absolute paths; what is in ``given`` comes first.
 
     Args:
         path: the folder.
         config: the configuration of the run.
-        given: by ``"model"``, ``"guide"`` and ``"data"``; None for what the folder shall tell.
+        given: what the caller passed, by ``"model"``, ``"guide"`` and ``"data"``; for None, the folder decides.
 
     Raises:
         InputError: the run was made from Python objects that are not given, or a file is not found.
@@ -70,17 +70,17 @@ def plan_again(
         path: the folder.
         config: the configuration of the run.
         sources: model, guide and data.
-        parameters: those of its checkpoint.
+        parameters: the parameters in its checkpoint.
 
     Raises:
-        InputError: programs or data cannot be used, or the data are not those of the run.
+        InputError: programs or data cannot be used, or the data differ from those of the run.
     """
     arguments = config.get("given", {}).get("arguments", {})
     heldout = None if isinstance(sources["data"], Data) else config.get("heldout")
     rows = {name: arguments.get(name) for name in ("batch_size", "shuffle")}
     options = Options(seed=config["seed"], heldout=heldout, drop_last=bool(config.get("drop_last")), **rows)
     found = None
-    # A process that fitted may have had another default dtype; the parameters show it, if data do not say theirs.
+    # The fit may have run under another default dtype. If the data have no dtype of their own, the parameters show it.
     for dtype in dict.fromkeys(
         (torch.get_default_dtype(), *(v.dtype for v in parameters.values() if v.is_floating_point()))
     ):
@@ -112,7 +112,7 @@ def plan_again(
 
 
 def same_data(folder: str | Path, source: str) -> bool:
-    """True if data are those of the run in a folder: the same name, or the same file with the same options."""
+    """True if ``source`` names the data of the run in a folder: the same name, or the same file with the same options."""
     config = config_of(Path(folder))
     called = config.get("given", {})
     start = Path(called.get("folder") or ".")
@@ -169,7 +169,7 @@ def _found(kind: str, source: Any, places: list[Path], folder: Path) -> Any:
 
 @contextlib.contextmanager
 def _default(dtype: torch.dtype) -> Iterator[None]:
-    """Set the default dtype for the block: that of a process which fitted in another one."""
+    """Set the default dtype within the block, as in the process that made the fit."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -1,6 +1,6 @@
-"""What a fitted pair says of rows of data: means of their latents, and means and draws of the data.
+"""Means of latents, means of data and draws of data, from a fitted pair.
 
-* `latent_means` gives E_q[z | x]; `predictive_means` gives E_q[E[x | z]]; `new_rows` draws x from the model.
+* `latent_means` returns E_q[z | x]; `predictive_means` returns E_q[E[x | z]]; `new_rows` draws x from the model.
 """
 
 import math
@@ -21,19 +21,19 @@ from pyro_vi.reporting.exported import posterior_trace
 from pyro_vi.reporting.of_pairs import moment, observed, posterior_of, rows_of, trace_of
 
 ROWS = 1000
-"""Most rows that are evaluated at a time, where rows can be taken by themselves."""
+"""Most rows that are evaluated at a time, if the pair can take rows in parts."""
 SETS = 100
-"""Most draws of latents that all rows share, for new rows."""
+"""Most draws of the shared latents among the new rows."""
 
 
 def latent_means(pair: Pair, args: Batch, *, draws: int = 100, seed: int = 0) -> dict[str, np.ndarray]:
     """Return E_q[z | x] of each local latent site, by name, each of shape ``(rows, *shape of one value)``.
 
-    A site whose distribution depends on draws of other sites is averaged over ``draws`` of them. Of a discrete site without
-    a mean it is the probability of each state, ``(rows, ..., states)``.
+    If the distribution of a site depends on other sites, it is averaged over ``draws`` draws of those. For a discrete site
+    without a mean, the result is the probability of each state, ``(rows, ..., states)``.
 
     Raises:
-        InputError: no latent belongs to single data.
+        InputError: no latent site is local.
     """
     layout = pair.layouts(args)[0]
     names = [name for name in layout.latents if name not in layout.shared]
@@ -50,8 +50,9 @@ def latent_means(pair: Pair, args: Batch, *, draws: int = 100, seed: int = 0) ->
 
 
 def predictive_means(pair: Pair, args: Batch, *, draws: int = 100, seed: int = 0) -> tuple[np.ndarray, bool]:
-    """Return the mean of the posterior predictive of each row, averaged over draws of z, and whether it is that of the first
-    column: E_q[E[x | z]], in the shape of what is observed.
+    """Return the posterior predictive mean E_q[E[x | z]] of each row, and whether it is of the first column of the batch.
+
+    The mean is over ``draws`` draws of z, and has the shape of the observed values.
 
     Raises:
         InputError: the model observes nothing, or no site has a row for each datum.
@@ -71,11 +72,11 @@ def predictive_means(pair: Pair, args: Batch, *, draws: int = 100, seed: int = 0
 
 
 def new_rows(pair: Pair, data: Data, count: int, *, seed: int = 0) -> tuple[np.ndarray, bool]:
-    """Return draws of x from the model, and whether they are of the first column.
+    """Return draws of x from the model, and whether they are of the first column of the batch.
 
-    Latents of single data are drawn from their prior, those that all data share from the guide. What else the model takes,
-    such as the inputs of a regression, is that of the first rows of the data, in turn. A model whose rows are drawn together
-    gives whole data sets.
+    Local latents are drawn from their prior, shared latents from the guide. Other inputs of the model, such as those of a
+    regression, are taken from the first rows of the data, in turn. If the rows of a model are drawn together, each draw is a
+    whole data set.
 
     Raises:
         InputError: the model observes nothing, or does not run without its observations.
@@ -101,7 +102,7 @@ def new_rows(pair: Pair, data: Data, count: int, *, seed: int = 0) -> tuple[np.n
 
 
 def _shared_and_together(pair: Pair, data: Data) -> tuple[list[str], bool]:
-    """The latents that all data share, and whether all rows are drawn together, because the model takes no other number."""
+    """The shared latents, and whether all rows are drawn together, because the model takes no other number of rows."""
     few = data.example(min(data.spec.num_data, 100))
     try:
         layout = pair.layouts(few)[0]
@@ -117,7 +118,7 @@ def _shared_and_together(pair: Pair, data: Data) -> tuple[list[str], bool]:
 
 
 def _takes(pair: Pair, args: Batch) -> bool:
-    """True if the model runs on one row less, and on one row more."""
+    """True if the model runs with one row less, and with one row more."""
     rows = length_of(args)
     try:
         for count in (max(1, rows - 1), rows + 1):
@@ -136,7 +137,7 @@ def _shared_draws(pair: Pair, args: Batch, shared: list[str]) -> dict[str, Tenso
 
 
 def _sites_of_data(pair: Pair, args: Batch) -> tuple[list[str], bool, int | None]:
-    """Names of the sites that observe the data, whether they are the first column, and the dimension of the data plate."""
+    """Names of the observed sites, whether they are the first column of the batch, and the dimension of the data plate."""
     layout = pair.layouts(args)[0]
     axis = None if layout.data_plate is None else layout.data_plate.dim
     nodes: Any = prune_subsample_sites(posterior_of(pair, args)).nodes
@@ -220,7 +221,7 @@ def _one_hot(fn: Any, value: Tensor) -> Tensor:
 
 
 def _in_shape(values: np.ndarray, data: np.ndarray, args: Batch) -> tuple[np.ndarray, bool]:
-    """Values of shape ``(rows, numbers)`` in the shape of the column that they are of, and whether that is the first one."""
+    """Reshape values ``(rows, numbers)`` as the column that they belong to, and tell whether that is the first column."""
     for number, column in enumerate(args):
         if isinstance(column, Tensor) and column.dim() and len(column) == len(data):
             flat = column.reshape(len(column), -1).double().cpu().numpy()

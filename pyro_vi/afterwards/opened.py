@@ -1,4 +1,4 @@
-"""`OpenedRun`: a fit that is asked for what it says of its data or of new rows."""
+"""`OpenedRun`: a fit that returns posteriors, reconstructions, samples and evidence, for its own data or for new rows."""
 
 import copy
 import math
@@ -31,14 +31,14 @@ LARGEST = 2 * 10**9
 class OpenedRun:
     """A finished fit, in memory or from its folder: `pyro_vi.open` makes it.
 
-    The methods take new rows ``x`` and score all of them: an array or a tensor, (rows, *event_shape); a tuple of columns; a
-    DataFrame with the columns of the data; a file, the name of a data set, or a `Data`. Numbers are in the units in which the
-    data were handed over: if these were standardised, the new ones are too, by the moments of the training rows. Without
-    ``x``, the rows are the held-out ones; or all rows, if none are held out or if latents are shared by all data.
+    The methods take new rows ``x``, and use all of them: an array or a tensor, (rows, *event_shape); a tuple of columns; a
+    DataFrame with the columns of the data; a file, the name of a data set, or a `Data`. New rows have the units of the raw
+    data. If the fit standardised its data, they are standardised by the mean and the standard deviation of the training rows.
+    Without ``x``, the methods use the held-out rows; or all rows, if none are held out or if all data share a latent.
 
     Args:
         run: the fit.
-        plan: its pair, its data and the rows of a batch; by default those of the run.
+        plan: the pair, the data and the batch size of the fit; by default those of the run.
 
     Attributes:
         run: the fit, see `pyro_vi.Run`.
@@ -86,7 +86,7 @@ class OpenedRun:
 
     @property
     def parent(self) -> Mapping[str, Any] | None:
-        """The run whose parameters the fit started from: name, folder and number of steps; None if there is none."""
+        """The run from whose parameters the fit started: its name, folder and number of steps; None if there is none."""
         return self.run.config.get("parent")
 
     @cached_property
@@ -97,10 +97,10 @@ class OpenedRun:
         return pd.DataFrame(self.run.history, columns=None if self.run.history else ["step"]).set_index("step")
 
     def rows(self, x: Any = None) -> Batch:
-        """Return the arguments with which the programs are called for the rows ``x``.
+        """Return the arguments of the programs for the rows ``x``.
 
         Raises:
-            InputError: other columns, shapes or values than the data have.
+            InputError: columns, shapes or values do not match those of the data.
         """
         if x is not None:
             return rows_like(self.data, x)
@@ -109,7 +109,7 @@ class OpenedRun:
         return self.data.heldout
 
     def named(self, x: Any = None) -> str:
-        """Return the words for the rows ``x``: how many they are, and of which data."""
+        """Return a phrase that names the rows ``x``: their number, and their data."""
         count = length_of(self.rows(x))
         if x is not None:
             name = f" of {x}" if isinstance(x, (str, Path)) else ""
@@ -141,11 +141,11 @@ class OpenedRun:
     def embed(self, x: Any = None, *, draws: Whole = 100, seed: Whole = 0) -> np.ndarray | dict[str, np.ndarray]:
         """Return posterior means E_q[z | x] of the latents of each row, ``(rows, *shape of z)``: an array, or several by site.
 
-        Of a discrete latent they are the probabilities of its states. Where the distribution of a latent depends on draws of
-        others, it is averaged over ``draws`` of them.
+        For a discrete latent, the result is the probabilities of its states. If the distribution of a latent depends on other
+        latents, it is averaged over ``draws`` draws of those.
 
         Raises:
-            InputError: rows that cannot be used, or a model without latents of single data.
+            InputError: rows that cannot be used, or a model without local latents.
         """
         args = self.rows(x)
         with naming_programs("the pair fails on these rows"):
@@ -153,9 +153,9 @@ class OpenedRun:
         return next(iter(found.values())) if len(found) == 1 else found
 
     def reconstruct(self, x: Any = None, *, draws: Whole = 100, seed: Whole = 0) -> np.ndarray:
-        """Return the mean of the posterior predictive E_q[E[x | z]] of each row, from ``draws`` draws, in the shape of x.
+        """Return the posterior predictive mean E_q[E[x | z]] of each row, from ``draws`` draws of z, in the shape of x.
 
-        Of a regression it is the prediction of the target. Numbers are in the units in which the data were handed over.
+        For a regression, it is the prediction of the target. Numbers are in the units of the raw data.
 
         Raises:
             InputError: rows that cannot be used, or a model that observes nothing.
@@ -166,10 +166,10 @@ class OpenedRun:
         return self._in_units(found) if first else found
 
     def sample(self, n: Whole, seed: Whole = 0) -> np.ndarray:
-        """Return n draws of new data from the model: z ~ p(z), x ~ p(x | z), with latents that all data share from the guide.
+        """Return n draws of new data from the model: z ~ p(z), x ~ p(x | z), with shared latents drawn from the guide.
 
-        What else the model takes, such as the inputs of a regression, is that of the first rows. A model whose rows belong
-        together, as a time series, gives n data sets.
+        Other inputs of the model, such as those of a regression, are taken from the first rows, in turn. If the rows belong
+        together, as in a time series, the result is n data sets.
 
         Raises:
             InputError: the model observes nothing, or does not run without its observations.
@@ -182,7 +182,7 @@ class OpenedRun:
         """Return log p(x) of each row, exactly or by importance sampling: see `pyro_vi.evidence`.
 
         Raises:
-            InputError: rows that cannot be used, or a pair that has no such number.
+            InputError: rows that cannot be used, or a pair that has no evidence.
         """
         args = self.rows(x)
         with naming_programs("the pair fails in the evidence"):
@@ -197,7 +197,7 @@ class OpenedRun:
         out: str | Path | None = None,
         **options: Any,
     ) -> "OpenedRun":
-        """Fit on from these parameters, as a new run that names this one as its parent; this run stays as it is.
+        """Continue the fit from these parameters, as a new run whose parent is this one; this run does not change.
 
         Data, split, batches and seed stay the same. The optimizer starts anew, and so does the schedule of the learning rate.
 
@@ -245,7 +245,7 @@ _METHODS = ".posterior() .embed() .reconstruct() .sample(n) .log_evidence() .his
 
 
 def bytes_of(pair: Pair, args: Batch) -> int:
-    """Return about how many bytes one draw of all sites takes in an export: latents twice, and data with their densities."""
+    """Estimate the bytes of one draw of all sites in an export. Latents count twice, and data with their log-densities."""
     with evaluating(pair), isolated(0, validation=False), torch.no_grad():
         sites = exported(posterior_of(pair, args))
     size = next((t.element_size() for t in tensors_in(args) if t.is_floating_point()), 4)

@@ -1,4 +1,4 @@
-"""The opening of a run: from its folder alone, in any process, or from a `Run` in hand."""
+"""Open a run: from its folder alone, in any process, or from a `Run` in memory."""
 
 import contextlib
 import dataclasses
@@ -22,20 +22,20 @@ def open(
     guide: Source | None = None,
     data: Any = None,
 ) -> OpenedRun:
-    """Open a fit, to ask it for posteriors, embeddings, reconstructions, samples and evidence, of its data or of new rows.
+    """Open a fit, for posteriors, embeddings, reconstructions, samples and evidence of its data or of new rows.
 
-    A folder tells everything: its configuration names the programs, the data, the seed and what was held out. Files are found
-    from the folder that the run was started from, else from the present one.
+    The configuration in the folder names the programs, the data and the seed, and tells which rows were held out. Paths of
+    files are relative to the folder in which the run was started, else to the present one.
 
     Args:
-        folder: the folder that was ``out`` of `pyro_vi.fit`, one of the fits of a comparison, or a `Run`.
+        folder: the folder ``out`` of `pyro_vi.fit`, the folder of one fit of a comparison, or a `Run`.
         model: the model, if it was a Python object or if its file has moved.
-        guide: the same of the guide.
-        data: the same of the data that were fitted; new data go to the methods of the result.
+        guide: the guide, in the same cases.
+        data: the data of the fit, in the same cases; pass new data to the methods of the result.
 
     Raises:
-        InputError: the folder holds no run, it was made from Python objects that are not given, a file is not found, or the
-            data are others than those of the fit.
+        InputError: the folder holds no run, the run was made from Python objects that are not given, a file is not found, or
+            the data differ from those of the fit.
 
     Example:
         >>> import tempfile
@@ -88,7 +88,7 @@ def open(
 
 
 def _sources(pair: Pair, elbo: str, example: Any) -> dict[str, str]:
-    """How each KL is computed; empty for an estimator that is known by its object only."""
+    """How the KL of each site is computed; empty if the estimator was given as a Python object."""
     with contextlib.suppress(InputError):
         (estimator,) = named(elbo).values()
         with isolated(validation=False):

@@ -1,4 +1,4 @@
-"""A run that is in memory only, written so that it can be opened later, with data that no name stands for.
+"""Write a run that is only in memory, so that it can be opened later, with data that have no name.
 
 * `store` writes a run, and `keep_data` its data; `stored_data` reads them.
 """
@@ -28,8 +28,8 @@ TENSORS = ("given", "labels", "heldout_labels", "standard", "heldout", "columns"
 def store(run: Run, folder: str | Path) -> Path:
     """Write a run into a new folder; return it. A run that has a folder is copied.
 
-    Data that were given as Python objects are written too, unless their rows stay in a file or a program takes more than
-    tensors.
+    Data that were given as Python objects are written too, unless their rows stay in a file, or a program takes arguments
+    that are neither tensors nor plain values.
 
     Raises:
         UsageError: the folder holds a run already.
@@ -62,7 +62,7 @@ def store(run: Run, folder: str | Path) -> Path:
 
 
 def keep_data(run: Run, path: Path) -> None:
-    """Write the data of a run into its folder, if they were given as Python objects, and are tensors in memory."""
+    """Write the data of a run into its folder, if they were given as Python objects and are tensors in memory."""
     state = _state_of(run.data)
     if "data" in run.config.get("given", {}).get("objects", ()) and state is not None and not (path / DATA).exists():
         name = config_of(path)["run"]
@@ -91,7 +91,7 @@ def stored_data(path: Path, run: str) -> Data:
 
 
 def _state_of(data: Data) -> dict[str, Any] | None:
-    """The data as tensors and plain values, or None if that cannot be."""
+    """The data as tensors and plain values, or None if they hold anything else."""
     if any(isinstance(column, Mapped) for column in data.columns):
         return None
     spec = dataclasses.asdict(data.spec)

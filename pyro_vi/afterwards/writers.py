@@ -21,8 +21,8 @@ class Writer:
     """A callback of `pyro_vi.fit` that writes the finite numbers of each record.
 
     Args:
-        write: gets numbers by name, and the step.
-        close: ends the writing.
+        write: called with the numbers by name, and the step.
+        close: called at the end.
 
     Example:
         >>> with Writer(lambda numbers, step: print(step, numbers), lambda: print("closed")) as writer:

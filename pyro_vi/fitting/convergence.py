@@ -1,18 +1,19 @@
-"""Whether the loss of a fit has converged: a test for noisy losses, which are correlated and have outliers.
+"""Whether the loss of a fit has converged: a test for noisy losses with autocorrelation and outliers.
 
 * `Watch` takes the losses of a fit, and gives a `Verdict` at any time. Its state is a few hundred numbers.
 
-The losses since the weight of the KL last changed are averaged in blocks. A window is the last half, or the last third, of the
-blocks. The median of all pairwise slopes of its block means gives the fall of the loss in the steps that follow: half as many
-as were taken, or a quarter of the budget if that is more (Theil 1950; Sen 1968, doi:10.1080/01621459.1968.10480934). Kendall's
-S gives limits of the fall, in which the lag-1 autocorrelation of the blocks counts (Hamed and Rao 1998,
-doi:10.1016/S0022-1694(97)00125-X). When there are too many blocks, each two of them become one (dynamic batch means: Yeh and
-Schmeiser 2000, doi:10.1016/S0167-6377(00)00048-7). Steps count by their learning rate, as a fraction of the first one.
+The test forms block means of the losses since the weight of the KL last changed. A window is the last half, or the last third,
+of the blocks. The median of all pairwise slopes of its block means predicts the fall of the loss over the steps ahead (Theil
+1950; Sen 1968, doi:10.1080/01621459.1968.10480934). The steps ahead are half as many as were taken, or a quarter of the budget
+if that is more. Kendall's S gives limits of the fall, corrected for the lag-1 autocorrelation of the blocks (Hamed and Rao
+1998, doi:10.1016/S0022-1694(97)00125-X). When there are `BLOCKS` blocks, neighbours are merged in pairs (dynamic batch means:
+Yeh and Schmeiser 2000, doi:10.1016/S0167-6377(00)00048-7). A step counts as the ratio of its learning rate to the first one.
 
-A fit has converged if, in one of the windows, the upper limit of the fall is at most the tolerance: 0.1 nats, or a quarter of
-the standard deviation of one loss if that is more. So a stop is false if the expected loss falls by more than the tolerance in
-the steps that follow. The rate of false stops is at most 5 % of the fits, in the simulations of
-``scripts/study_convergence.py``. What no test can see is a fall after a plateau that is longer than half the time before it.
+A fit has converged if, in one of the windows, the upper limit of the fall is at most the tolerance, and at most `PRECISE`
+tolerances above the fall. The tolerance is 0.1 nats, or a quarter of the standard deviation of the loss of one step if that is
+more. A stop is false if the expected loss falls by more than the tolerance over the steps ahead. In the simulations of
+``scripts/study_convergence.py``, at most 5 % of the fits of each kind stop falsely. The test cannot see a fall after a plateau
+that is longer than half the time before the plateau.
 """
 
 import math
@@ -28,23 +29,23 @@ from pyro_vi.fitting.records import Records
 from pyro_vi.fitting.settings import Position, Settings
 
 BLOCKS = 96
-"""Most blocks; when there are as many, each two of them become one."""
+"""When there are so many blocks, neighbours are merged in pairs."""
 SHORTEST = 8
-"""Steps of the first blocks, at the full learning rate."""
+"""Steps in one of the first blocks, at the full learning rate."""
 FEWEST = 12
-"""Fewest blocks of a window: while they are correlated and more, each two of them become one."""
+"""While the blocks of a window are correlated, neighbours are merged in pairs, but never to fewer blocks than this."""
 LEAST = 512
-"""Least number of steps, since the weight of the KL last changed, after which a verdict is given."""
+"""No verdict before so many steps since the weight of the KL last changed."""
 WINDOWS = (1 / 2, 1 / 3)
-"""Parts of the blocks, the last ones, through which a line is put."""
+"""Windows: the last half and the last third of the blocks, each with a line of its own."""
 NATS, DEVIATIONS = 0.1, 0.25
-"""The tolerance: nats, and standard deviations of one loss. The larger one counts."""
+"""The tolerance: so many nats, or so many standard deviations of the loss of one step, whichever is more."""
 Z = 1.3
-"""Limits of the fall, in standard errors; chosen with `PRECISE` so that at most 5 % of simulated fits stop falsely."""
+"""Limits of the fall, in standard errors. `Z` and `PRECISE` were chosen so that at most 5 % of simulated fits stop falsely."""
 PRECISE = 2.0
-"""No convergence where a limit is further from the fall than so many tolerances: chance alone would hide a fall."""
+"""No convergence if the upper limit is more than so many tolerances above the fall: the noise could hide a fall."""
 STEADY = 0.8
-"""No stop where the least learning rate of a window is below this fraction of its largest: the loss falls with the rate."""
+"""No stop if the least learning rate in a window is below this fraction of the largest: the loss falls as the rate decays."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ class Verdict:
     """Whether the loss of a fit has converged.
 
     Attributes:
-        converged: True if the fall is at most the tolerance, False if it is more, or if the loss rises by more; None if that
-            cannot be told.
-        evidence: why, in one sentence.
-        steady: the learning rate was nearly constant, so that a fit may be stopped.
+        converged: True if the fall is at most the tolerance. False if the loss falls or rises by more. None if the losses do
+            not decide.
+        evidence: the reason, in one sentence.
+        steady: the learning rate was nearly constant, so the verdict may stop the fit.
     """
 
     converged: bool | None
@@ -68,10 +69,10 @@ class Watch:
     """A test for the convergence of a loss.
 
     Args:
-        tolerance: nats, in the unit of the losses, that count as no fall.
-        per: the factor by which losses are multiplied in sentences, and the unit that they have then.
-        shortest: least number of steps of a block; of data in a fixed order, those of an epoch.
-        budget: most steps of the fit, as a sum of the learning rates of all steps, each as a fraction of the first one.
+        tolerance: a fall of at most this, in the unit of the losses, counts as none.
+        per: the factor that turns losses into the unit of the sentences, and the name of that unit.
+        shortest: least number of steps in a block. If the data have a fixed order, these are whole epochs.
+        budget: most steps of the fit, each counted as the ratio of its learning rate to the first one.
 
     Example:
         >>> noise = np.random.default_rng(0).normal(size=2000) / 5
@@ -130,7 +131,7 @@ class Watch:
         self.size *= 2
 
     def see(self, now: Position, settings: Settings, ratio: float) -> Verdict:
-        """Take the losses since the last record, and return the verdict; the fit is stopped by it if the settings say so.
+        """Take the losses since the last record, and return the verdict; it stops the fit if the settings say so.
 
         Args:
             now: the position of the fit.
@@ -154,7 +155,7 @@ class Watch:
         return next((verdict for verdict in found if verdict.converged), found[0])
 
     def _of(self, window: np.ndarray, ahead: float) -> Verdict:
-        """Return the verdict from the blocks of a window, on the fall over as many blocks as lie ``ahead``."""
+        """Return the verdict of one window, on the fall over the next ``ahead`` blocks."""
         sums, moves, counts, times = window.T
         fall, most, least = (-slope * ahead for slope in _slope(sums / counts))
         # The mean absolute difference of two normal numbers is 2 / √π standard deviations.
@@ -186,7 +187,7 @@ class Watch:
         """Restore what `state` returned; None restores nothing.
 
         Raises:
-            InputError: it is something else.
+            InputError: ``state`` is not one that `state` returned.
         """
         if state is None:
             return
@@ -207,8 +208,8 @@ class Watch:
 def watch_of(records: Records, data: Data, settings: Settings) -> Watch:
     """Return the test for convergence of a fit.
 
-    Where latents are shared by all data, the tolerance is in nats for all data; otherwise it is in nats per datum. Where
-    minibatches come in a fixed order, a block has the steps of whole epochs, because their losses repeat.
+    If all data share latents, the tolerance is in nats for all data, otherwise in nats per datum. If minibatches come in a
+    fixed order, their losses repeat in each epoch, so a block has the steps of whole epochs.
     """
     shared = records.facts is not None and bool(records.facts.shared)
     per = (float(records.num_data), "nats") if shared else (1.0, "nats per datum")
@@ -219,7 +220,7 @@ def watch_of(records: Records, data: Data, settings: Settings) -> Watch:
 
 
 def _slope(values: np.ndarray) -> tuple[float, float, float]:
-    """Return the median of all pairwise slopes of equidistant values, and its two limits.
+    """Return the median of all pairwise slopes of equidistant values, and its lower and upper limit.
 
     Example:
         >>> _slope(np.array([0.0, 1.0, 2.0, 3.0, 40.0, 5.0, 6.0, 7.0]))[0]

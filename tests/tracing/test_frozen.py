@@ -101,7 +101,7 @@ def quick(model: Any, guide: Any = None, **options: Any) -> Run:
 
 
 def numbers(run: Run) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in run.history]
+    return [{k: v for k, v in record.items() if k != "seconds" and v is not None} for record in run.history]
 
 
 # ---- refused

@@ -1,4 +1,4 @@
-"""A minibatch stands in a plate of its own length, and a latent is shared by all data."""
+"""All data share a latent, and the plate counts a minibatch as all of them."""
 
 import pyro
 import pyro.distributions as dist

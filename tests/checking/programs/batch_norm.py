@@ -1,4 +1,4 @@
-"""Batch norm, where the last batch of an epoch has one row."""
+"""A program has batch norm, but the last batch of an epoch has one row."""
 
 import pyro
 import pyro.distributions as dist

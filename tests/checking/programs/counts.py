@@ -1,4 +1,4 @@
-"""Counts have a density as their likelihood, whose scale can shrink without end."""
+"""The likelihood of counts is a density, whose scale can shrink without limit."""
 
 import pyro
 import pyro.distributions as dist

@@ -1,4 +1,4 @@
-"""The data are one event, so that a bound of many draws has one weight for all of them."""
+"""All rows are one event, so a many-sample bound has a single weight for all of them."""
 
 import pyro
 import pyro.distributions as dist

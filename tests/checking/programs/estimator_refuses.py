@@ -1,4 +1,4 @@
-"""A bound of many draws gets a minibatch of data that share a latent."""
+"""A many-sample bound gets a minibatch, but all data share a latent."""
 
 import pyro
 import pyro.distributions as dist

@@ -1,4 +1,4 @@
-"""A parameter of the guide has no part in the loss."""
+"""The loss does not depend on a parameter of the guide."""
 
 import pyro
 import pyro.distributions as dist

@@ -1,4 +1,4 @@
-"""The last batch of an epoch has a number of rows that a program cannot take."""
+"""A program cannot take the number of rows of the last batch of an epoch."""
 
 import pyro
 import pyro.distributions as dist

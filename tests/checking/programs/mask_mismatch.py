@@ -1,4 +1,4 @@
-"""A latent is masked in the model and not in the guide."""
+"""A latent is masked in the model, but not in the guide."""
 
 import pyro
 import pyro.distributions as dist

@@ -1,4 +1,4 @@
-"""The guide has a factor, so that its log q is no log-density."""
+"""The guide has a factor, so its log q is not a log-density."""
 
 import pyro
 import pyro.distributions as dist

@@ -1,4 +1,4 @@
-"""The likelihood depends on a latent, and no gradient reaches it."""
+"""The likelihood depends on a latent, but the latent gets no gradient."""
 
 import pyro
 import pyro.distributions as dist

@@ -1,4 +1,4 @@
-"""The loss is finite, and its gradient is not."""
+"""The loss is finite, but its gradient is not."""
 
 import pyro
 import pyro.distributions as dist

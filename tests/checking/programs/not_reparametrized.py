@@ -1,4 +1,4 @@
-"""A discrete latent under an estimator whose gradient goes through the draws."""
+"""A latent is discrete, but the estimator differentiates through its draws."""
 
 import pyro
 import pyro.distributions as dist

@@ -1,4 +1,4 @@
-"""All draws in one run, of a model that is not written for it."""
+"""All draws are taken in one run, but the model is not written for that."""
 
 import pyro
 import pyro.distributions as dist

@@ -1,4 +1,4 @@
-"""The likelihood is narrower than the data, which then count several times."""
+"""The likelihood is narrower than the data, and is broadcast over them."""
 
 import pyro
 import pyro.distributions as dist

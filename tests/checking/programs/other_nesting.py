@@ -1,4 +1,4 @@
-"""An estimator object was used for a pair with fewer plates."""
+"""The estimator object was made for a pair with fewer nested plates."""
 
 import pyro
 import pyro.distributions as dist

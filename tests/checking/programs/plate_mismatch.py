@@ -1,4 +1,4 @@
-"""The guide samples a latent of each datum in another plate than the model."""
+"""A latent of each datum is in one plate in the model, and in another plate in the guide."""
 
 import pyro
 import pyro.distributions as dist

@@ -1,4 +1,4 @@
-"""The plate of the data has another size than there are data."""
+"""The size of the data plate differs from the number of data."""
 
 import pyro
 import pyro.distributions as dist

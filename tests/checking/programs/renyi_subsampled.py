@@ -1,4 +1,4 @@
-"""Pyro's `RenyiELBO` puts the scale of a minibatch inside its logarithm."""
+"""Pyro's `RenyiELBO` puts the scale of a minibatch (N / B) inside its logarithm."""
 
 import pyro
 import pyro.distributions as dist

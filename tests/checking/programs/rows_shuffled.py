@@ -1,4 +1,4 @@
-"""The rows carry an order, and minibatches shuffle them."""
+"""The order of the rows matters, but minibatches shuffle them."""
 
 import pyro
 import pyro.distributions as dist

@@ -1,4 +1,4 @@
-"""The encoder's output is at the bound of its constraint for these data."""
+"""On these data, the encoder's output is at a bound of its constraint."""
 
 import pyro
 import pyro.distributions as dist

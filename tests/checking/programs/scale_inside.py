@@ -1,4 +1,4 @@
-"""`poutine.scale` anneals the KL inside the logarithm of a bound of many draws."""
+"""`poutine.scale` anneals the KL inside the logarithm of a many-sample bound."""
 
 import pyro
 import pyro.distributions as dist

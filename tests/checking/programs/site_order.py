@@ -1,4 +1,4 @@
-"""The guide draws in another order of dependence than the model, under a closed form of the KL."""
+"""The guide reverses a dependence between latents of the model, so the closed form of the KL is wrong."""
 
 import pyro
 import pyro.distributions as dist

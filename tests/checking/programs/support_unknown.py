@@ -1,4 +1,4 @@
-"""The prior states no support."""
+"""The prior does not state its support."""
 
 import pyro
 import pyro.distributions as dist

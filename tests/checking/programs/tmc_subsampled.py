@@ -1,4 +1,4 @@
-"""Pyro's tensor Monte Carlo gets a minibatch, whose scale is inside its logarithm."""
+"""Pyro's tensor Monte Carlo puts the scale of a minibatch (N / B) inside its logarithm."""
 
 import pyro
 import pyro.distributions as dist

@@ -1,4 +1,4 @@
-"""A program decides by its data, and a traced estimator keeps the first decision."""
+"""A program branches on its data, but a traced estimator keeps the branch of the first batch."""
 
 import pyro
 import pyro.distributions as dist

@@ -1,4 +1,4 @@
-"""The decoder sets a scale without a lower bound, so that the bound has no maximum."""
+"""The decoder sets a scale without a lower bound, so the ELBO has no maximum."""
 
 import pyro
 import pyro.distributions as dist

@@ -1,4 +1,4 @@
-"""`to_event` is forgotten, and the width of a datum is the length of the batch."""
+"""`to_event` is missing, and the data have as many columns as the batch has rows."""
 
 import pyro
 import pyro.distributions as dist

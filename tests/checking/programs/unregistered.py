@@ -1,4 +1,4 @@
-"""A network is used in the guide and not registered."""
+"""The guide uses a network that is not registered."""
 
 import pyro
 import pyro.distributions as dist

@@ -1,4 +1,4 @@
-"""The warm-up of the KL lasts longer than the fit, so that the KL never has its full weight."""
+"""The warm-up of the KL is longer than the fit, so the KL never has its full weight."""
 
 import pyro
 import pyro.distributions as dist
