@@ -102,7 +102,9 @@ def observed_shape(view: View) -> Iterator[Finding]:
             text += f": plate '{part.name}' draws {part.size} of {part.full_size} rows"
             yield Finding("observed-shape", "error", name, text, "observe the rows that the plate gives: obs=x[rows]")
         else:
-            text += ", so the same numbers count several times" if _broadcast(shape, value) else ", which do not fit"
+            text += (
+                ", so one prediction counts for several values" if _broadcast(shape, value) else ", which do not fit"
+            )
             yield Finding("observed-shape", "error", name, text, "give the model the width of the data")
 
 

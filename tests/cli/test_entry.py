@@ -52,7 +52,11 @@ BAD: dict[str, tuple[tuple[str, ...], int, str]] = {
     "no such package": (("fit", "no.package:Model"), 2, "cannot be imported"),
     "no such data file": (("fit", "--data", "absent.npy"), 1, "there is no file 'absent.npy'"),
     "other width": (("fit", "programs.py:Wide", "--data", "five.npy"), 1, "its observed values have shape (36, 5)"),
-    "width that broadcasts": (("fit", "programs.py:Wide(width=1)", "--data", "five.npy"), 1, "count several times"),
+    "width that broadcasts": (
+        ("fit", "programs.py:Wide(width=1)", "--data", "five.npy"),
+        1,
+        "one prediction counts for several values",
+    ),
     "NaN in an array": (("fit", "--data", "nan.npy"), 1, "1 value (first in row 3, counted from 0) is NaN or infinite"),
     "infinity in a table": (
         ("compare", "--data", "infinite.csv"),
