@@ -28,7 +28,8 @@ Numbers = dict[tuple[str, str], Tensor]
 
 def saturated(view: View) -> Iterator[Finding]:
     """Numbers of q that no parameter moves on these data, though they do on milder ones: an encoder at its bound."""
-    if not any(a.is_floating_point() for a in tensors_in(view.args)):
+    # Without a network, a bound may be the posterior's own: a smoother, or classes that are certain.
+    if not any(a.is_floating_point() for a in tensors_in(view.args)) or not _own_networks(view):
         return
     fixed = _unmoved(view, view.args)
     mild = _unmoved(view, changed(view.args, _milder))

@@ -66,7 +66,7 @@ def outcome(folder: Path, whole: Run) -> str:
             assert same_fit(run, whole)
             lines = (folder / "metrics.jsonl").read_text().splitlines()
             assert len(lines) == len(whole.history)
-    assert len(said) <= 2 and all("\n" not in line and str(folder) in line for line in said), said
+    assert len(said) <= 3 and all("\n" not in line and str(folder) in line for line in said), said
     assert not list(folder.glob("*.tmp"))
     return " / ".join(said)
 
