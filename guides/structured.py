@@ -25,8 +25,8 @@ class Structured(AmortizedGuide):
     network: z_t depends on z_{t−1} and z_{t−2} where the model says so, and on the features of step t, which a
     bidirectional encoder makes from the past and the future of x (Krishnan et al. 2017, arXiv:1609.09869). Where a single
     site holds the path, as in ``deep_markov``, z_t depends on z_{t−1}. A parent in a plate that the site is not in enters by
-    its mean over that plate. Constrained sites are mapped to their support by a
-    bijection. The KL against a normal prior is analytic given the parents.
+    its mean over that plate. Constrained sites are mapped to their support by a bijection. The KL against a normal prior is
+    analytic given the parents.
 
     Args and errors: see `pyro_vi.amortized.AmortizedGuide`.
 
@@ -73,12 +73,11 @@ class Structured(AmortizedGuide):
         loc, log_scale = numbers["loc"], numbers["log_scale"]
         if block.extra is not None:
             given = self.given(name, block, call)
-            path = self._path(name)
             if "features" in numbers:
                 features = numbers["features"]
                 wide = torch.broadcast_shapes(given.shape[:-1], features.shape[:-1])
                 given = torch.cat([v.expand(*wide, v.shape[-1]) for v in (features, given)], -1)
-            if path:
+            if self._path(name):
                 assert isinstance(block.extra, nn.Sequential)
                 wide = (*given.shape[:-1], block.dim)
                 return NormalPath(loc.expand(wide), log_scale.expand(wide), given, block.extra)

@@ -40,14 +40,14 @@ from pyro_vi.support.torch_internals import validates
 __all__ = ["Finding", "check", "check_pair", "refuse"]
 
 TOLERATED: tuple[type[Exception], ...] = (Exception,)
-"""What may go wrong in a probe: a program may refuse what no fit asks of it."""
+"""Errors that end a probe without a finding, as a probe may run a program on rows that no fit gives it."""
 UNPLANNED = Planned()
 """Nothing is known of the fit."""
 WORDS = {
     "mixed-dtypes": ("dtype|scalar type", "give data and networks one dtype: network.to(x.dtype)"),
     "mixed-devices": ("device", "move data and networks to one device: network.to(x.device), or fit(device=...)"),
 }
-"""What torch says where tensors do not go together, and what to do."""
+"""Words of torch's errors for tensors of two dtypes or devices, and the remedy, by code."""
 
 
 def check(
@@ -165,7 +165,7 @@ def _check(view: View, bad: Finding | None) -> list[Finding]:
 
 
 def _apart(view: View, guide_trace: Any) -> list[Finding]:
-    """What the sites of both programs say where the model fails on the guide's draws, and not on its own."""
+    """Findings on the sites of both programs, for a model that fails on the guide's draws and runs on its own."""
     try:
         alone = _trace("model", view.pair.model, view.args)
     except InputError:

@@ -62,7 +62,7 @@ def merged(findings: Iterable[Finding]) -> list[Finding]:
 
 @dataclass(frozen=True)
 class Planned:
-    """What is known of the fit besides the estimator; None where it is not known.
+    """The options of the coming fit, besides the estimator; None for those that are not known.
 
     Attributes:
         steps: number of steps.

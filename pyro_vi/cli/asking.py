@@ -1,4 +1,4 @@
-"""What a command is about: a pair that is made anew, or a run with its own data or with new ones."""
+"""The pair and the data of a command: a new pair, or that of a run, with the data of its fit or with new ones."""
 
 import dataclasses
 from dataclasses import dataclass

@@ -99,7 +99,7 @@ class FittingCommand(PairCommand):
     resume: bool = Options.resume
     """Continue the interrupted run in --out; 'resume FOLDER' does so without the other options."""
     allow: tuple[str, ...] = ()
-    """What may differ from the run that --resume continues, by the names that its error gives."""
+    """Settings that may differ from those of the run that --resume continues; its error gives their names."""
 
     def options(self) -> dict[str, Any]:
         apart = ("compile", "out")
@@ -140,7 +140,7 @@ class Resume:
     folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
     """Folder of the fit or the comparison."""
     allow: tuple[str, ...] = ()
-    """What may have changed since the run was made, by the names that the error gives."""
+    """Settings that may have changed since the run was made; the error gives their names."""
     format: Literal["png", "svg", "pdf"] = "png"
     """Format of the pictures."""
     json: bool = False

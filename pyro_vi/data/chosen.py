@@ -126,8 +126,8 @@ def taken(table: Table, choice: Choice, what: str) -> Columns:
 def coded(values: Any, what: str, most: int = CLASSES, *, dense: bool = False) -> tuple[Array, tuple[str, ...]]:
     """Return whole numbers from 0 for the values of a column, −1 where one is missing, and the names of the values, sorted.
 
-    Whole numbers that are −1 or more stay what they are, if they are below ``most``; −1 is missing. If ``dense``, they do so
-    only if each number from 0 up to the largest occurs, so that every number stands for a value that there is.
+    Whole numbers from −1 to ``most`` − 1 are kept; −1 is missing. With ``dense``, they are kept only if every number from 0 to
+    the largest occurs; otherwise they are numbered anew, without gaps.
 
     Raises:
         InputError: more than ``most`` values.

@@ -1,4 +1,4 @@
-"""Whether the loss of a fit has converged: a test for noisy losses with autocorrelation and outliers.
+"""A test of convergence for the losses of a fit, which are noisy, correlated and have outliers.
 
 * `Watch` takes the losses of a fit, and gives a `Verdict` at any time. Its state is a few hundred numbers.
 
@@ -50,7 +50,7 @@ STEADY = 0.8
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the loss of a fit has converged.
+    """The result of a test of convergence.
 
     Attributes:
         converged: True if the fall is at most the tolerance. False if the loss falls or rises by more. None if the losses do

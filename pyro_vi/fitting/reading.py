@@ -1,4 +1,4 @@
-"""What is read from a run folder: its configuration and its newest intact checkpoint, each compared with its checksum.
+"""Reading of a run folder: its configuration and its newest intact checkpoint, each compared with its checksum.
 
 * `read_config` and `newest` read them; `config_of` and `load_parameters` are for those who use a run.
 * `signed` gives a configuration its checksum.

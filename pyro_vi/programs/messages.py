@@ -1,4 +1,4 @@
-"""What messages say of programs: names of programs and distributions, shapes of batches, and why a program fails.
+"""Texts for messages: names of programs and distributions, shapes of batches, and why a program fails.
 
 * `describe` and `title` name distributions and programs; `shapes_of` names a batch.
 * `running` runs a program as a prototype; `failure` and `mismatch` say what it failed on.
