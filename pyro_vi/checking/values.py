@@ -5,6 +5,7 @@ outside are meant: a note instead of an error. Entries that a mask leaves out co
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,11 +34,8 @@ def observed_support(view: View) -> Iterator[Finding]:
             f"{int((~good).sum())} of {good.numel()} observed values of site '{name}' are outside the support of {kind}, "
             "where the likelihood is not a density"
         )
-        if name in view.meant:
-            yield Finding("outside-support", "note", name, text, "validate_args=False says that this is meant")
-        else:
-            remedy = "use a likelihood for such data, or change them: (x > 0.5).float()"
-            yield Finding("outside-support", "error", name, text, remedy)
+        remedy = "use a likelihood for such data, or change them: (x > 0.5).float()"
+        yield _unless_meant(view, Finding("outside-support", "error", name, text, remedy))
 
 
 def guide_support(view: View) -> Iterator[Finding]:
@@ -49,11 +47,15 @@ def guide_support(view: View) -> Iterator[Finding]:
             f"the guide's {describe(other['fn'])} for site '{name}' has a different support from the model's "
             f"{describe(node['fn'])}, so log p of some draws is -inf or undefined"
         )
-        if name in view.meant:
-            yield Finding("guide-support", "note", name, text, "validate_args=False says that this is meant")
-        else:
-            remedy = "use a guide with the model's support, such as 'diag_normal'"
-            yield Finding("guide-support", "error", name, text, remedy)
+        remedy = "use a guide with the model's support, such as 'diag_normal'"
+        yield _unless_meant(view, Finding("guide-support", "error", name, text, remedy))
+
+
+def _unless_meant(view: View, found: Finding) -> Finding:
+    """The finding; a note if the distribution of its site is not to be validated."""
+    if found.site not in view.meant:
+        return found
+    return replace(found, severity="note", remedy="validate_args=False says that this is meant")
 
 
 def unknown_support(view: View) -> Iterator[Finding]:
