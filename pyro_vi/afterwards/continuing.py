@@ -65,8 +65,7 @@ def continued(run: Run, plan: Plan, asked: Mapping[str, Any]) -> Run:
     record["folder"] = called.get("folder", record["folder"])
     own = {kind: config[kind] for kind in ("model", "guide", "data", "code") if kind in config}
     own = own or names_of(run.model, run.guide, run.data, run.data)
-    pair = copy.deepcopy(run.pair)
-    start = Plan(pair, plan.data, plan.batch_size, plan.reason, plan.whole, plan.left_out)
+    start = dataclasses.replace(plan, pair=copy.deepcopy(run.pair))
     found = fit_pair(
         start, label, estimator, {**own, "parent": parent, "given": record}, wanted, arguments["snapshots"]
     )

@@ -1,6 +1,6 @@
 """`OpenedRun`: a fit that returns posteriors, reconstructions, samples and evidence, for its own data or for new rows."""
 
-import copy
+import dataclasses
 import math
 from collections.abc import Mapping
 from functools import cached_property
@@ -215,8 +215,7 @@ class OpenedRun:
         """
         asked = {"epochs": epochs, "steps": steps, "out": out, **({} if lr is None else {"lr": lr}), **options}
         run = continued(self.run, self.plan, asked)
-        plan = copy.copy(self.plan)
-        return OpenedRun(run, Plan(run.pair, run.data, plan.batch_size, plan.reason, plan.whole, plan.left_out))
+        return OpenedRun(run, dataclasses.replace(self.plan, pair=run.pair, data=run.data))
 
     def save(self, folder: str | Path) -> Path:
         """Write the run into a folder, from which `pyro_vi.open` opens it; return the folder.

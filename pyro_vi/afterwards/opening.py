@@ -11,7 +11,7 @@ from pyro_vi.afterwards.opened import OpenedRun
 from pyro_vi.errors import InputError
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of
-from pyro_vi.fitting import CHECKPOINT, CONFIG, Run, config_of, holds_run, newest, put_into, read_snapshot
+from pyro_vi.fitting import CHECKPOINT, Run, config_of, fits_in, holds_run, newest, put_into, read_snapshot
 from pyro_vi.programs import Pair, Source, isolated
 
 
@@ -49,7 +49,7 @@ def open(
         return OpenedRun(folder)
     path = Path(folder).expanduser()
     if not holds_run(path):
-        fits = sorted(found.parent for pattern in (f"*/{CONFIG}", f"seed*/*/{CONFIG}") for found in path.glob(pattern))
+        fits = list(fits_in(path))
         if fits:
             listed = ", ".join(str(fit.relative_to(path)) for fit in fits[:6])
             raise InputError(f"'{folder}' holds several fits; open one of them: {listed}")

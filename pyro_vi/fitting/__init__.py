@@ -11,7 +11,7 @@
   run was called.
 """
 
-from pyro_vi.fitting.calls import given, given_of
+from pyro_vi.fitting.calls import fits_in, given, given_of
 from pyro_vi.fitting.folder import RunFolder, checksum
 from pyro_vi.fitting.interrupt import Terminated
 from pyro_vi.fitting.loop import Loop, Settings
@@ -19,7 +19,6 @@ from pyro_vi.fitting.optimizers import recipe_of
 from pyro_vi.fitting.plan import Plan
 from pyro_vi.fitting.reading import (
     CHECKPOINT,
-    CONFIG,
     config_of,
     holds_run,
     load_parameters,
@@ -33,7 +32,6 @@ from pyro_vi.fitting.svi import findings_of, fit, fit_pair, fractions, names_of,
 
 __all__ = [
     "CHECKPOINT",
-    "CONFIG",
     "Loop",
     "Options",
     "Plan",
@@ -47,6 +45,7 @@ __all__ = [
     "findings_of",
     "fit",
     "fit_pair",
+    "fits_in",
     "fractions",
     "given",
     "given_of",

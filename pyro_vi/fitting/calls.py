@@ -68,7 +68,7 @@ def given_of(path: Path) -> dict[str, Any]:
 def _found(path: Path) -> dict[str, Any]:
     if holds_run(path):
         return _call(read_config(path)[0])
-    for folder in _fits(path):
+    for folder in fits_in(path):
         try:
             found = _call(read_config(folder)[0])
         except InputError:
@@ -83,7 +83,8 @@ def _call(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(found) if isinstance(found, dict) and isinstance(found.get("arguments"), dict) else {}
 
 
-def _fits(path: Path) -> Iterator[Path]:
+def fits_in(path: Path) -> Iterator[Path]:
+    """Yield the folders of the fits of the comparison in a folder."""
     for pattern in (f"*/{CONFIG}", f"seed*/*/{CONFIG}"):
         yield from (found.parent for found in sorted(path.glob(pattern)))
 
