@@ -1,4 +1,7 @@
-"""False stops and delays of the test for convergence, by simulation: `python scripts/study_convergence.py`.
+"""False stops and delays of the test for convergence, by simulation, and stops of three fits.
+
+    python scripts/study_convergence.py --first 1000
+    python scripts/study_convergence.py --pairs
 
 A fit is simulated by its expected loss and noise of standard deviation 1. The test of `pyro_vi.fitting.convergence` looks at it
 100 times. A stop is false if the expected loss falls by more than the tolerance, a quarter of that deviation, over the steps
@@ -14,6 +17,7 @@ divided by the number from which on a stop is right, 512 at least.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import tyro
@@ -21,10 +25,20 @@ from rich.console import Console
 from rich.table import Table
 from scipy.signal import lfilter
 
-from pyro_vi.fitting.convergence import DEVIATIONS, LEAST, Watch
+import pyro_vi
+from pyro_vi.elbo import facts_of
+from pyro_vi.elbo import measure as evaluated
+from pyro_vi.fitting.convergence import DEVIATIONS, LEAST, NATS, Watch
 
 KINDS = ("exponential", "power law", "line", "plateau", "epochs", "warm-up")
 LOOKS = 100
+AVERAGED = 10
+DIABETES = "diabetes(standardize=True, target=True)"
+PAIRS = (
+    ("vae", "diag_normal", "digits", 12_000),
+    ("regression", "full_normal", DIABETES, 6000),
+    ("regression", "diag_normal", DIABETES, 6000),
+)
 
 
 def loss(kind: str, steps: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int, int]:
@@ -76,11 +90,11 @@ def simulated(kind: str, steps: int, seed: int) -> tuple[int | None, bool, float
     return None, False, math.nan
 
 
-def measure(fits: int = 100, steps: int = 8000) -> dict[str, dict[str, float]]:
+def measure(fits: int = 100, steps: int = 8000, first: int = 0) -> dict[str, dict[str, float]]:
     """Return, by kind of loss, the fractions of false stops and of fits that do not stop, and quantiles of the delay."""
     found = {}
     for kind in KINDS:
-        stops, false, delays = zip(*(simulated(kind, steps, seed) for seed in range(fits)), strict=True)
+        stops, false, delays = zip(*(simulated(kind, steps, first + seed) for seed in range(fits)), strict=True)
         known = [delay for delay, wrong in zip(delays, false, strict=True) if not (math.isnan(delay) or wrong)] or [
             math.nan
         ]
@@ -93,14 +107,53 @@ def measure(fits: int = 100, steps: int = 8000) -> dict[str, dict[str, float]]:
     return found
 
 
-def main(fits: int = 100, steps: int = 8000) -> None:
+def fitted(model: str, guide: str, data: str, steps: int) -> str:
+    """Fit a pair at a constant rate, and return when the test would have stopped it, with the ELBO there and at the end.
+
+    For latents of each datum, also the step from which on the ELBO, averaged over `AVERAGED` records, is near its end.
+    """
+    options: dict[str, Any] = {"schedule": "constant", "progress": False}
+    run = pyro_vi.fit(model, guide, data, steps=steps, **options)
+    stop = next((record["step"] for record in run.history if record["converged"]), None)
+    text = f"{model} with {guide} on {data}: the test stops at step {stop} of {steps}"
+    if stop is None:
+        return text
+    stopped = pyro_vi.fit(model, guide, data, steps=steps, stop="converged", **options)
+    assert stopped.steps == stop
+    text += f"; ELBO {elbo_of(stopped)} there, {elbo_of(run)} at the end"
+    if not facts_of(run.pair, run.data.example(run.data.spec.num_data)).shared:
+        at, elbo = [record["step"] for record in run.history], np.array([record["elbo"] for record in run.history])
+        mean = np.convolve(elbo, np.ones(AVERAGED) / AVERAGED, mode="valid")
+        far = np.flatnonzero(np.abs(mean - mean[-1]) > NATS)
+        text += f"; within {NATS} nats of its end from step {at[int(far[-1]) + AVERAGED] if len(far) else at[0]} on"
+    return text
+
+
+def elbo_of(run: pyro_vi.Run) -> str:
+    """The ELBO of the training data with its error: of all over 1000 draws if they share latents, else per datum."""
+    args = run.data.example(run.data.spec.num_data)
+    facts, (_, count) = facts_of(run.pair, args), run.pair.rows(args)
+    found = evaluated(run.pair, args, facts, draws=1000 if facts.shared else 10, kl="sampled", seed=1)
+    if not facts.shared:
+        return f"{found.elbo_mean:.2f} ± {found.elbo_se:.2f}"
+    assert found.of_draws is not None
+    return f"{count * found.elbo_mean:.2f} ± {count * float(found.of_draws.std()) / math.sqrt(1000):.2f}"
+
+
+def main(fits: int = 100, steps: int = 8000, first: int = 0, pairs: bool = False) -> None:
     """Print the table.
 
     Args:
         fits: simulated fits of each kind.
         steps: steps of each.
+        first: seed of the first one.
+        pairs: fit three pairs instead, and print when the test would have stopped them.
     """
-    found = measure(fits, steps)
+    if pairs:
+        for pair in PAIRS:
+            print(fitted(*pair), flush=True)
+        return
+    found = measure(fits, steps, first)
     table = Table(title=f"{fits} fits of {steps} steps of each kind", title_justify="left")
     for name in ("loss", *found[KINDS[0]]):
         table.add_column(name)

@@ -90,7 +90,10 @@ class RunFolder:
         found = differences(old, config) if resume else {}
         strange = {*self.allow} - {*old, *config, *found, "snapshots"}
         if resume and strange:
-            raise UsageError(f"allow names {', '.join(sorted(map(repr, strange)))}, which is no setting of a run")
+            raise UsageError(
+                f"allow names {', '.join(sorted(map(repr, strange)))}, which is no setting of a run; give the names that the "
+                "error without allow has, such as 'lr' or 'versions'"
+            )
         refused = [key for key in found if key not in self.allow]
         if refused:
             raise UsageError(
