@@ -236,7 +236,7 @@ def fit_pair(
     pair, data = pair.to(options.device), data.to(device=options.device)
     loop = Loop(pair, estimator, data, settings, recipe, options.compile, options.callbacks)
     # The folder is made last, so that a pair that cannot be fitted leaves none.
-    config.update(loop.stepper.description)
+    config.update(loop.steps.stepper.description)
     folder = None
     if options.out is not None:
         folder = RunFolder(options.out, config, resume=options.resume, allow=options.allow)

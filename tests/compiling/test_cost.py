@@ -178,9 +178,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def state_of(loop: Loop) -> Any:
     model: Any = loop.pair.model
-    gradients = [p.grad for p in loop.parameters]
+    gradients = [p.grad for p in loop.steps.parameters]
     drawn = {name: state for name, state in generators().items() if name != "python"}  # beartype draws from it
-    everything = loop.pair.state_dict(), loop.optimizer.state_dict(), gradients, drawn
+    everything = loop.pair.state_dict(), loop.steps.stepper.optimizer.state_dict(), gradients, drawn
     return copy.deepcopy((*everything, model.calls, model.rows))
 
 
@@ -210,7 +210,7 @@ def test_a_measured_fit_stands_where_it_stood(make, seen):
 def measured(loop: Loop) -> Estimate:
     with isolated(validation=False):
         batch = loop.data.example(BATCH)
-        return estimate_step(loop.objective, 0.5, loop.optimizer, 1.0, lambda: batch)
+        return estimate_step(loop.steps.objective, 0.5, loop.steps.stepper.optimizer, 1.0, lambda: batch)
 
 
 def test_the_optimizer_is_measured_where_it_can_be_copied(ticking):
@@ -227,14 +227,14 @@ def test_a_program_that_fails_has_no_estimate():
         raise ValueError("no more data")
 
     with pytest.raises(NoGraph, match="no more data"):
-        estimate_step(loop.objective, 1.0, loop.optimizer, None, fetch)
+        estimate_step(loop.steps.objective, 1.0, loop.steps.stepper.optimizer, None, fetch)
     assert same(before, state_of(loop))
 
 
 def test_auto_measures_the_batches_of_the_fit_alone(seen, monkeypatch):
     """Eight rows, and no fewer."""
     loop = one_step(adam)
-    loop.compile, loop.choice = "auto", None
+    loop.steps.compile, loop.steps.choice = "auto", None
     monkeypatch.setattr("pyro_vi.compiling.choice.to_compile", lambda *_: float("inf"))
     seen.clear()
     loop.take(1)

@@ -402,7 +402,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> None:
     """With "auto", compiling always pays."""
     for name in SECONDS:
         monkeypatch.setitem(SECONDS, name, 0.0)
-    monkeypatch.setattr("pyro_vi.fitting.loop.estimate_step", lambda *_: Estimate(1.0, 0.0, 0))
+    monkeypatch.setattr("pyro_vi.fitting.steps.estimate_step", lambda *_: Estimate(1.0, 0.0, 0))
 
 
 # ---- bits, seeds and interruptions
@@ -457,7 +457,7 @@ def test_what_was_chosen_stays_so_over_an_interruption(
     pays, monkeypatch, interpreted, one_length, free, interrupt, tmp_path
 ):
     """Also where the machine that goes on would choose otherwise."""
-    monkeypatch.setattr("pyro_vi.fitting.loop.estimate_step", lambda *_: Estimate(float(pays), 0.0, 0))
+    monkeypatch.setattr("pyro_vi.fitting.steps.estimate_step", lambda *_: Estimate(float(pays), 0.0, 0))
     monkeypatch.setitem(SECONDS, "graph", 0.5)
     whole = taken(*small(), "auto")
     assert whole.choice is not None and bool(whole.choice.lengths) == pays
@@ -466,7 +466,7 @@ def test_what_was_chosen_stays_so_over_an_interruption(
         taken(*small(), "auto", out=tmp_path)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert sorted(state["compiled"]["lengths"]) == ([8] if pays else [])
-    monkeypatch.setattr("pyro_vi.fitting.loop.estimate_step", lambda *_: Estimate(float(not pays), 0.0, 0))
+    monkeypatch.setattr("pyro_vi.fitting.steps.estimate_step", lambda *_: Estimate(float(not pays), 0.0, 0))
     resumed = taken(*small(), "auto", out=tmp_path, resume=True)
     assert resumed.choice is not None and bool(resumed.choice.lengths) == pays
     assert same_bits(whole, resumed)
