@@ -1,4 +1,4 @@
-"""False stops and delays of the test for convergence, by simulation, and stops of three fits.
+"""False stops and delays of the test for convergence, by simulation, and stops of some fits.
 
     python scripts/study_convergence.py --first 1000
     python scripts/study_convergence.py --pairs
@@ -29,6 +29,7 @@ import pyro_vi
 from pyro_vi.elbo import facts_of
 from pyro_vi.elbo import measure as evaluated
 from pyro_vi.fitting.convergence import DEVIATIONS, LEAST, NATS, Watch
+from pyro_vi.programs import Pair
 
 KINDS = ("exponential", "power law", "line", "plateau", "epochs", "warm-up")
 LOOKS = 100
@@ -38,6 +39,11 @@ PAIRS = (
     ("vae", "diag_normal", "digits", 12_000),
     ("regression", "full_normal", DIABETES, 6000),
     ("regression", "diag_normal", DIABETES, 6000),
+    *(
+        ("regression", guide, data, 6000)
+        for data in ("kidiq", "arK", "sblrc")
+        for guide in ("full_normal", "diag_normal")
+    ),
 )
 
 
@@ -110,34 +116,39 @@ def measure(fits: int = 100, steps: int = 8000, first: int = 0) -> dict[str, dic
 def fitted(model: str, guide: str, data: str, steps: int) -> str:
     """Fit a pair at a constant rate, and return when the test would have stopped it, with the ELBO there and at the end.
 
-    For latents of each datum, also the step from which on the ELBO, averaged over `AVERAGED` records, is near its end.
+    Also the step from which on the ELBO is near its end: of latents that all data share by 1000 draws, the same at each record;
+    else that of the records, averaged over `AVERAGED` of them.
     """
     options: dict[str, Any] = {"schedule": "constant", "progress": False}
-    run = pyro_vi.fit(model, guide, data, steps=steps, **options)
+    run = pyro_vi.fit(model, guide, data, steps=steps, snapshots=[i / LOOKS for i in range(LOOKS + 1)], **options)
     stop = next((record["step"] for record in run.history if record["converged"]), None)
-    text = f"{model} with {guide} on {data}: the test stops at step {stop} of {steps}"
+    if shared := bool(facts_of(run.pair, run.data.example(run.data.spec.num_data)).shared):
+        at, elbo = [*run.snapshots], np.array([elbo_of(run.at(step), run.data)[0] for step in run.snapshots])
+    else:
+        records = [record["elbo"] for record in run.history]
+        at = [record["step"] for record in run.history][AVERAGED - 1 :]
+        elbo = np.convolve(records, np.ones(AVERAGED) / AVERAGED, mode="valid")
+    far = np.flatnonzero(np.abs(elbo - (elbo[-AVERAGED:].mean() if shared else elbo[-1])) > NATS)
+    near = at[min(len(at) - 1, int(far[-1]) + 1)] if len(far) else at[0]
+    text = f"{model} with {guide} on {data}: within {NATS} nats of its end from step {near} on; the test stops "
     if stop is None:
-        return text
+        return f"{text}at no step of {steps}"
     stopped = pyro_vi.fit(model, guide, data, steps=steps, stop="converged", **options)
     assert stopped.steps == stop
-    text += f"; ELBO {elbo_of(stopped)} there, {elbo_of(run)} at the end"
-    if not facts_of(run.pair, run.data.example(run.data.spec.num_data)).shared:
-        at, elbo = [record["step"] for record in run.history], np.array([record["elbo"] for record in run.history])
-        mean = np.convolve(elbo, np.ones(AVERAGED) / AVERAGED, mode="valid")
-        far = np.flatnonzero(np.abs(mean - mean[-1]) > NATS)
-        text += f"; within {NATS} nats of its end from step {at[int(far[-1]) + AVERAGED] if len(far) else at[0]} on"
-    return text
+    there, end = (elbo_of(found.pair, found.data) for found in (stopped, run))
+    numbers = [f"{value:.2f} ± {error:.2f}" for value, error in (there, end)]
+    return f"{text}at step {stop} of {steps}; ELBO {numbers[0]} there, {numbers[1]} at the end"
 
 
-def elbo_of(run: pyro_vi.Run) -> str:
-    """The ELBO of the training data with its error: of all over 1000 draws if they share latents, else per datum."""
-    args = run.data.example(run.data.spec.num_data)
-    facts, (_, count) = facts_of(run.pair, args), run.pair.rows(args)
-    found = evaluated(run.pair, args, facts, draws=1000 if facts.shared else 10, kl="sampled", seed=1)
+def elbo_of(pair: Pair, data: pyro_vi.Data) -> tuple[float, float]:
+    """The ELBO of the training data and its error: of all over 1000 draws if they share latents, else per datum."""
+    args = data.example(data.spec.num_data)
+    facts, (_, count) = facts_of(pair, args), pair.rows(args)
+    found = evaluated(pair, args, facts, draws=1000 if facts.shared else 10, kl="sampled", seed=1)
     if not facts.shared:
-        return f"{found.elbo_mean:.2f} ± {found.elbo_se:.2f}"
+        return found.elbo_mean, found.elbo_se
     assert found.of_draws is not None
-    return f"{count * found.elbo_mean:.2f} ± {count * float(found.of_draws.std()) / math.sqrt(1000):.2f}"
+    return count * found.elbo_mean, count * float(found.of_draws.std()) / math.sqrt(1000)
 
 
 def main(fits: int = 100, steps: int = 8000, first: int = 0, pairs: bool = False) -> None:
@@ -147,7 +158,7 @@ def main(fits: int = 100, steps: int = 8000, first: int = 0, pairs: bool = False
         fits: simulated fits of each kind.
         steps: steps of each.
         first: seed of the first one.
-        pairs: fit three pairs instead, and print when the test would have stopped them.
+        pairs: fit some pairs instead, and print when the test would have stopped them.
     """
     if pairs:
         for pair in PAIRS:

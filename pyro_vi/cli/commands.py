@@ -170,8 +170,18 @@ class Check(PairCommand):
 
     elbo: str | None = None
     """ELBO estimator that the fit will use."""
+    epochs: int | None = Options.epochs
+    """Passes over the data of the fit."""
+    steps: int | None = Options.steps
+    """Steps of the fit, instead of epochs."""
     batch_size: int | None = None
     """Data in the batch; by default as many as a fit takes."""
+    shuffle: bool | None = Options.shuffle
+    """Order of the fit's minibatches: new in each epoch (the default), or that of the data."""
+    drop_last: bool = Options.drop_last
+    """The fit will leave out a last batch of an epoch with fewer rows."""
+    warmup: int = Options.warmup
+    """Steps over which the weight of the KL will rise."""
     run: str | None = None
     """Folder of a fit, which tells model, guide and data, and whose parameters are used."""
 

@@ -137,13 +137,15 @@ def _check(command: Check) -> int:
     from pyro_vi.estimators.table import named
     from pyro_vi.fitting import Options, findings_of
 
-    asked = asked_of(command, command.run)
+    options = Options(steps=command.steps, epochs=command.epochs, warmup=command.warmup)
+    own = {} if command.run else {"shuffle": command.shuffle, "drop_last": command.drop_last}
+    asked = asked_of(command, command.run, **own)
     batch = asked.batch(command.batch_size)
     estimator = None if command.elbo is None else named(command.elbo)[command.elbo]
     if asked.new:
         findings = check_pair(asked.plan.pair, batch, elbo=estimator, num_data=asked.plan.data.spec.num_data)
     else:
-        findings = findings_of(dataclasses.replace(asked.plan, batch_size=length_of(batch)), estimator, Options())
+        findings = findings_of(dataclasses.replace(asked.plan, batch_size=length_of(batch)), estimator, options)
     if command.json:
         _print_json([dataclasses.asdict(finding) for finding in findings])
     else:

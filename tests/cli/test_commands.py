@@ -156,6 +156,8 @@ def test_check_says_what_is_wrong_and_exits_1_on_an_error(folder, capsys):
     assert found[0].keys() == {"code", "severity", "site", "message", "remedy"}
     assert cli.main(["check", "vae", "programs.py:other"]) == 1
     assert capsys.readouterr().out.startswith("error: the guide has no site 'z'")
+    assert cli.main(["check", *SMALL, "--data", "five.npy", "--steps", "5", "--warmup", "9"]) == 1
+    assert capsys.readouterr().out.endswith("use warmup=1, or more steps [warmup-too-long]\n")
 
 
 def test_show_says_what_a_fit_does(fitted, capsys):
