@@ -84,6 +84,8 @@ class FittingCommand(PairCommand):
     """Learning rate over the steps: constant, or a linear or cosine decay to 0; by default cosine."""
     clip_norm: float | None = Options.clip_norm
     """Limit on the joint norm of all gradients (nats per datum)."""
+    nonfinite: Literal["stop", "skip", "restore"] = "stop"
+    """At a loss or gradient that is not finite: stop, leave the step out, or go back to the last record and halve the rate."""
     beta: float = Options.beta
     """Weight of the KL; the unannealed ELBO is reported too."""
     warmup: int = Options.warmup
@@ -139,6 +141,10 @@ class Resume:
 
     folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
     """Folder of the fit or the comparison."""
+    lr: float | None = None
+    """Another learning rate from here on."""
+    nonfinite: Literal["stop", "skip", "restore"] | None = None
+    """Something else to do about a loss or gradient that is not finite, from here on."""
     allow: tuple[str, ...] = ()
     """Settings that may have changed since the run was made; the error gives their names."""
     format: Literal["png", "svg", "pdf"] = "png"

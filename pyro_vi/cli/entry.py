@@ -65,7 +65,7 @@ def _compare(command: Compare, made: Any = None) -> int:
 
 def _fit(command: Fit, made: Any = None) -> int:
     from pyro_vi.afterwards import export_fit
-    from pyro_vi.fitting import fit
+    from pyro_vi.fitting import fit, left_out
 
     out = Path(command.out or "")
     asked = {"elbo": command.elbo, "out": out, **command.options()}
@@ -77,6 +77,7 @@ def _fit(command: Fit, made: Any = None) -> int:
     steps = {} if run.choice is None else {"compiled": run.compiled, "note": run.choice.note, "seconds": run.seconds}
     document = {"elbo": run.elbo, "kl_source": run.kl_source, "out": str(out), "steps": steps, "last": last}
     document |= {"converged": run.converged, "evidence": run.evidence}
+    document |= {"skipped": run.skipped, "restored": run.restored}
     document["plots"] = [str(path) for path in written.plots]
     if command.json:
         _print_json(document)
@@ -95,6 +96,8 @@ def _fit(command: Fit, made: Any = None) -> int:
     shown.add_row("converged", {True: "yes", False: "no", None: "cannot be told"}[run.converged])
     note = f" ({run.choice.note})" if run.choice else ""
     _console().print(shown, f"{run.steps} steps in {run.seconds:.1f} s{note}", sep="\n", soft_wrap=True)
+    if run.skipped or run.restored:
+        _console().print(f"left out: {left_out(run)}", soft_wrap=True)
     _console().print(run.evidence, soft_wrap=True)
     for path in [*written.plots, out]:
         _console().print(str(path), soft_wrap=True)
@@ -106,7 +109,7 @@ def _resume(command: Resume) -> int:
     from pyro_vi.fitting import Run, given_of
 
     given = given_of(Path(command.folder).expanduser())["arguments"]
-    found = resume(command.folder, allow=command.allow)
+    found = resume(command.folder, lr=command.lr, nonfinite=command.nonfinite, allow=command.allow)
     shown: dict[str, Any] = {"out": command.folder, "format": command.format, "json": command.json}
     if not isinstance(found, Run):
         return _compare(Compare(**shown), found)

@@ -13,13 +13,22 @@ from pyro_vi.errors import InputError
 from pyro_vi.fitting import Options, Run, fit, given_of
 
 
-def resume(folder: str | Path, *, allow: Collection[str] = (), progress: bool = True) -> Run | Comparison:
+def resume(
+    folder: str | Path,
+    *,
+    lr: float | None = None,
+    nonfinite: str | None = None,
+    allow: Collection[str] = (),
+    progress: bool = True,
+) -> Run | Comparison:
     """Continue the fit or the comparison in a folder to its end, with the same bits as if it had not been interrupted.
 
     Paths of programs and data begin in the folder that the run was started from, if that still exists.
 
     Args:
         folder: the folder that was ``out`` of `pyro_vi.fit` or `pyro_vi.compare`.
+        lr: another learning rate from here on.
+        nonfinite: something else to do about a loss that is not finite, from here on: see `pyro_vi.fit`.
         allow: what may have changed since the run was made; see `pyro_vi.fit`.
         progress: show rate and time left on stderr.
 
@@ -43,11 +52,14 @@ def resume(folder: str | Path, *, allow: Collection[str] = (), progress: bool = 
         raise InputError(
             f"'{path}' was made by another version of pyro_vi, with {', '.join(strange)}; resume it with that version"
         )
+    changes = {name: value for name, value in (("lr", lr), ("nonfinite", nonfinite)) if value is not None}
+    allow = (allow,) if isinstance(allow, str) else tuple(allow)
     arguments: dict[str, Any] = {
         **given["arguments"],
+        **changes,
         "out": path,
         "resume": True,
-        "allow": allow,
+        "allow": (*allow, *(name for name, value in changes.items() if given["arguments"].get(name) != value)),
         "progress": progress,
     }
     with contextlib.chdir(start if start.is_dir() else "."):

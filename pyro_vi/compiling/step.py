@@ -51,7 +51,7 @@ class WholeStep:
     Attributes:
         tensors: the tensors that a step changes, in the order of the graph's first inputs.
         count: number of steps that the optimizer has taken, if it is the same for all parameters.
-        going: false after a loss that is not finite; from then on, steps change nothing.
+        going: false after a loss or a gradient that is not finite; from then on, steps change nothing.
         control: weight and rate of each of the next steps, of shape ``(MANY, 2)``.
 
     Raises:
@@ -92,6 +92,8 @@ class WholeStep:
         self.control = torch.ones(MANY, 2, dtype=torch.float64, device=device)
         # Writing to an array takes a tenth of the time of writing to a tensor.
         self._view: Any = self.control.numpy() if device.type == "cpu" else self.control
+        self._taken: Any = self.count.numpy() if device.type == "cpu" else self.count
+        self._went: Any = self.going.numpy() if device.type == "cpu" else self.going
         self.tensors = [*self.parameters, *self._state_tensors(), *self.buffers, self.count, self.going]
 
     def adopt(self) -> None:
@@ -110,6 +112,20 @@ class WholeStep:
         if self.weight is None or self.rate is None:
             for i, (weight, rate) in enumerate(controls):
                 self._view[i, 0], self._view[i, 1] = weight, rate
+
+    def taken(self) -> float:
+        """Return the number of steps that were taken, of those that changed something."""
+        return float(self._taken)
+
+    def stopped(self) -> bool:
+        """True after a loss or a gradient that is not finite, until `restart`."""
+        return not bool(self._went)
+
+    def restart(self) -> None:
+        """Let the next step change something again, from the optimizer's present state."""
+        if self.counted:
+            self.count.fill_(next(float(state["step"]) for _, state in self.states if "step" in state))
+        self.going.fill_(True)
 
     def _state_tensors(self) -> list[Tensor]:
         return [state[key] for _, state in self.states for key in self._keys(state)]
@@ -187,9 +203,8 @@ class WholeStep:
                 found = tuple(None if g is None else g * many_data for g in found)
 
             fresh, fresh_states = self._update(old, found, old_states, count, rate, foreach)
-            # A step whose loss is not finite changes nothing, so that the cause can be found.
-            went = going.clone()
-            good = went & loss.detach().isfinite()
+            # A step whose loss or gradient is not finite changes nothing, so that the cause can be found.
+            good = going & loss.detach().isfinite() & norm.isfinite()
             pairs = [*zip(old, fresh, strict=True), *zip(old_states, fresh_states, strict=True)]
             for before, after in [*pairs, (count, count + 1)]:
                 before.copy_(torch.where(good, after, before))
@@ -199,7 +214,7 @@ class WholeStep:
                 if after is not start or times_changed(after) or _moved(before, after):
                     if after.shape != before.shape:
                         raise NoGraph("the programs change the shape of a buffer; keep its shape")
-                    before.copy_(torch.where(went, after, before))
+                    before.copy_(torch.where(good, after, before))
             return loss.detach(), norm, *(g for g in found if g is not None)
 
         return step

@@ -60,10 +60,11 @@ class CompiledSteps:
     Args:
         whole: the step as a pure function.
         fetch: makes a batch from a source, with tensor operations only.
-        eager: takes one eager step on a batch; returns its loss, and leaves the gradients in the parameters.
+        eager: takes one eager step on a batch; returns its loss, and whether the step was taken: loss and gradient are finite.
+            Leaves the gradients in the parameters.
     """
 
-    def __init__(self, whole: WholeStep, fetch: Fetch, eager: Callable[[Batch], Tensor]) -> None:
+    def __init__(self, whole: WholeStep, fetch: Fetch, eager: Callable[[Batch], tuple[Tensor, bool]]) -> None:
         self.whole, self.fetch, self.eager = whole, fetch, eager
         self.steps: dict[tuple[int, int], Compiled] = {}
         self.raising: set[int] = set()
@@ -73,12 +74,14 @@ class CompiledSteps:
     ) -> tuple[list[float], Tensor]:
         """Take steps on batches of one length; return their losses and the norm of the last gradient.
 
-        A step whose loss is not finite changes nothing, and neither do the steps after it.
+        A step whose loss or gradient is not finite changes nothing, and neither do the steps after it. The losses are those
+        of the steps before it, and `WholeStep.restart` lets the next step change something again.
 
         Raises:
             Raised: an operation of `RAISING` raised an error in one of the steps.
         """
         self.whole.set(controls)
+        before = self.whole.taken()
         # Compiled code draws from torch's generator only.
         restore = _kept(self.whole, torch.get_rng_state, torch.set_rng_state) if length in self.raising else None
         try:
@@ -88,7 +91,8 @@ class CompiledSteps:
                 raise
             restore()
             raise Raised(first_line(error).rstrip(".")) from error
-        return [float(losses)] if many == 1 else losses.tolist(), norm
+        found = [float(losses)] if many == 1 else losses.tolist()
+        return found[: round(self.whole.taken() - before)] if self.whole.stopped() else found, norm
 
     def _take(self, length: int, many: int, source: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         whole = self.whole
@@ -175,7 +179,7 @@ class CompiledSteps:
                 compiled = replayed(compiled, [*whole.tensors, whole.control], source)
         return compiled
 
-    def _eager(self, source: Sequence[Tensor]) -> Tensor:
+    def _eager(self, source: Sequence[Tensor]) -> tuple[Tensor, bool]:
         try:
             return self.eager(self.fetch(*source))
         except Exception as error:  # an error of the programs; the fit will meet it and name the step
@@ -188,11 +192,11 @@ class CompiledSteps:
         with torch.no_grad(), _proving():
             loss, _, *gradients = graph(*_copies(self.whole.tensors), self.whole.control, *source)
         set_generators(start)
-        expected = self._eager(source)
+        expected, good = self._eager(source)
         digits = _digits(loss)
         if not _near(loss, expected, digits):
             raise NoGraph(f"the graph's loss is {float(loss):.10g} where the programs give {float(expected):.10g}")
-        if not bool(expected.isfinite()):  # the fit will end at this step and say why
+        if not good:  # the fit will meet this step, too
             return
         found = [(p, p.grad) for p in self.whole.parameters if p.grad is not None]
         largest = max((float(g.abs().max()) for _, g in found if g.numel()), default=0.0)
@@ -218,15 +222,14 @@ class CompiledSteps:
                     self._check_step(length, source)
 
     def _step(self, source: Sequence[Tensor]) -> tuple[Tensor, bool]:
-        """Take an eager step; return its loss, and if it is finite."""
+        """Take an eager step; return its loss, and whether it was taken: loss and gradient are finite."""
         whole = self.whole
-        loss = self._eager(source)
+        loss, good = self._eager(source)
         whole.adopt()
-        finite = bool(loss.isfinite())
-        if finite:
+        if good:
             whole.count += 1  # the optimizer counts in its own state
-        whole.going.fill_(finite)
-        return loss, finite
+        whole.going.fill_(good)
+        return loss, good
 
     def _check_step(self, length: int, source: Sequence[Tensor]) -> None:
         """Raise NoGraph unless the compiled step leaves everything as the eager step does."""
@@ -236,7 +239,7 @@ class CompiledSteps:
             after = _copies(whole.tensors)
         with _put_back(whole):
             before = _copies(whole.tensors)
-            expected, finite = self._step(source)
+            expected, good = self._step(source)
             gradients = [p.grad for p in whole.parameters]
             wanted = _copies(whole.tensors)
         digits = _digits(whole.parameters[0])
@@ -246,7 +249,7 @@ class CompiledSteps:
         for position, (start, one, two) in enumerate(zip(before, after, wanted, strict=True)):
             if position < len(whole.parameters):
                 gradient = gradients[position]
-                if gradient is None or not finite:
+                if gradient is None or not good:
                     agree = torch.equal(one, two)
                 else:
                     seen = gradient.abs() > SMALL * largest

@@ -26,7 +26,7 @@ from pyro_vi.fitting.reading import (
     put_into,
     read_snapshot,
 )
-from pyro_vi.fitting.runs import Run, described, parent_of
+from pyro_vi.fitting.runs import Run, described, left_out, parent_of
 from pyro_vi.fitting.settings import Options
 from pyro_vi.fitting.svi import findings_of, fit, fit_pair, fractions, names_of, plan_of
 
@@ -50,6 +50,7 @@ __all__ = [
     "given",
     "given_of",
     "holds_run",
+    "left_out",
     "load_parameters",
     "names_of",
     "newest",

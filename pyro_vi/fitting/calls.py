@@ -53,7 +53,7 @@ def given_of(path: Path) -> dict[str, Any]:
     """
     found = _found(path)
     if holds_run(path) and found.get("command") == "compare":
-        whole = path.parent.parent if found["arguments"].get("seeds", 1) > 1 else path.parent
+        whole = of_comparison(path, found)
         raise UsageError(f"'{path}' is one fit of a comparison; continue all of it with: pyro-vi resume {whole}")
     objects = found.get("objects", ["settings"])
     if objects:
@@ -63,6 +63,11 @@ def given_of(path: Path) -> dict[str, Any]:
             f"call {call} with the same ones"
         )
     return found
+
+
+def of_comparison(path: Path, call: Mapping[str, Any]) -> Path:
+    """Return the folder of the comparison that a fit belongs to, given how the comparison was called."""
+    return path.parent.parent if call["arguments"].get("seeds", 1) > 1 else path.parent
 
 
 def _found(path: Path) -> dict[str, Any]:

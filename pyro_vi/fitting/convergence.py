@@ -17,7 +17,7 @@ that is longer than half the time before the plateau.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,15 +130,17 @@ class Watch:
         self.blocks = [[a + b for a, b in zip(one, two, strict=True)] for one, two in pairs]
         self.size *= 2
 
-    def see(self, now: Position, settings: Settings, ratio: float) -> Verdict:
+    def see(self, now: Position, settings: Settings, ratio: float, without: Collection[int] = ()) -> Verdict:
         """Take the losses since the last record, and return the verdict; it stops the fit if the settings say so.
 
         Args:
             now: the position of the fit.
             settings: its settings.
             ratio: the learning rate of the optimizer as a fraction of the first one, without the factor of the schedule.
+            without: the steps that were left out since then, by the number of steps before them.
         """
-        controls = [settings.controls(step) for step in range(now.step - len(now.losses), now.step)]
+        steps = range(now.step - len(now.losses) - len(without), now.step)
+        controls = [settings.controls(step) for step in steps if step not in without]
         self.add(now.losses, [(weight, rate * ratio) for weight, rate in controls])
         verdict = self.verdict()
         self.evidence = verdict.evidence

@@ -1,18 +1,27 @@
-"""Explanation of a failed step: the parameter, site or datum that is not finite, in one line with a remedy."""
+"""Explanation of a failed step: the parameter, site or datum that is not finite, in one line with a remedy.
 
-from collections.abc import Iterator
+* `blame` explains a `Step` whose loss or gradient is not finite, `overflow` a state that is not, and `failed` an exception.
+* `NotTaken` and `Overflowed` are the errors: after the first, the fit is as it was before the step.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from pyro_vi.data import Batch, length_of
-from pyro_vi.elbo import draw_traces, from_run
+from pyro_vi.data import Batch
 from pyro_vi.errors import FitError, of_program
 from pyro_vi.estimators.objective import Objective
-from pyro_vi.estimators.traits import traits_of
+from pyro_vi.fitting.causes import of_gradient, of_loss
 from pyro_vi.fitting.settings import Position
-from pyro_vi.programs import Pair
+from pyro_vi.programs import Pair, kept_buffers
+from pyro_vi.support import kept_generators, set_generators
+
+Found = TypeVar("Found")
 
 
 def where(now: Position) -> str:
@@ -25,43 +34,113 @@ def where(now: Position) -> str:
     return f"at step {now.step + 1} (epoch {now.epoch}, batch {now.batch})"
 
 
-def blame(objective: Objective, value: float, place: str, rows: Tensor, batch: Batch, generator: Tensor) -> str:
-    """Explain a loss that is not finite, by a parameter or by the site and the data whose term is not finite.
+class NotTaken(FitError):
+    """A step that was not taken: the fit is as it was before it."""
+
+
+class Failed(NotTaken):
+    """A program failed, and the fit is as it was before that."""
+
+
+class Overflowed(FitError):
+    """A fit whose present state is not finite."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that cannot be taken, for its explanation.
+
+    Attributes:
+        place: the step, from `where`.
+        loss: its loss.
+        weight: weight of the KL.
+        factor: of the loss, in the gradient.
+        rows: row numbers of the batch in the data as they were handed over.
+        batch: the batch.
+        generators: state of the generators before the step, from which the same draw is repeated.
+    """
+
+    place: str
+    loss: float
+    weight: float
+    factor: float
+    rows: Tensor
+    batch: Batch
+    generators: Mapping[str, Any]
+
+
+def blame(objective: Objective, step: Step, parameters: Mapping[str, Tensor]) -> str:
+    """Explain a loss or a gradient that is not finite: by the site, the data and their values, and by the parameters.
 
     Args:
         objective: the pair and its estimator.
-        value: the loss.
-        place: the step, from `where`.
-        rows: row numbers of the batch in the data as they were handed over.
-        batch: the batch.
-        generator: state of torch's generator before the step, from which the same draw is repeated.
+        step: the step.
+        parameters: the parameters that are fitted, by name.
     """
-    start = f"the loss is {value} {place}"
-    found = overflow(objective.pair)
-    if found:
-        return f"{start}: {found}"
-    torch.set_rng_state(generator)
-    with torch.no_grad():
-        run = draw_traces(objective.pair.model, objective.pair.guide, batch)
-    terms = from_run(run, length_of(batch), kl=traits_of(objective.elbo).kl)
-    for name, site in terms.sites.items():
-        for what, part in (("log p", site.log_p), ("log q", site.log_q), ("KL", site.kl)):
-            if part is not None and not bool(part.isfinite().all()):
-                bad = rows[(~part.isfinite()).nonzero()[:, -1].cpu()].tolist() if site.local else []
-                data = f" for data {', '.join(map(str, bad[:5]))}{' …' if len(bad) > 5 else ''}" if bad else ""
-                return f"{start}: {what} of site '{name}' is not finite{data}; check those values, or lower lr"
-    return f"{start}: the sum of the sites' terms overflows; standardise the data, or lower lr"
+    with kept_generators(), kept_buffers(objective.pair):
+        set_generators(step.generators)
+        if math.isfinite(step.loss):
+            return _of_gradient(objective, step, parameters)
+        start = f"the loss is {step.loss} {step.place}"
+        found = _tried(lambda: of_loss(objective, step.rows, step.batch))
+        if found:
+            return f"{start}: {found}; check those values, or lower lr"
+        return f"{start}: the sum of the sites' terms overflows; standardise the data, or lower lr"
 
 
-def overflow(pair: Pair) -> str:
-    """Name the first parameter that is not finite, with a remedy; return an empty string if all are finite."""
-    for name, (_, parameter) in pair.owned().items():
-        if not bool(parameter.isfinite().all()):
-            return (
-                f"the step before made parameter '{name}' not finite, so its gradient overflowed; "
-                "lower lr, or set clip_norm"
-            )
-    return ""
+def _of_gradient(objective: Objective, step: Step, parameters: Mapping[str, Tensor]) -> str:
+    found = _tried(lambda: of_gradient(objective, step.weight, step.factor, parameters, step.rows, step.batch))
+    names, told = found or ("", "")
+    start = (
+        f"the gradient{f' of {names}' if names else ''} is not finite {step.place}, though the loss is {step.loss:.4g}"
+    )
+    return (
+        f"{start}{f': {told}' if told else ''}; a derivative is infinite there, as that of sqrt at 0: clamp its argument, "
+        "also within torch.where, or lower lr"
+    )
+
+
+def _tried(explain: Callable[[], Found]) -> Found | None:
+    """An explanation, or None if a program fails while one is looked for."""
+    try:
+        return explain()
+    except Exception:
+        return None
+
+
+def not_finite(pair: Pair) -> frozenset[str]:
+    """Return the names of the buffers of a pair that are not finite, such as a mask of infinities."""
+    return frozenset(name for name, buffer in pair.named_buffers() if not _finite(buffer))
+
+
+def overflow(pair: Pair, optimizer: Optimizer | None = None, apart: Collection[str] = ()) -> str:
+    """Name the first parameter, buffer or state of the optimizer that is not finite, with a remedy.
+
+    Args:
+        pair: the pair.
+        optimizer: its optimizer, if its state is looked at.
+        apart: names of buffers that need not be finite.
+
+    Returns:
+        The name and the remedy; an empty string if all are finite.
+    """
+    owned = pair.owned()
+    found = [f"parameter '{name}'" for name, (_, parameter) in owned.items() if not _finite(parameter)]
+    if not found:
+        buffers = ((name, buffer) for name, buffer in pair.named_buffers() if name not in apart)
+        found = [f"buffer '{name.partition('.')[2]}'" for name, buffer in buffers if not _finite(buffer)]
+    if not found and optimizer is not None:
+        found = [
+            f"'{key}' of parameter '{name}' in the optimizer's state"
+            for name, (_, parameter) in owned.items()
+            for key, value in optimizer.state.get(parameter, {}).items()
+            if isinstance(value, Tensor) and not _finite(value)
+        ]
+    return f"an update overflowed and made {found[0]} not finite; lower lr, or set clip_norm" if found else ""
+
+
+def _finite(value: Tensor) -> bool:
+    return bool(value.isfinite().all())
 
 
 @contextmanager
@@ -77,4 +156,6 @@ def failed(pair: Pair, place: str, error: Exception) -> FitError:
     """Make the `FitError` for an exception that a program of the pair, or its optimizer, raised."""
     if isinstance(error, FitError):  # of the optimizer
         return FitError(f"{place}, {error}")
-    return FitError(f"the pair fails {place}: {overflow(pair) or of_program(error)}")
+    found = overflow(pair)
+    kind = Overflowed if found else Failed
+    return kind(f"the pair fails {place}: {found or of_program(error)}")

@@ -34,6 +34,9 @@ DETAILS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Parts of a configuration that are too long for a message: what is said, and the settings that may explain a difference."""
 
+ABSENT = {"nonfinite": "stop"}
+"""What older versions did that had no such setting."""
+
 APART = ("given", "run", "checksum", "changes")
 """Parts of a configuration that do not tell one run from another."""
 
@@ -47,7 +50,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str
         >>> differences({"lr": 0.1, "versions": {"torch": "1"}}, {"lr": 0.2, "versions": {"torch": "2"}})
         {'lr': 'lr was 0.1, is 0.2', 'versions': 'torch was 1, is 2'}
     """
-    new = json.loads(json.dumps(finite(new)))
+    old, new = {**ABSENT, **old}, {**ABSENT, **json.loads(json.dumps(finite(new)))}
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key not in APART]
     found = {key: f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in changed if key not in DETAILS}
     versions = [v if isinstance(v := one.get("versions"), Mapping) else {} for one in (old, new)]

@@ -6,6 +6,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -18,6 +19,8 @@ from pyro_vi.data import Batch, Data
 from pyro_vi.fitting.callbacks import Callback, tell
 from pyro_vi.fitting.checkpoints import put_back, state_of
 from pyro_vi.fitting.convergence import watch_of
+from pyro_vi.fitting.ending import ended
+from pyro_vi.fitting.failures import NotTaken, Overflowed
 from pyro_vi.fitting.folder import RunFolder
 from pyro_vi.fitting.interrupt import deferred_interrupt
 from pyro_vi.fitting.optimizers import Recipe
@@ -60,6 +63,7 @@ class Loop:
         self.pair, self.data, self.settings, self.callbacks = pair, data, settings, callbacks
         self.steps = Steps(pair, elbo, data, settings, optimizer, compile)
         self.folder: RunFolder | None = None
+        self.saved: int | None = None  # the step of the last checkpoint
         self.state: dict[str, Any] = {}
         example = data.example(settings.batch_size)
         self.records = Records(self.steps.objective, data, example)
@@ -93,22 +97,32 @@ class Loop:
             running(self.pair, self._example(), self.settings.seed),
             Progress(title, self.settings.steps, progress) as bar,
             deferred_interrupt() as interrupted,
+            self._explained(),
         ):
             before, self.steps.say = self._restore() if resume else None, bar.say
             if note:
                 bar.say(note)
-            if self.position.step:
+            if self.steps.begun:
                 bar.say(self.steps.choose(before))
+            if self.steps.guard.good is None:
+                self.steps.mark()
             self._keep()
             while self.position.step < self.settings.steps and not (interrupted or self.watch.stopped):
                 for _ in self._epoch(self.settings.steps):
-                    self._keep()
                     now = self.position.step
+                    if (
+                        now % self.every == 0
+                        or now % self.tenth == 0
+                        or now in (1, self.settings.steps, *self.settings.kept)
+                    ):
+                        self.steps.look()
+                    self._keep()
                     if now % self.every == 0 or now in (1, self.settings.steps):
                         self._record()
                         bar.update(now, self.history[-1]["elbo"])
-                    if self.choice is None:
+                    if self.choice is None and self.steps.begun:
                         bar.say(self.steps.choose())
+                        self.steps.mark()
                     if now % self.tenth == 0:
                         self._checkpoint()
                     if interrupted or self.watch.stopped:
@@ -122,7 +136,7 @@ class Loop:
             last = self.position.step + count
             while self.position.step < last:
                 for _ in self._epoch(last):
-                    if self.choice is None:
+                    if self.choice is None and self.steps.begun:
                         self.steps.choose()
             self.steps.synchronize()
 
@@ -141,7 +155,7 @@ class Loop:
 
     def _end_epoch(self) -> None:
         now = self.position
-        mean = now.total / max(1, now.batch)
+        mean = self.steps.guard.end_epoch(now.total, now.batch)
         now.epoch, now.batch, now.total = now.epoch + 1, 0, 0.0
         self.steps.end_epoch(mean)
 
@@ -171,7 +185,10 @@ class Loop:
     def _record(self) -> None:
         steps, (weight, rate) = self.steps, self.steps.used
         record = self.records.make(self.position, weight=weight, lr=steps.stepper.lr() * rate, norm=steps.norm())
-        record["converged"] = self.watch.see(self.position, self.settings, steps.stepper.ratio() or 1.0).converged
+        ratio = (steps.stepper.ratio() or 1.0) * steps.guard.rate
+        record["converged"] = self.watch.see(self.position, self.settings, ratio, steps.guard.since).converged
+        record |= steps.guard.counts()
+        steps.mark()
         self._keep()  # a fit that stops here
         self.position.losses.clear()
         self.history.append(record)
@@ -186,13 +203,25 @@ class Loop:
             if self.folder:
                 self.folder.save(self.snapshots[step], f"snapshot-{step}.pt")
 
-    def _checkpoint(self) -> None:
-        if self.folder is not None and all(bool(p.isfinite().all()) for p in self.steps.parameters):
-            self.steps.synchronize()
-            self.folder.save(self._state())
+    def _checkpoint(self) -> bool:
+        """Write a checkpoint, unless something in it is not finite; return whether it was written."""
+        if self.folder is None or self.steps.overflow():
+            return False
+        self.steps.synchronize()
+        self.folder.save(self._state())
+        self.saved = self.position.step
+        return True
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (NotTaken, Overflowed) as error:
+            raise ended(error, self.folder, self._checkpoint, self.saved) from error
 
     def _state(self) -> dict[str, Any]:
-        return state_of(self.pair, self.steps.stepper, self.position, self.choice, self.watch)
+        state = state_of(self.pair, self.steps.stepper, self.position, self.choice, self.watch)
+        return state | self.steps.guarded()
 
     def _restore(self) -> dict[str, list[int]] | None:
         """Restore the checkpoint; return its record of compiled steps, or None if there is none."""
@@ -204,6 +233,8 @@ class Loop:
         self.steps.position = put_back(
             state, self.pair, self.steps.stepper, self.watch, self.settings, batches, changed
         )
+        self.saved = self.position.step
+        self.steps.restore(state.get("nonfinite"), changed)
         self.history = list(self.folder.records)
         for step in self.settings.keeps(self.position.step, self.watch.stopped):
             if step <= self.position.step and (snapshot := self.folder.snapshot(step)) is not None:

@@ -5,10 +5,10 @@ from typing import Any
 
 from pyro_vi.data import Batch, Data, length_of, part
 from pyro_vi.elbo import Facts, facts_of, log_predictive, measure
-from pyro_vi.errors import FitError, InputError
+from pyro_vi.errors import InputError
 from pyro_vi.estimators.objective import Objective
 from pyro_vi.estimators.traits import traits_of
-from pyro_vi.fitting.failures import failing, overflow
+from pyro_vi.fitting.failures import failing
 from pyro_vi.fitting.settings import Position
 from pyro_vi.programs import evaluating, isolated, kept_buffers
 
@@ -55,19 +55,16 @@ class Records:
             norm: norm of the gradient in the last step.
 
         Raises:
-            FitError: a parameter is not finite, or a program fails.
+            FitError: a program fails.
         """
         pair = self.objective.pair
-        found = overflow(pair)  # after the last step, no further step would find it
-        if found:
-            raise FitError(f"the fit ends after step {now.step}: {found}")
         with failing(pair, f"after step {now.step}"), kept_buffers(pair):
             train = self._elbo(self.train, now.step)
             heldout = {} if self.heldout is None else self._heldout(self.heldout, now.step)
         record = {
             "step": now.step,
             "epoch": now.epoch,
-            "loss": sum(now.losses) / len(now.losses),
+            "loss": sum(now.losses) / len(now.losses) if now.losses else math.nan,
             **train,
             "beta": weight,
             "lr": lr,

@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_vi.compiling import Choice
 from pyro_vi.data import Data
 from pyro_vi.errors import InputError, UsageError
+from pyro_vi.fitting.nonfinite import FACTOR
 from pyro_vi.fitting.reading import config_of, newest
 from pyro_vi.programs import Pair, name_of
 from pyro_vi.support import Whole, html_block, pictures_in, whole
@@ -50,6 +51,8 @@ class Run:
         converged: whether the loss had converged at the end of the fit: see `pyro_vi.fitting.convergence`. None if that
             cannot be told. Each record has it, too.
         evidence: why, in one sentence.
+        skipped: number of steps that were left out, because their loss or gradient was not finite; records have it, too.
+        restored: number of times that the fit went back to its last record, and halved the learning rate.
     """
 
     pair: Pair
@@ -66,6 +69,8 @@ class Run:
     state: Mapping[str, Any] | None = None
     converged: bool | None = None
     evidence: str = ""
+    skipped: int = 0
+    restored: int = 0
 
     @property
     def model(self) -> torch.nn.Module:
@@ -118,11 +123,19 @@ def described(run: Run) -> list[str]:
     shown = [f"{name} {last[name]:.3f}" for name in NUMBERS[:6] if _number(last.get(name))]
     lines += [f"  last       {', '.join(shown)} (nats per datum)"] if shown else []
     lines += [f"  loss       {run.evidence}"[:118]] if run.evidence else []
+    lines += [f"  left out   {left_out(run)}"] if run.skipped or run.restored else []
     lines += [f"  KL         {', '.join(f'{site} {source}' for site, source in run.kl_source.items())}"[:118]]
     parent = run.config.get("parent")
     lines += [f"  parent     {parent.get('folder') or parent.get('run')}"] if parent else []
     lines += [f"  folder     {run.out}"] if run.out is not None else []
     return lines
+
+
+def left_out(run: Run) -> str:
+    """Return how many steps a fit left out, and how often it went back; empty if it did neither."""
+    said = f"{run.skipped} of {run.steps} steps, whose loss or gradient was not finite" if run.skipped else ""
+    back = f"went back {run.restored} times, to {FACTOR**run.restored:g} of the learning rate" if run.restored else ""
+    return "; ".join(filter(None, (said, back)))
 
 
 def table_of(run: Run, rows: int = 6) -> list[list[str]]:

@@ -17,7 +17,7 @@ import torch
 
 from pyro_vi.errors import UsageError, first_line
 from pyro_vi.fitting.callbacks import callbacks_of
-from pyro_vi.support import Real, Whole, flag, real, seed_from, shown, whole
+from pyro_vi.support import Real, Whole, flag, real, seed_from, shown, whole, word
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
@@ -25,6 +25,9 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
 }
 """Learning rate, as a fraction of the initial one, given the fraction of steps that are done."""
+
+NONFINITE = ("stop", "skip", "restore")
+"""What a fit may do about a loss or a gradient that is not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,7 @@ class Options:
     lr: Real | Mapping[str, Real] | Callable[[str], Real] | None = 3e-3
     schedule: Any = None
     clip_norm: Real | None = None
+    nonfinite: str = "stop"
     beta: Real = 1.0
     warmup: Whole = 0
     stop: str | None = None
@@ -68,6 +72,7 @@ class Options:
         self._set("seed", lambda name, value: seed_from(value))
         self._set("beta", partial(real, least=0))
         self._set("clip_norm", partial(real, above=0), optional=True)
+        self._set("nonfinite", partial(word, choices=NONFINITE))
         self._set("heldout", partial(real, least=0, below=1), optional=True)
         for name in ("shuffle", "drop_last", "resume", "progress", "check"):
             self._set(name, flag, optional=name == "shuffle")
@@ -147,6 +152,7 @@ class Settings:
     seed: int
     kept: tuple[int, ...]
     stop: str | None = None
+    nonfinite: str = "stop"
 
     def __post_init__(self) -> None:
         if self.warmup > self.steps:

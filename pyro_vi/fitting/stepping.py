@@ -55,24 +55,38 @@ class Stepper:
         self.factor = 1.0  # of the last loss: the number of data if the steps are on their sum
         self.description = described(self.optimizer, self.scheduler)
 
-    def descend(self, loss: Tensor, num_data: int, rate: float) -> None:
+    def descend(self, loss: Tensor, num_data: int, rate: float) -> bool:
         """Take a step on a loss per datum of a number of data, with the learning rate times ``rate``.
+
+        Returns:
+            Whether it was taken: if the gradient is not finite, parameters, optimizer and the last gradients stay as they are.
 
         Raises:
             FitError: the optimizer cannot take the step.
         """
+        last, factor = [parameter.grad for parameter in self.all], self.factor
         self.factor = float(num_data) if self.summed else 1.0
         for parameter in self.all:
             # SVI sets gradients to zero after a step, so that momentum moves a parameter that the next loss does not depend on.
             kept = parameter.grad if self.summed else None
             parameter.grad = None if kept is None else torch.zeros_like(kept)
         (loss * self.factor if self.summed else loss).backward()
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        # The norm takes one pass over all gradients; it may overflow where they are finite.
+        if not (
+            bool(norm_of(gradients).isfinite()) or all(bool(g.isfinite().all()) for g in map(values_of, gradients))
+        ):
+            self.factor = factor
+            for parameter, gradient in zip(self.all, last, strict=True):
+                parameter.grad = gradient
+            return False
         if self.clip_norm is not None:
             clip(self.parameters, self.clip_norm * self.factor)
         try:
             self._step(rate)
         except Exception as error:
             raise FitError(f"the optimizer {type(self.optimizer).__name__} fails: {kind_and_line(error)}") from error
+        return True
 
     def _step(self, rate: float) -> None:
         groups = self.optimizer.param_groups
@@ -180,7 +194,12 @@ def norm_of(gradients: Iterable[Tensor]) -> Tensor:
         >>> norm_of([torch.tensor([3.0]), torch.tensor([4.0])])
         tensor(5.)
     """
-    return get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
+    return get_total_norm([values_of(gradient) for gradient in gradients])
+
+
+def values_of(gradient: Tensor) -> Tensor:
+    """Return a gradient, or the values that a sparse one holds."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def clip(parameters: Iterable[Tensor], limit: float) -> None:

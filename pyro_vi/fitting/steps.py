@@ -1,15 +1,16 @@
 """The steps of a fit, eager or compiled.
 
-* `Steps` takes them, chooses between eager and compiled steps, and explains a loss that is not finite.
+* `Steps` takes them, chooses between eager and compiled steps, and does what the option ``nonfinite`` asks for at a loss or a
+  gradient that is not finite. Compiled steps stop before such a step, and the eager step decides.
 
 The objective is the loss divided by the number of data, so that learning rates and gradient norms have the same meaning for
 every data set.
 """
 
-import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from pyro.infer import ELBO
@@ -33,14 +34,16 @@ from pyro_vi.compiling import (
 from pyro_vi.data import Batch, Data
 from pyro_vi.errors import FitError, NoGraph, UsageError
 from pyro_vi.estimators.objective import Objective
-from pyro_vi.fitting.failures import blame, failed, where
+from pyro_vi.fitting.failures import Failed, Overflowed, Step, failed, where
+from pyro_vi.fitting.guarded import Guarded
 from pyro_vi.fitting.optimizers import Recipe
-from pyro_vi.fitting.settings import Position, Settings
+from pyro_vi.fitting.settings import Settings
 from pyro_vi.fitting.stepping import Stepper
-from pyro_vi.programs import Pair
+from pyro_vi.programs import Pair, kept_buffers
+from pyro_vi.support import generators, set_generators, torch_generators
 
 
-class Steps:
+class Steps(Guarded):
     """The steps of one fit.
 
     Args:
@@ -49,6 +52,7 @@ class Steps:
 
     Attributes:
         position: the present position in the fit.
+        guard: counts the steps that are left out, and goes back.
         choice: the choice of compiled steps, with its reason; None before the first step.
         say: takes a line for the user.
 
@@ -66,51 +70,93 @@ class Steps:
         compile: Compile,
     ) -> None:
         check_mode(compile)
-        self.pair, self.data, self.settings, self.compile = pair, data, settings, compile
+        self.data, self.settings, self.compile = data, settings, compile
         self.parameters = [parameter for _, parameter in pair.owned().values()]
         if not self.parameters:
             raise UsageError("the pair has no parameters to fit; look at it with `audit` or `evidence`")
         if compile is True:
             refuse_without_compiler(self.parameters[0].device)
-        self.stepper = Stepper(optimizer, pair, data.example(settings.batch_size), settings.clip_norm)
-        self.objective = Objective(pair, elbo)
-        self.position = Position()
+        stepper = Stepper(optimizer, pair, data.example(settings.batch_size), settings.clip_norm)
+        super().__init__(pair, Objective(pair, elbo), stepper, settings)
         self.used = (1.0, 1.0)  # weight of the KL and fraction of the learning rate in the last step
         self.choice: Choice | None = None
-        self.say: Callable[[str], None] = lambda line: None
-        self._compiled: CompiledSteps | None = None
-        self._norm: Tensor | None = None  # of the last gradient, if its step was compiled
+        self._generators: Callable[[], dict[str, Any]] | None = None  # the state of those that the programs draw from
 
     def together(self) -> bool:
         """True if a call takes `MANY` steps on batches of full length."""
         return self._compiled is not None and (self.settings.batch_size, MANY) in self._compiled.steps
 
-    def norm(self) -> float:
-        """Return the norm of the gradient of the last step, per datum."""
-        return float(self.stepper.norm() if self._norm is None else self._norm)
-
     def take(self, rows: Tensor, source: Batch, many: int) -> int:
-        """Take steps and return their number: ``many``, or one if a compiled call of several steps raised an error."""
+        """Take steps and return their number: ``many``, or one if a compiled call of several steps raised an error.
+
+        If compiled steps meet a loss or a gradient that is not finite, the steps before it are added to the position, and the
+        number is one: that step is taken eagerly, or left out.
+        """
         start, generator, length = time.perf_counter(), torch.get_rng_state(), len(rows) // many
-        now = self.position
-        controls = [self.settings.controls(now.step + i) for i in range(many)]
+        now, lowered = self.position, self.guard.rate
+        found = [self.settings.controls(now.step + i) for i in range(many)]
+        controls = [(weight, rate * lowered) for weight, rate in found]
         self.used = controls[-1]
+        if self._compiled is None or (length, many) not in self._compiled.steps:
+            self._take_eagerly(rows, source, start)
+            return 1
         try:
-            if self._compiled is not None and (length, many) in self._compiled.steps:
-                ratio = self.stepper.ratio() or 1.0  # the end of an epoch leaves no compiled steps where there is none
-                compiled = [(weight, rate * ratio) for weight, rate in controls]
-                values, self._norm = self._compiled(length, many, source, compiled)
-            else:
-                values, self._norm = [float(self._descend(self._fetch(*source)))], None
+            ratio = self.stepper.ratio() or 1.0  # the end of an epoch leaves no compiled steps where there is none
+            compiled = [(weight, rate * ratio) for weight, rate in controls]
+            values, norm = self._compiled(length, many, source, compiled)
         except Raised as error:
             first = source if many == 1 else (*source[:-1], rows[:length])
             return self._without_graph(error, rows[:length], first)
         except Exception as error:
-            raise failed(self.pair, where(now), error) from error
-        if not all(map(math.isfinite, values)):
-            self._blame(values, rows.split(length), source, generator)
+            raise FitError(str(failed(self.pair, where(now), error))) from error
         now.add(values, time.perf_counter() - start)
-        return many
+        self.guard.took(len(values))
+        if len(values) == many:
+            self._norm = norm
+            return many
+        start, parts = time.perf_counter(), rows.split(length)
+        sources = [source] if many == 1 else [(*source[:-1], part) for part in parts]
+        torch.set_rng_state(generator)
+        with torch.no_grad(), kept_buffers(self.pair):
+            for done in sources[: len(values)]:  # draw what the steps before it drew
+                self.objective(self._fetch(*done))
+        self.synchronize()
+        self._compiled.whole.restart()
+        now.batch += len(values)
+        self.used = controls[len(values)]
+        self._take_eagerly(parts[len(values)], sources[len(values)], start)
+        return 1
+
+    def _take_eagerly(self, rows: Tensor, source: Batch, start: float) -> None:
+        """Take an eager step, or do what is asked for if its loss or its gradient is not finite."""
+        now, before = self.position, (self._generators or generators)()
+        try:
+            batch = self._fetch(*source)
+            loss, taken = self._descend(batch)
+        except Exception as error:
+            found = failed(self.pair, where(now), error)
+            if isinstance(found, Failed):
+                set_generators(before)
+            elif isinstance(found, Overflowed) and self.went_back(str(found)):
+                self.guard.leave_out(now.step)
+                now.step += 1
+                return
+            raise found from error
+        if self._generators is None:
+            self._generators = generators if _drew_elsewhere(before) else torch_generators
+        if taken:
+            now.add([float(loss)], time.perf_counter() - start)
+            self.guard.took(1)
+            self._norm = None
+            return
+        self.leave_out(
+            Step(where(now), float(loss), self.used[0], self._factor(batch), self.data.numbers(rows), batch, before)
+        )
+        now.step += 1
+        now.seconds += time.perf_counter() - start
+
+    def _factor(self, batch: Batch) -> float:
+        return float(self.objective.size(batch)) if self.stepper.summed else 1.0
 
     def _without_graph(self, error: Raised, rows: Tensor, source: Batch) -> int:
         """Take the step at which a compiled step raised an error eagerly, and turn compiled steps off."""
@@ -121,29 +167,22 @@ class Steps:
         self.say(note)
         return taken
 
-    def _blame(self, values: list[float], rows: Sequence[Tensor], source: Batch, generator: Tensor) -> None:
-        """Raise FitError for the first loss that is not finite; that step and later ones have changed nothing."""
-        bad = next(i for i, value in enumerate(values) if not math.isfinite(value))
-        batches = [self._fetch(*source[:-1], part) for part in rows] if len(rows) > 1 else [self._fetch(*source)]
-        torch.set_rng_state(generator)
-        with torch.no_grad():
-            for batch in batches[:bad]:  # draw what the steps before it drew
-                self.objective(batch)
-        self.position.step += bad
-        self.position.batch += bad
-        place, generator = where(self.position), torch.get_rng_state()
-        raise FitError(blame(self.objective, values[bad], place, self.data.numbers(rows[bad]), batches[bad], generator))
-
-    def _descend(self, batch: Batch) -> Tensor:
-        """Take an eager step and return its loss; if the loss is not finite, the step changes nothing."""
+    def _descend(self, batch: Batch) -> tuple[Tensor, bool]:
+        """Take an eager step; return its loss, and whether it was taken; otherwise nothing has changed."""
         self.synchronize()
-        weight, rate = self.used
-        loss = self.objective(batch, weight)
-        if bool(loss.isfinite()):
-            self.stepper.descend(loss, self.objective.size(batch), rate)
+        (weight, rate), taken = self.used, False
+        kept = self._buffers.keep()
+        try:
+            loss = self.objective(batch, weight)
+            taken = bool(loss.isfinite()) and self.stepper.descend(loss, self.objective.size(batch), rate)
+        finally:
+            if not taken:
+                self._buffers.put_back(kept)
+        if taken:
+            self._buffers.taken(kept)
             if self._compiled is not None:
                 self._compiled.whole.count += 1
-        return loss.detach()
+        return loss.detach(), taken
 
     def end_epoch(self, loss: float) -> None:
         """Step the scheduler, with the mean loss of the epoch; what a graph cannot follow turns compiled steps off."""
@@ -176,7 +215,8 @@ class Steps:
         size = settings.batch_size
         coming = lengths_to_come(data.per_epoch(size), size, now.batch, settings.steps - now.step)
         varying = settings.controls(0)[0] if not settings.warmup else None
-        rate = 1.0 if settings.schedule == "constant" and stepper.scheduler is None else None
+        fixed = settings.schedule == "constant" and stepper.scheduler is None and settings.nonfinite != "restore"
+        rate = 1.0 if fixed else None
 
         def steps() -> CompiledSteps:
             ratio = stepper.ratio()
@@ -205,6 +245,9 @@ class Steps:
         self.choice, self._compiled = choose(self.compile, steps, coming, sources, estimate, before)
         return self.choice.note
 
-    def synchronize(self) -> None:
-        if self._compiled is not None:
-            self._compiled.whole.synchronize()
+
+def _drew_elsewhere(before: Mapping[str, Any]) -> bool:
+    """True if NumPy's or Python's generator has moved since ``generators`` gave this state."""
+    (kind, keys, *rest), now = before["numpy"], generators()
+    same = torch.equal(keys, now["numpy"][1]) and [kind, *rest] == [now["numpy"][0], *now["numpy"][2:]]
+    return not same or before["python"] != now["python"]

@@ -45,6 +45,7 @@ def fit(
     lr: Real | Mapping[str, Real] | Callable[[str], Real] | None = Options.lr,
     schedule: Any = Options.schedule,
     clip_norm: Real | None = Options.clip_norm,
+    nonfinite: str = Options.nonfinite,
     beta: Real = Options.beta,
     warmup: Whole = Options.warmup,
     stop: str | None = Options.stop,
@@ -86,6 +87,10 @@ def fit(
             ``partial(torch.optim.lr_scheduler.StepLR, step_size=10)``: it is stepped once per epoch, as Pyro's are, and
             `ReduceLROnPlateau` gets the mean loss of the epoch.
         clip_norm: limit on the joint norm of all gradients, in nats per datum; by default none.
+        nonfinite: what to do about a step whose loss or gradient is not finite, which is never taken. ``"stop"`` ends the fit
+            with the cause, and keeps the state before the step. ``"skip"`` leaves the step out: at most 10 in a row, and 20
+            or 5 % of the steps. ``"restore"`` leaves it out, goes back to the parameters and the optimizer's state of the last
+            record, and halves the learning rate: at most 5 times, also after an update that overflows.
         beta: weight of the KL (β-VAE: Higgins et al. 2017). Records always include the unannealed ELBO.
         warmup: steps over which the weight of the KL rises from 0 to ``beta``.
         stop: ``"converged"`` ends the fit before its last step if the loss has converged: see `pyro_vi.fitting.convergence`.
@@ -109,7 +114,8 @@ def fit(
     Raises:
         UsageError: an unknown name or option, or a setting out of range.
         InputError: data or a pair that cannot be fitted.
-        FitError: a loss or a parameter that is not finite; the message names the step, the batch and the site.
+        FitError: a loss, a gradient or a parameter that is not finite; the message names the step, the site, the datum and
+            the values there.
 
     Example:
         >>> run = fit("vae", "diag_normal", "digits", steps=20, progress=False)
@@ -127,6 +133,7 @@ def fit(
         lr=lr,
         schedule=schedule,
         clip_norm=clip_norm,
+        nonfinite=nonfinite,
         beta=beta,
         warmup=warmup,
         stop=stop,
@@ -212,6 +219,7 @@ def fit_pair(
         options.seed,
         kept,
         options.stop,
+        options.nonfinite,
     )
     config = {
         **names,
@@ -261,6 +269,8 @@ def fit_pair(
         state=None if folder else loop.state,
         converged=verdict.converged,
         evidence=verdict.evidence,
+        skipped=loop.steps.guard.skipped,
+        restored=loop.steps.guard.restored,
     )
 
 

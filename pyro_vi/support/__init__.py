@@ -14,7 +14,13 @@ from pyro_vi.support.html import html_block, pictures_in
 from pyro_vi.support.locks import Lock
 from pyro_vi.support.numbers import Real, Whole, flag, real, seed_from, shown, whole, word
 from pyro_vi.support.packages import versions
-from pyro_vi.support.randomness import generators, kept_generators, seed_generators, set_generators
+from pyro_vi.support.randomness import (
+    generators,
+    kept_generators,
+    seed_generators,
+    set_generators,
+    torch_generators,
+)
 from pyro_vi.support.specs import check_options, parse, unknown
 from pyro_vi.support.threads import fitting_threads
 from pyro_vi.support.writing import (
@@ -50,6 +56,7 @@ __all__ = [
     "set_generators",
     "shown",
     "slug",
+    "torch_generators",
     "unknown",
     "unwritable",
     "versions",

@@ -46,7 +46,7 @@ def test_a_guide_density_that_is_not_finite_is_named_too():
 
     values = scalars(8)
     values[3] = 99.0
-    with pytest.raises(FitError, match=r"at step 1 \(epoch 0, batch 0\): log p of site 'z' is not finite for data 3;"):
+    with pytest.raises(FitError, match=r"at step 1 \(epoch 0, batch 0\): KL of site 'z' is not finite for data 3;"):
         fit(conjugate_model, guide, load(values, heldout=0.0), steps=2, check=False, progress=False)
 
 
@@ -84,7 +84,9 @@ def test_a_gradient_that_overflows_names_the_parameter(tmp_path):
 
 
 def test_a_gradient_that_overflows_at_the_last_step_is_found():
-    with pytest.raises(FitError, match="the fit ends after step 1: the step before made parameter 'a' not finite"):
+    with pytest.raises(
+        FitError, match="the fit ends after step 1: an update overflowed and made parameter 'a' not finite"
+    ):
         fit(overflowing, nothing, load(scalars(20), heldout=0.0), steps=1, optimizer=huge, progress=False)
 
 

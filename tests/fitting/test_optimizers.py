@@ -261,11 +261,12 @@ def test_a_resumed_fit_has_the_bits_of_an_uninterrupted_one_under_each_schedule(
 
     taken, descend = [0], Stepper.descend
 
-    def interrupted(self: Any, *args: Any) -> None:
-        descend(self, *args)
+    def interrupted(self: Any, *args: Any) -> bool:
+        found = descend(self, *args)
         taken[0] += 1
         if taken[0] == stop:
             os.kill(os.getpid(), signal.SIGINT)
+        return found
 
     monkeypatch.setattr(Stepper, "descend", interrupted)
     with pytest.raises(KeyboardInterrupt):
