@@ -5,7 +5,8 @@
 * `optimizers` and `pyro_optimizers` make the optimizer, `rate_free` has those without a rate, `stepping` steps it, and
   `checkpoints` keeps its state; `identity` names what has changed since a run was made.
 * `records` makes the records, and `callbacks` hands them to the user's functions; `convergence` says whether the loss has
-  converged; `failures` explains a loss that is not finite; `interrupt` delays SIGINT and SIGTERM; `progress` shows the
+  converged; `guarded` leaves out steps whose loss or gradient is not finite, with the counts of `nonfinite`; `failures`,
+  `causes` and `ending` explain them; `interrupt` delays SIGINT and SIGTERM; `progress` shows the
   progress bar. `runs` is the result.
 * `folder` is the run on disk; `sealed` writes files with a checksum; `reading` reads what is intact; `calls` says how the
   run was called.

@@ -3,6 +3,7 @@
 * `ended` makes the error; `continued` is the call that goes on.
 """
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def continued(config: Mapping[str, Any], path: Path, options: Sequence[tuple[str
         first, *others = [f"{name}={value!r}, allow='{name}'" for name, value in options]
         instead = "".join(f", or {other} instead" for other in others)
         return f"pyro_vi.{command}(..., out='{whole}', resume=True, {first}){instead}"
-    return f"pyro-vi resume {whole} {', or '.join(f'--{name} {value}' for name, value in options)}"
+    return f"pyro-vi resume {shlex.quote(str(whole))} {', or '.join(f'--{name} {value}' for name, value in options)}"
 
 
 def _lower(rate: Any) -> list[tuple[str, Any]]:

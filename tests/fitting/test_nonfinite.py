@@ -255,6 +255,32 @@ def test_twenty_steps_or_a_twentieth_are_the_most():
     assert not guard.refuses(1000) and guard.refuses(979)
 
 
+@pytest.mark.slow
+def test_a_fit_that_goes_back_to_its_start_is_compiled_later():
+    """The first update overflows, so the optimizer has no state when the second step is taken."""
+
+    def pull(x: Tensor) -> None:
+        m = pyro.param("m", number(0.0))
+        with pyro.plate("data", 12, subsample=x):
+            pyro.sample("x", dist.Normal(number(0.0), 1.0), obs=x.clamp(max=3))
+            pyro.factor("pull", m * torch.where(x > 50, 1e150, x))
+
+    options: dict[str, Any] = {
+        "nonfinite": "restore",
+        "batch_size": 1,
+        "steps": 10,
+        "schedule": "constant",
+        "lr": 1e170,
+    }
+    eager, compiled = (run(pull, rows(0), compile=c, optimizer="sgd(momentum=0.5)", **options) for c in (False, True))
+    assert compiled.compiled and (eager.restored, eager.skipped) == (1, 0) == (compiled.restored, compiled.skipped)
+    m = velocity = 0.0
+    for x in range(1, 10):
+        velocity = 0.5 * velocity + x
+        m += 0.5e170 * velocity
+    assert [float(one.params["m"]) for one in (eager, compiled)] == pytest.approx([m, m], rel=1e-10)
+
+
 # ---- on disk
 
 
