@@ -22,6 +22,7 @@ def history(shift: float, steps: int = 100) -> list[dict[str, Any]]:
     for step in range(1, steps + 1):
         reconstruction, kl = -18 + shift - 1e4 * float(np.exp(-step)), 3.0 - 1 / step
         record = {"step": step, "reconstruction": reconstruction, "kl": kl, "elbo": reconstruction - kl}
+        record |= {"term_x": reconstruction, "kl_z": kl}
         records.append(record | ({"heldout_elbo": record["elbo"] - 1} if step % 10 == 0 else {"heldout_elbo": None}))
     del records[-1]["heldout_elbo"]  # a record may also lack it
     return records

@@ -9,6 +9,7 @@ end of its block, or by `Writer.close`::
 
 import importlib
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -96,7 +97,12 @@ def mlflow(experiment: str, **options: Any) -> Writer:
     flow = _package("mlflow", "mlflow")
     flow.set_experiment(experiment)
     flow.start_run(**options)
-    return Writer(lambda numbers, step: flow.log_metrics(numbers, step=step), flow.end_run)
+
+    def write(numbers: dict[str, float], step: int) -> None:
+        # MLflow takes these characters only; the name of a site may have others.
+        flow.log_metrics({re.sub(r"[^\w\-. :/]", "_", name): value for name, value in numbers.items()}, step=step)
+
+    return Writer(write, flow.end_run)
 
 
 def _package(name: str, extra: str) -> Any:

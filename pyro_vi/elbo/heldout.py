@@ -1,13 +1,14 @@
-"""The ELBO of given data under a fitted pair: its value per datum, and its two parts."""
+"""The ELBO of given data under a fitted pair: its value per datum, its two parts, and the terms of its sites."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from pyro_vi.data import Batch, length_of
 from pyro_vi.data import part as part_of
-from pyro_vi.elbo.decomposition import KL
+from pyro_vi.elbo.decomposition import KL, Terms
 from pyro_vi.elbo.draws import stream, vectorizes
 from pyro_vi.programs import Pair, evaluating, isolated
 
@@ -22,6 +23,8 @@ class Evaluation:
         unsplit: the ELBO of a pair in which sites are summed out, where it does not split.
         log_joint: log p(x, z) of a point estimate, which has no ELBO.
         of_draws: mean ELBO over data of each draw, of shape ``(draws,)``: its spread is the Monte Carlo error.
+        observed: E_q log p of each observed site, averaged over data, by its name; empty where the ELBO does not split.
+        latents: the KL of each latent site, in the same way. The sum of ``observed`` minus that of ``latents`` is the ELBO.
     """
 
     reconstruction: Tensor
@@ -29,6 +32,8 @@ class Evaluation:
     unsplit: Tensor | None = None
     log_joint: Tensor | None = None
     of_draws: Tensor | None = None
+    observed: Mapping[str, Tensor] = field(default_factory=dict)
+    latents: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def elbo_per_datum(self) -> Tensor:
@@ -73,6 +78,7 @@ def evaluate(
         num_data: N, by which the KL of latents that all data share is divided; by default the size of the data plate.
     """
     parts, of_draws = [], torch.zeros(draws)
+    by_site: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
     with evaluating(pair), isolated(seed, validation=False):
         if length_of(args) > rows and not pair.separable(args, rows):
             rows = length_of(args)
@@ -88,7 +94,22 @@ def evaluate(
                 for i, part in enumerate(both):
                     totals[i] = totals[i] + part.sum(0)
                 sums.append((both[0] - both[1]).sum(1))
+                _add(by_site, terms, len(both[0]))
             parts.append([total / draws for total in totals])
             of_draws = of_draws.to(sums[0]) + torch.cat(sums)
     reconstruction, divergence = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    return Evaluation(reconstruction, divergence, of_draws=of_draws / len(divergence))
+    observed, latents = ({name: sum_ / (draws * len(divergence)) for name, sum_ in one.items()} for one in by_site)
+    return Evaluation(
+        reconstruction, divergence, of_draws=of_draws / len(divergence), observed=observed, latents=latents
+    )
+
+
+def _add(sums: tuple[dict[str, Tensor], dict[str, Tensor]], terms: Terms, count: int) -> None:
+    """Add the terms of ``count`` draws, summed over draws and data, to the sums of the observed and the latent sites."""
+    for name, site in terms.sites.items():
+        value = site.divergence if site.latent else site.log_p
+        if value is not None:
+            share = value if site.local else value.unsqueeze(-1) / terms.num_data
+            total = share.expand(*share.shape[:-1], terms.rows).reshape(-1, terms.rows).mean(0).sum() * count
+            one = sums[site.latent]
+            one[name] = one[name] + total if name in one else total

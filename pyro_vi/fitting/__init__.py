@@ -29,10 +29,13 @@ from pyro_vi.fitting.reading import (
 )
 from pyro_vi.fitting.runs import Run, described, left_out, parent_of
 from pyro_vi.fitting.settings import Options
+from pyro_vi.fitting.sites import LATENT, OBSERVED
 from pyro_vi.fitting.svi import findings_of, fit, fit_pair, fractions, names_of, plan_of
 
 __all__ = [
     "CHECKPOINT",
+    "LATENT",
+    "OBSERVED",
     "Loop",
     "Options",
     "Plan",

@@ -10,6 +10,7 @@ from pyro_vi.estimators.objective import Objective
 from pyro_vi.estimators.traits import traits_of
 from pyro_vi.fitting.failures import failing
 from pyro_vi.fitting.settings import Position
+from pyro_vi.fitting.sites import columns_of
 from pyro_vi.programs import evaluating, isolated, kept_buffers
 
 ROWS = 1000
@@ -83,7 +84,8 @@ class Records:
         return {} if density is None else {"heldout_lpd": float(density.mean())}
 
     def _elbo(self, rows: Batch, seed: int) -> dict[str, float]:
-        """Return the ELBO without annealing and its two parts, from one draw for each datum; of a point log p(x, z) too."""
+        """Return the ELBO without annealing, its two parts and its terms by site, from one draw for each datum; of a point
+        log p(x, z) too."""
         pair, elbo = self.objective.pair, self.objective.elbo
         if self.facts is not None:
             kl = traits_of(elbo).kl
@@ -92,7 +94,8 @@ class Records:
             )
             parts = {"elbo": found.elbo_per_datum, "reconstruction": found.reconstruction, "kl": found.kl}
             parts |= {} if found.log_joint is None else {"log_joint": found.log_joint}
-            return {name: float(part.mean()) for name, part in parts.items()}
+            means = {name: float(part.mean()) for name, part in parts.items()}
+            return {**means, **columns_of(found.observed, found.latents)}
         with evaluating(pair), isolated(seed, validation=False):
             estimator: Any = elbo
             loss = float(estimator.loss(pair.model, pair.guide, *rows))

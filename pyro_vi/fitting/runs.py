@@ -39,7 +39,8 @@ class Run:
             ``lr``, ``grad_norm``, ``heldout_elbo`` and ``seconds``; losses and ELBOs are in nats per datum. Where latents are
             shared by all data, ``heldout_lpd`` is the log predictive density of held-out data, and there is no held-out
             ELBO. Where sites are summed out, the two parts are NaN. Where the guide is a point estimate, the ELBO is NaN, and
-            ``log_joint`` is log p(x, z).
+            ``log_joint`` is log p(x, z). Elsewhere ``term_<site>`` is E_q log p of an observed site and ``kl_<site>`` the KL
+            of a latent one, at most 20 of each: see `pyro_vi.fitting.sites`. Their difference is the ELBO.
         snapshots: parameters by step, for the requested steps.
         steps: number of steps taken.
         seconds: time of the steps, without records and checkpoints.

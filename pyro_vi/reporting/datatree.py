@@ -216,8 +216,12 @@ def write(tree: xr.DataTree, path: Path) -> Path:
 
 def history_dataset(history: list[dict[str, Any]]) -> xr.Dataset:
     """Return the records of a fit over the dimension ``step``, for the group ``fit``."""
-    keys = [key for record in history[:1] for key in record if key != "step"]
-    columns = {key: ("step", np.array([record.get(key, np.nan) for record in history], dtype=float)) for key in keys}
+    keys = dict.fromkeys(key for record in history for key in record if key != "step")
+    # A slash in the name of a site would make a group of netCDF.
+    columns = {
+        key.replace("/", "."): ("step", np.array([record.get(key, np.nan) for record in history], dtype=float))
+        for key in keys
+    }
     return xr.Dataset(columns, coords={"step": [record["step"] for record in history]})
 
 

@@ -1,4 +1,4 @@
-"""Figures of measurements: training curves of the fits, and moments from the audits.
+"""Figures of measurements: training curves of the fits, the terms of their sites, and moments from the audits.
 
 Each function takes a comparison and returns a figure.
 """
@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from pyro_vi.comparing import Comparison, Result
+from pyro_vi.fitting import LATENT, OBSERVED
 from pyro_vi.reporting.look import LOOK, heading, legend, looks
 
 PARTS = ("model", "guide")
@@ -107,6 +108,46 @@ def training_curves(comparison: Comparison) -> Figure:
     what = "Training (vertical ranges: 1 to 99 % of the values after the first quarter of the steps)"
     heading(figure, comparison, what, drawn)
     return figure
+
+
+@matplotlib.rc_context(LOOK)
+def terms_by_site(comparison: Comparison) -> Figure:
+    """Terms of the training ELBO by site, against the step: E_q log p of observed sites, and the KL of latent ones.
+
+    Each fit has two panels. Their vertical ranges are those of the steps after the first quarter.
+    """
+    fits = {name: result.run.history for name, result in comparison.results.items() if sites_in(result.run.history)}
+    figure = Figure(figsize=(10.5, 1.2 + 2.7 * len(fits)), layout="constrained")
+    rows = figure.subplots(len(fits), 2, squeeze=False)
+    columns = list(dict.fromkeys(key for history in fits.values() for key in sites_in(history)))
+    colours = {
+        key: matplotlib.colormaps["tab10" if len(columns) <= 10 else "tab20"](i % 20) for i, key in enumerate(columns)
+    }
+    for (name, history), pair in zip(fits.items(), rows, strict=True):
+        for axes, start, what in zip(pair, (OBSERVED, LATENT), ("E log p of observed sites", "KL"), strict=True):
+            late: list[np.ndarray] = [np.zeros(0)]
+            for key in (key for key in sites_in(history) if key.startswith(start)):
+                steps, values = _series(history, key)
+                if len(steps):
+                    axes.plot(steps, values, color=colours[key], linewidth=1.2, label=key)
+                    late.append(values[steps >= steps.max() / 4])
+            _limit(axes, np.concatenate(late))
+            axes.set(xlabel="step", ylabel="nats per datum")
+            axes.set_title(f"{name}: {what}", parse_math=False)
+    legend(figure)
+    heading(figure, comparison, "Terms of the training ELBO by site", fits)
+    return figure
+
+
+def sites_in(history: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the columns of sites in the records of a fit, in their order."""
+    return list(dict.fromkeys(key for record in history for key in record if key.startswith((OBSERVED, LATENT))))
+
+
+def has_several_sites(comparison: Comparison) -> bool:
+    """True if a fit has more than one observed site, or more than one latent site."""
+    found = [sites_in(result.run.history) for result in comparison.results.values()]
+    return any(sum(key.startswith(start) for key in keys) > 1 for keys in found for start in (OBSERVED, LATENT))
 
 
 @matplotlib.rc_context(LOOK)

@@ -50,6 +50,14 @@ def test_each_record_is_written(name, module, place, ends, monkeypatch):
 NAMES = ("SummaryWriter", "init", "set_experiment", "start_run", "log_metrics", "end_run")
 
 
+def test_mlflow_gets_names_that_it_takes(monkeypatch):
+    package = Package()
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(**{k: getattr(package, k) for k in NAMES}))
+    with writers.mlflow("experiment") as writer:
+        writer({"step": 1, "kl_z[0]": 1.5, "term_a/b": -2.0})
+    assert ("log_metrics", ({"kl_z_0_": 1.5, "term_a/b": -2.0},), {"step": 1}) in package.calls
+
+
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
 def test_a_package_that_is_missing_is_named(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard" if name == "tensorboard" else name, None)

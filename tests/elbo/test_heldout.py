@@ -9,6 +9,7 @@ from catalogue import (
     columns,
     exact_elbo,
     exact_pair,
+    global_pair,
     linear_gaussian,
     model_with,
     number,
@@ -20,6 +21,7 @@ from torch.distributions import kl_divergence
 from pyro_vi.elbo.draws import refuse_own_minibatch, stream
 from pyro_vi.elbo.heldout import evaluate, standard_error
 from pyro_vi.errors import InputError
+from pyro_vi.programs import evaluating
 from pyro_vi.programs.build import pair_of
 from pyro_vi.programs.isolation import isolated
 from pyro_vi.programs.pair import Pair
@@ -74,6 +76,34 @@ def test_the_data_may_be_taken_in_parts():
     for rows in (3, 4, 11, 100):
         found = evaluate(Pair(model, guide), (x,), draws=3, kl="sampled", rows=rows)
         torch.testing.assert_close(found.elbo_per_datum, model.log_evidence(x).detach(), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_the_terms_of_the_sites_add_up_to_the_elbo(name):
+    """Each is the mean over the data of the site's own term; that of a shared site is divided by the number of data."""
+    entry = CATALOGUE[name]
+    pair = pair_of(*entry.build(), entry.batch)
+    found = evaluate(pair, entry.batch, draws=1, seed=3, num_data=90)
+    total = sum(map(float, found.observed.values())) - sum(map(float, found.latents.values()))
+    assert abs(total - found.elbo_mean) < 1e-10 * max(1.0, abs(total))
+    with isolated(3, validation=False), evaluating(pair):
+        (draw,) = stream(pair, entry.batch, 1)
+    for name, site in draw.sites.items():
+        one, value = (found.latents, site.divergence) if site.latent else (found.observed, site.log_p)
+        expected = float(value.mean()) / (1 if site.local else 90)
+        assert abs(float(one[name]) - expected) < 1e-10 * max(1.0, abs(expected)), name
+
+
+def test_the_terms_of_data_that_are_taken_in_parts():
+    """In parts of any size, and with several draws at once, the closed forms are those of all rows."""
+    pair = pair_of(*global_pair(), (scalars(11),))
+    whole, parts = (evaluate(pair, (scalars(11),), draws=3, rows=rows, num_data=11) for rows in (11, 4))
+    assert whole.latents.keys() == parts.latents.keys() and whole.observed.keys() == parts.observed.keys()
+    for found in (whole, parts):
+        total = sum(map(float, found.observed.values())) - sum(map(float, found.latents.values()))
+        assert abs(total - found.elbo_mean) < 1e-10
+    for name, value in whole.latents.items():
+        assert abs(float(value) - float(parts.latents[name])) < 1e-10
 
 
 def test_programs_that_draw_their_own_minibatch_have_a_mean():

@@ -13,9 +13,15 @@ from matplotlib.figure import Figure
 
 from pyro_vi.comparing import Comparison
 from pyro_vi.reporting.look import looks
-from pyro_vi.reporting.plots_of_fits import gradient_variance, training_curves, value_against_gradient
+from pyro_vi.reporting.plots_of_fits import (
+    gradient_variance,
+    has_several_sites,
+    terms_by_site,
+    training_curves,
+    value_against_gradient,
+)
 
-PLOTS = (training_curves, gradient_variance, value_against_gradient)
+PLOTS = (training_curves, terms_by_site, gradient_variance, value_against_gradient)
 
 
 def legend_of(figure: Figure) -> list[str]:
@@ -56,6 +62,23 @@ def test_a_fit_without_records_leaves_empty_panels() -> None:
     made = comparison(("trace",))
     made.results["trace"].run.history.clear()
     assert all(not line.get_ydata().size for axes in training_curves(made).axes for line in axes.lines)
+
+
+def test_terms_by_site_draw_a_line_for_each_site() -> None:
+    made = comparison()
+    assert not has_several_sites(made)
+    history = made.results["trace"].run.history
+    for record in history:
+        record["kl_w$"] = 2.0
+    for record in made.results["mean_field"].run.history:
+        del record["term_x"], record["kl_z"]
+    assert has_several_sites(made)
+    observed, latent = terms_by_site(made).axes
+    assert (observed.get_title(), latent.get_title()) == ("trace: E log p of observed sites", "trace: KL")
+    (line,) = observed.lines
+    np.testing.assert_array_equal(line.get_ydata(), [r["reconstruction"] for r in history])
+    assert [line.get_label() for line in latent.lines] == ["kl_z", "kl_w$"]
+    assert "not applicable to mean_field" in terms_by_site(made).get_suptitle()
 
 
 @pytest.mark.parametrize("names", [NAMES[:1], NAMES[:2], NAMES], ids=len)

@@ -75,6 +75,7 @@ def _shares_numbers(facts: Facts) -> bool:
 
 PICTURES = (
     Picture(fits.training_curves, of_fits=lambda made: any(one.run.history for one in made.results.values())),
+    Picture(fits.terms_by_site, of_fits=fits.has_several_sites),
     Picture(behind_the_best, of_fits=lambda made: made.across == "guides" or bool(made.repeats), may_refuse=True),
     Picture(fits.gradient_variance, of_fits=lambda made: bool(made.audits)),
     Picture(fits.value_against_gradient, of_fits=lambda made: bool(made.audits)),
