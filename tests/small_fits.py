@@ -53,11 +53,11 @@ def nothing(x: Tensor) -> None:
     pass
 
 
-def interrupting(*steps: int) -> Callable[..., torch.optim.Optimizer]:
+def interrupting(*steps: int, lr: float = 0.01) -> Callable[..., torch.optim.Optimizer]:
     """Adam that presses Ctrl-C after some of its steps; all of them have the same name in a run's configuration."""
 
     def adam(parameters: Any) -> torch.optim.Optimizer:
-        optimizer, taken = torch.optim.Adam(parameters, 0.01), [0]
+        optimizer, taken = torch.optim.Adam(parameters, lr), [0]
 
         def hook(*_: Any) -> None:
             taken[0] += 1

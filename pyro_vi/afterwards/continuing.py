@@ -48,6 +48,8 @@ def continued(run: Run, plan: Plan, asked: Mapping[str, Any]) -> Run:
             f"again: more({', '.join(f'{name}=...' for name in lacking)}, ...)"
         )
     options |= {name: value for name, value in asked.items() if name not in ("elbo", "snapshots")}
+    if options.get("stop") != "heldout" and "patience" not in asked:
+        options.pop("patience", None)
     wanted = Options(**options)
     (label, estimator), *rest = named(elbo).items()
     if rest:

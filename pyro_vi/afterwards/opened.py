@@ -17,7 +17,7 @@ from pyro_vi.afterwards.storing import store
 from pyro_vi.data import Batch, Data, length_of, rows_like, tensors_in
 from pyro_vi.diagnostics import evidence_of_pair
 from pyro_vi.errors import InputError, naming_programs
-from pyro_vi.fitting import Plan, Run, described
+from pyro_vi.fitting import Best, Plan, Run, described
 from pyro_vi.programs import Pair, evaluating, isolated
 from pyro_vi.reporting.datatree import datatree_of_pair
 from pyro_vi.reporting.exported import exported
@@ -88,6 +88,15 @@ class OpenedRun:
     def parent(self) -> Mapping[str, Any] | None:
         """The run from whose parameters the fit started: its name, folder and number of steps; None if there is none."""
         return self.run.config.get("parent")
+
+    @property
+    def best(self) -> Best | None:
+        """The record with the highest held-out number: its step, that number, and the number's key; None if there is none."""
+        return self.run.best
+
+    def at(self, step: Whole | Best) -> Pair:
+        """Return a copy of the pair with the parameters of a snapshot, or of the record `best`; see `pyro_vi.Run.at`."""
+        return self.run.at(step)
 
     @cached_property
     def history(self) -> Any:

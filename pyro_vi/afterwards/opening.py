@@ -11,7 +11,18 @@ from pyro_vi.afterwards.opened import OpenedRun
 from pyro_vi.errors import InputError
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of
-from pyro_vi.fitting import CHECKPOINT, Run, config_of, fits_in, holds_run, newest, put_into, read_snapshot
+from pyro_vi.fitting import (
+    CHECKPOINT,
+    Run,
+    best_in,
+    config_of,
+    fits_in,
+    holds_run,
+    newest,
+    parameters_of,
+    put_into,
+    read_snapshot,
+)
 from pyro_vi.programs import Pair, Source, isolated
 
 
@@ -62,7 +73,8 @@ def open(
         warnings.warn(f"'{path / CHECKPOINT}' is not used: {wrong}; the run is opened at {name}", stacklevel=2)
     sources = sources_of(path, config, {"model": model, "guide": guide, "data": data})
     planned = plan_again(path, config, sources, state["pair"])
-    put_into(planned.pair, state, f"the run in '{path}'")
+    parameters, chosen = parameters_of(path, state)
+    put_into(planned.pair, {"pair": parameters}, f"the run in '{path}'")
     size = min(config.get("batch_size", planned.batch_size), planned.data.spec.num_data)
     if "shuffle" in config:
         planned = dataclasses.replace(planned, data=dataclasses.replace(planned.data, shuffle=bool(config["shuffle"])))
@@ -83,6 +95,8 @@ def open(
         config=config,
         converged=last.get("converged"),
         evidence=(state.get("convergence") or {}).get("evidence", ""),
+        best=best_in(state["best"]) if state.get("best") else None,
+        chosen=chosen,
     )
     return OpenedRun(run, planned)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_vi.data import ColumnSpec, Data, DataSpec, Mapped
 from pyro_vi.data.arguments import Arguments, Place
 from pyro_vi.errors import InputError, UsageError
-from pyro_vi.fitting import Run, RunFolder, config_of, holds_run
+from pyro_vi.fitting import BEST, Run, RunFolder, config_of, holds_run
 from pyro_vi.fitting.sealed import Damaged, read_sealed, write_sealed
 from pyro_vi.support import make_folder, write_through
 
@@ -50,6 +50,8 @@ def store(run: Run, folder: str | Path) -> Path:
                 target.log(record)
             for step, parameters in run.snapshots.items():
                 target.save(parameters, f"snapshot-{step}.pt")
+            if run.best is not None and run.chosen == run.best.step:
+                target.save({"pair": run.pair.state_dict(), "step": run.chosen}, BEST)
             target.save(run.state)
         finally:
             target.close()

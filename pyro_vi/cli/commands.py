@@ -81,7 +81,8 @@ class FittingCommand(PairCommand):
     lr: float = 3e-3
     """Learning rate."""
     schedule: str | None = Options.schedule
-    """Learning rate over the steps: constant, or a linear or cosine decay to 0; by default cosine."""
+    """Learning rate over the steps: constant, a linear or cosine decay to 0, or 'plateau(factor=0.3, patience=5)', which
+    lowers it when the ELBO no longer rises; by default cosine."""
     clip_norm: float | None = Options.clip_norm
     """Limit on the joint norm of all gradients (nats per datum)."""
     nonfinite: Literal["stop", "skip", "restore"] = "stop"
@@ -90,8 +91,11 @@ class FittingCommand(PairCommand):
     """Weight of the KL; the unannealed ELBO is reported too."""
     warmup: int = Options.warmup
     """Steps over which the weight of the KL rises from 0 to beta."""
-    stop: Literal["converged"] | None = None
-    """End the fit when its loss has converged; the schedule is then constant by default."""
+    stop: Literal["converged", "heldout"] | None = None
+    """End the fit when its loss has converged, or when the held-out ELBO no longer rises: the result is then the best record.
+    The schedule is then constant by default."""
+    patience: int = Options.patience
+    """Records without a better held-out ELBO after which --stop heldout ends the fit; a fit has about 100 records."""
     compile: Literal["auto", "yes", "no"] = "auto"
     """Compile the steps: if that saves more time than it takes, always (an error if impossible), or never."""
     out: str | None = None

@@ -65,7 +65,7 @@ def _compare(command: Compare, made: Any = None) -> int:
 
 def _fit(command: Fit, made: Any = None) -> int:
     from pyro_vi.afterwards import export_fit
-    from pyro_vi.fitting import fit, left_out
+    from pyro_vi.fitting import fit, left_out, said_of_best
 
     out = Path(command.out or "")
     asked = {"elbo": command.elbo, "out": out, **command.options()}
@@ -73,11 +73,12 @@ def _fit(command: Fit, made: Any = None) -> int:
     names = (command.model, command.guide)
     written = export_fit(run, out, names=names, seed=command.seed, format=command.format)
     _say(written.remarks)
-    last = run.history[-1]
+    last, shown_of = run.history[-1], run.record
     steps = {} if run.choice is None else {"compiled": run.compiled, "note": run.choice.note, "seconds": run.seconds}
     document = {"elbo": run.elbo, "kl_source": run.kl_source, "out": str(out), "steps": steps, "last": last}
     document |= {"converged": run.converged, "evidence": run.evidence}
     document |= {"skipped": run.skipped, "restored": run.restored}
+    document |= {"best": run.best and run.best._asdict(), "chosen": run.chosen}
     document["plots"] = [str(path) for path in written.plots]
     if command.json:
         _print_json(document)
@@ -91,14 +92,14 @@ def _fit(command: Fit, made: Any = None) -> int:
         ("  reconstruction", "reconstruction"),
         ("  KL", "kl"),
     ):
-        if key in last and not math.isnan(last[key]):
-            shown.add_row(label, f"{last[key]:.2f}")
+        if key in shown_of and not math.isnan(shown_of[key]):
+            shown.add_row(label, f"{shown_of[key]:.2f}")
     shown.add_row("converged", {True: "yes", False: "no", None: "cannot be told"}[run.converged])
     note = f" ({run.choice.note})" if run.choice else ""
     _console().print(shown, f"{run.steps} steps in {run.seconds:.1f} s{note}", sep="\n", soft_wrap=True)
     if run.skipped or run.restored:
         _console().print(f"left out: {left_out(run)}", soft_wrap=True)
-    _console().print(run.evidence, soft_wrap=True)
+    _console().print(*filter(None, (run.evidence, said_of_best(run))), sep="\n", soft_wrap=True)
     for path in [*written.plots, out]:
         _console().print(str(path), soft_wrap=True)
     return 0

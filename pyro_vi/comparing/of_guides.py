@@ -21,7 +21,7 @@ from pyro_vi.elbo import Facts, facts_of
 from pyro_vi.errors import FitError, InputError, UsageError, first_line, kind_and_line
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of
-from pyro_vi.fitting import Options, Plan, Run, findings_of, fit_pair, names_of
+from pyro_vi.fitting import Options, Plan, Run, findings_of, fit_pair, names_of, refuse_unscored, scored
 from pyro_vi.programs import Source, isolated, name_of
 
 CANDIDATES = ("mean_field", "enum", "mixed", "trace")
@@ -78,6 +78,7 @@ def compare_guides(
             facts[name] = facts_of(plan.pair, example)
             args = evaluated(plan.data, facts[name], example)[1]
             measured(plan.pair, args, facts[name], plan.data, draws=1, seed=asked.options.seed)
+            refuse_unscored(asked.options.stop, plan.data.num_heldout, scored(facts[name]))
         except InputError as error:
             errors[name] = error
         except Exception as error:

@@ -41,7 +41,7 @@ from pyro_vi.elbo.facts import (
     site_mask,
 )
 from pyro_vi.elbo.heldout import Evaluation, evaluate, standard_error
-from pyro_vi.elbo.measured import at_once, blocks, log_predictive, measure, stream_weights
+from pyro_vi.elbo.measured import at_once, blocks, log_predictive, measure, predictable, stream_weights
 from pyro_vi.elbo.traces import Run, draw_traces
 from pyro_vi.elbo.weights import Keep, Weight, enumerated_run, weight_of_terms
 
@@ -79,6 +79,7 @@ __all__ = [
     "nesting_of",
     "one_run",
     "own_scale",
+    "predictable",
     "quoted",
     "refuse_no_density",
     "refuse_own_minibatch",

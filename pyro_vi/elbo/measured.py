@@ -81,10 +81,7 @@ def log_predictive(
         None where there is no such number: all latents are local, a shared latent is summed over, a latent of a datum is at a
         point, or the model has no data plate.
     """
-    local_points = set(facts.points) - set(facts.shared)
-    if not facts.shared or set(facts.summed) & set(facts.shared) or local_points:
-        return None
-    if facts.plate is None:
+    if not predictable(facts):
         return None
     parts = []
     with evaluating(pair), isolated(seed, validation=False):
@@ -92,6 +89,13 @@ def log_predictive(
             found = [w.local.reshape(-1, w.local.shape[-1]) for w in stream_weights(pair, batch, draws, facts)]
             parts.append(torch.cat(found).logsumexp(0) - math.log(draws))
     return torch.cat(parts)
+
+
+def predictable(facts: Facts) -> bool:
+    """True if a pair has a log predictive density of new data: see `log_predictive`."""
+    local_points = set(facts.points) - set(facts.shared)
+    summed = set(facts.summed) & set(facts.shared)
+    return bool(facts.shared) and not summed and not local_points and facts.plate is not None
 
 
 def stream_weights(

@@ -2,16 +2,19 @@
 
 * `svi` assembles a fit; `plan` decides which rows are in each step; `settings` holds the options and their defaults; `loop`
   takes the steps.
-* `optimizers` and `pyro_optimizers` make the optimizer, `rate_free` has those without a rate, `stepping` steps it, and
-  `checkpoints` keeps its state; `identity` names what has changed since a run was made.
-* `records` makes the records, and `callbacks` hands them to the user's functions; `convergence` says whether the loss has
-  converged; `guarded` leaves out steps whose loss or gradient is not finite, with the counts of `nonfinite`; `failures`,
-  `causes` and `ending` explain them; `interrupt` delays SIGINT and SIGTERM; `progress` shows the
-  progress bar. `runs` is the result.
+* `optimizers` and `pyro_optimizers` make the optimizer, `rate_free` has those without a rate, `plateau` lowers the rate when
+  the ELBO no longer rises, `stepping` steps it, and `checkpoints` keeps its state; `identity` names what has changed since a
+  run was made.
+* `records` makes the records, `sites` names their columns for the terms of sites, and `callbacks` hands them to the user's
+  functions; `convergence` says whether the loss has converged; `best` keeps the parameters of the best record.
+* `guarded` leaves out steps whose loss or gradient is not finite, with the counts of `nonfinite`; `failures`, `causes` and
+  `ending` explain them.
+* `interrupt` delays SIGINT and SIGTERM; `progress` shows the progress bar; `runs` is the result.
 * `folder` is the run on disk; `sealed` writes files with a checksum; `reading` reads what is intact; `calls` says how the
   run was called.
 """
 
+from pyro_vi.fitting.best import Best, best_in, refuse_unscored
 from pyro_vi.fitting.calls import fits_in, given, given_of
 from pyro_vi.fitting.folder import RunFolder, checksum
 from pyro_vi.fitting.interrupt import Terminated
@@ -19,23 +22,28 @@ from pyro_vi.fitting.loop import Loop, Settings
 from pyro_vi.fitting.optimizers import recipe_of
 from pyro_vi.fitting.plan import Plan
 from pyro_vi.fitting.reading import (
+    BEST,
     CHECKPOINT,
     config_of,
     holds_run,
     load_parameters,
     newest,
+    parameters_of,
     put_into,
     read_snapshot,
 )
-from pyro_vi.fitting.runs import Run, described, left_out, parent_of
+from pyro_vi.fitting.records import scored
+from pyro_vi.fitting.runs import Run, described, left_out, parent_of, said_of_best
 from pyro_vi.fitting.settings import Options
 from pyro_vi.fitting.sites import LATENT, OBSERVED
 from pyro_vi.fitting.svi import findings_of, fit, fit_pair, fractions, names_of, plan_of
 
 __all__ = [
+    "BEST",
     "CHECKPOINT",
     "LATENT",
     "OBSERVED",
+    "Best",
     "Loop",
     "Options",
     "Plan",
@@ -43,6 +51,7 @@ __all__ = [
     "RunFolder",
     "Settings",
     "Terminated",
+    "best_in",
     "checksum",
     "config_of",
     "described",
@@ -58,9 +67,13 @@ __all__ = [
     "load_parameters",
     "names_of",
     "newest",
+    "parameters_of",
     "parent_of",
     "plan_of",
     "put_into",
     "read_snapshot",
     "recipe_of",
+    "refuse_unscored",
+    "said_of_best",
+    "scored",
 ]

@@ -5,6 +5,7 @@ from typing import Any
 
 from pyro_vi.compiling import Choice
 from pyro_vi.errors import InputError, kind_and_line
+from pyro_vi.fitting.best import BestSoFar
 from pyro_vi.fitting.convergence import Watch
 from pyro_vi.fitting.reading import put_into
 from pyro_vi.fitting.settings import Position, Settings
@@ -13,7 +14,9 @@ from pyro_vi.programs import Pair
 from pyro_vi.support import generators, set_generators
 
 
-def state_of(pair: Pair, stepper: Stepper, position: Position, choice: Choice | None, watch: Watch) -> dict[str, Any]:
+def state_of(
+    pair: Pair, stepper: Stepper, position: Position, choice: Choice | None, watch: Watch, best: BestSoFar
+) -> dict[str, Any]:
     """Return the state from which a fit can continue with the same bits.
 
     Args:
@@ -22,6 +25,7 @@ def state_of(pair: Pair, stepper: Stepper, position: Position, choice: Choice | 
         position: the progress of the fit.
         choice: the choice of compiled steps, if it is made.
         watch: the test for convergence.
+        best: the best record so far.
     """
     return {
         "pair": pair.state_dict(),
@@ -29,6 +33,7 @@ def state_of(pair: Pair, stepper: Stepper, position: Position, choice: Choice | 
         "generators": generators(),
         "position": vars(position),
         "convergence": watch.state(),
+        "best": best.state(),
         "compiled": None if choice is None else choice.record(),
     }
 
@@ -38,6 +43,7 @@ def put_back(
     pair: Pair,
     stepper: Stepper,
     watch: Watch,
+    best: BestSoFar,
     settings: Settings,
     batches: int,
     changed: Collection[str] = (),
@@ -49,6 +55,7 @@ def put_back(
         pair: the pair.
         stepper: its optimizer and scheduler. If they have changed, they start anew.
         watch: the test for convergence.
+        best: the best record so far.
         settings: the settings of the fit.
         batches: number of batches of an epoch.
         changed: the settings that are other ones than those of the state.
@@ -66,7 +73,8 @@ def put_back(
             f"the checkpoint is of another optimizer ({kind_and_line(error)}); start the run again"
         ) from error
     watch.restore(state.get("convergence"))
-    watch.stopped = watch.stopped and settings.stop is not None
+    watch.stopped = watch.stopped and settings.stop == "converged"
+    best.restore(state.get("best"))
     return position
 
 

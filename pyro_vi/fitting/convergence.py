@@ -144,7 +144,7 @@ class Watch:
         self.add(now.losses, [(weight, rate * ratio) for weight, rate in controls])
         verdict = self.verdict()
         self.evidence = verdict.evidence
-        self.stopped = settings.stop is not None and verdict.converged is True and verdict.steady
+        self.stopped = settings.stop == "converged" and verdict.converged is True and verdict.steady
         return verdict
 
     def verdict(self) -> Verdict:

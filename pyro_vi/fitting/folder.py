@@ -4,6 +4,7 @@
 * ``metrics.jsonl``: one line for each logged step.
 * ``checkpoint.pt``: the state from which the fit can continue, with the configuration and the records so far.
 * ``checkpoint-previous.pt``: the checkpoint before it, which is used if the newest is damaged.
+* ``best.pt``: parameters at the record with the highest held-out number.
 * ``snapshot-<step>.pt``: parameters at the requested steps.
 
 Files are written under a temporary name and then renamed, so that an interrupted write loses nothing. Each file has a checksum,

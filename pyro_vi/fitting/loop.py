@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_vi.compiling import MANY, Choice, Compile, Optimizer
 from pyro_vi.data import Batch, Data
+from pyro_vi.fitting.best import BestSoFar, refuse_unscored
 from pyro_vi.fitting.callbacks import Callback, tell
 from pyro_vi.fitting.checkpoints import put_back, state_of
 from pyro_vi.fitting.convergence import watch_of
@@ -24,6 +25,7 @@ from pyro_vi.fitting.failures import NotTaken, Overflowed
 from pyro_vi.fitting.folder import RunFolder
 from pyro_vi.fitting.interrupt import deferred_interrupt
 from pyro_vi.fitting.optimizers import Recipe
+from pyro_vi.fitting.plateau import height_of
 from pyro_vi.fitting.progress import Progress
 from pyro_vi.fitting.records import Records
 from pyro_vi.fitting.settings import Position, Settings
@@ -47,6 +49,8 @@ class Loop:
         steps: takes the steps.
         state: after `run`, the state from which the fit could continue.
         history: the records made so far.
+        best: the best record so far.
+        chosen: after `run`, the step whose parameters the pair has, if it is not the last one.
         snapshots: parameters at the steps that `Settings.kept` names.
     """
 
@@ -66,11 +70,14 @@ class Loop:
         self.saved: int | None = None  # the step of the last checkpoint
         self.state: dict[str, Any] = {}
         example = data.example(settings.batch_size)
-        self.records = Records(self.steps.objective, data, example)
+        self.records = Records(self.steps.objective, data, example, settings.seed if settings.same_draws else None)
+        refuse_unscored(settings.stop, data.num_heldout, self.records.scored)
         short = data.per_epoch(settings.batch_size) % settings.batch_size
         if short:
             pair.layouts(data.example(short))  # now, as no program may run for that within a compiled step
         self.watch = watch_of(self.records, data, settings)
+        self.best = BestSoFar(settings)
+        self.chosen: int | None = None
         self.history: list[dict[str, Any]] = []
         self.snapshots: dict[int, dict[str, Tensor]] = {}
         self.every, self.tenth = (max(1, settings.steps // often) for often in (LOGGED, 10))
@@ -84,6 +91,11 @@ class Loop:
     def choice(self) -> Choice | None:
         """The choice of compiled steps, with its reason; None before the first step."""
         return self.steps.choice
+
+    @property
+    def stopped(self) -> bool:
+        """True if the fit ends before its last step, as the option ``stop`` asks."""
+        return self.watch.stopped or self.best.stopped
 
     def run(self, title: str, folder: RunFolder | None = None, *, resume: bool, progress: bool, note: str = "") -> None:
         """Run to the last step; Ctrl-C and SIGTERM stop the fit between two steps, and a checkpoint is written.
@@ -107,7 +119,7 @@ class Loop:
             if self.steps.guard.good is None:
                 self.steps.mark()
             self._keep()
-            while self.position.step < self.settings.steps and not (interrupted or self.watch.stopped):
+            while self.position.step < self.settings.steps and not (interrupted or self.stopped):
                 for _ in self._epoch(self.settings.steps):
                     now = self.position.step
                     if (
@@ -125,10 +137,11 @@ class Loop:
                         self.steps.mark()
                     if now % self.tenth == 0:
                         self._checkpoint()
-                    if interrupted or self.watch.stopped:
+                    if interrupted or self.stopped:
                         break
             self._checkpoint()
             self.state = self._state()
+            self._choose()
 
     def take(self, count: int) -> None:
         """Take steps as `run` does, but without records and checkpoints."""
@@ -188,6 +201,8 @@ class Loop:
         ratio = (steps.stepper.ratio() or 1.0) * steps.guard.rate
         record["converged"] = self.watch.see(self.position, self.settings, ratio, steps.guard.since).converged
         record |= steps.guard.counts()
+        self.best.see(record, self.pair, self.folder)
+        steps.stepper.end_record(height_of(record, self.settings.warmup, self.records.units))
         steps.mark()
         self._keep()  # a fit that stops here
         self.position.losses.clear()
@@ -198,7 +213,7 @@ class Loop:
 
     def _keep(self) -> None:
         step = self.position.step
-        if step in self.settings.keeps(step, self.watch.stopped) and step not in self.snapshots:
+        if step in self.settings.keeps(step, self.stopped) and step not in self.snapshots:
             self.snapshots[step] = {name: value.detach().clone() for name, value in self.pair.state_dict().items()}
             if self.folder:
                 self.folder.save(self.snapshots[step], f"snapshot-{step}.pt")
@@ -208,6 +223,7 @@ class Loop:
         if self.folder is None or self.steps.overflow():
             return False
         self.steps.synchronize()
+        self.best.write(self.folder)
         self.folder.save(self._state())
         self.saved = self.position.step
         return True
@@ -220,8 +236,14 @@ class Loop:
             raise ended(error, self.folder, self._checkpoint, self.saved) from error
 
     def _state(self) -> dict[str, Any]:
-        state = state_of(self.pair, self.steps.stepper, self.position, self.choice, self.watch)
+        state = state_of(self.pair, self.steps.stepper, self.position, self.choice, self.watch, self.best)
         return state | self.steps.guarded()
+
+    def _choose(self) -> None:
+        """Put the parameters of the best record into the pair if they are the result; the state keeps the last ones."""
+        if self.best.asked:
+            self.state["pair"] = {name: value.detach().clone() for name, value in self.state["pair"].items()}
+            self.chosen = self.best.give(self.pair)
 
     def _restore(self) -> dict[str, list[int]] | None:
         """Restore the checkpoint; return its record of compiled steps, or None if there is none."""
@@ -231,12 +253,13 @@ class Loop:
         size, changed = self.settings.batch_size, self.folder.changed
         batches = math.ceil(self.data.per_epoch(size) / size)
         self.steps.position = put_back(
-            state, self.pair, self.steps.stepper, self.watch, self.settings, batches, changed
+            state, self.pair, self.steps.stepper, self.watch, self.best, self.settings, batches, changed
         )
         self.saved = self.position.step
         self.steps.restore(state.get("nonfinite"), changed)
+        self.best.find(self.folder, self.position.step)
         self.history = list(self.folder.records)
-        for step in self.settings.keeps(self.position.step, self.watch.stopped):
+        for step in self.settings.keeps(self.position.step, self.stopped):
             if step <= self.position.step and (snapshot := self.folder.snapshot(step)) is not None:
                 self.snapshots[step] = snapshot
         chosen = state.get("compiled")

@@ -28,11 +28,12 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError, UsageError, kind_and_line
 from pyro_vi.fitting.identity import fingerprint
+from pyro_vi.fitting.plateau import named_schedule
 from pyro_vi.fitting.pyro_optimizers import grouped, refuse_used
 from pyro_vi.fitting.rate_free import DoG, DoWG
 from pyro_vi.fitting.settings import SCHEDULES, Options
 from pyro_vi.programs import Pair
-from pyro_vi.support import check_options, parse, real, shown, unknown, word
+from pyro_vi.support import check_options, parse, real, shown, unknown
 
 Scheduler = LRScheduler | ReduceLROnPlateau
 Rates = float | Mapping[str, float] | Callable[[str], float]
@@ -240,7 +241,7 @@ def _schedule(given: Any, default: str) -> tuple[str, Callable[[Optimizer], Sche
     if given is None:
         return default, None
     if isinstance(given, str):
-        return word("schedule", given, SCHEDULES), None
+        return named_schedule(given)
     if isinstance(given, LRScheduler | ReduceLROnPlateau):
         kind = type(given).__name__
         raise UsageError(

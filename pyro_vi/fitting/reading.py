@@ -1,6 +1,7 @@
 """Reading of a run folder: its configuration and its newest intact checkpoint, each compared with its checksum.
 
 * `read_config` and `newest` read them; `config_of` and `load_parameters` are for those who use a run.
+* `read_best` reads the parameters of the best record, and `parameters_of` those that are the result of a run.
 * `signed` gives a configuration its checksum.
 """
 
@@ -18,6 +19,7 @@ from pyro_vi.fitting.sealed import Damaged, read_sealed
 from pyro_vi.support import finite
 
 CONFIG, METRICS, CHECKPOINT, PREVIOUS = "config.json", "metrics.jsonl", "checkpoint.pt", "checkpoint-previous.pt"
+BEST = "best.pt"
 
 LONGEST = 2**24
 """Most bytes of a configuration."""
@@ -111,7 +113,7 @@ def config_of(path: Path) -> dict[str, Any]:
 
 
 def load_parameters(pair: torch.nn.Module, path: Path) -> None:
-    """Load the parameters of a run's newest intact checkpoint into a pair.
+    """Load the parameters of a run into a pair: those of its newest intact checkpoint, or of its best record.
 
     Raises:
         InputError: the folder holds no run, no checkpoint can be read, or it is of another pair.
@@ -122,7 +124,7 @@ def load_parameters(pair: torch.nn.Module, path: Path) -> None:
     assert state is not None
     if wrong:
         warnings.warn(f"'{path / CHECKPOINT}' is not used: {wrong}; the parameters are those of {name}", stacklevel=2)
-    put_into(pair, state, f"the run in '{path}'")
+    put_into(pair, {"pair": parameters_of(path, state)[0]}, f"the run in '{path}'")
 
 
 def put_into(pair: torch.nn.Module, state: Mapping[str, Any], what: str) -> None:
@@ -172,3 +174,48 @@ def read_snapshot(path: Path, run: str, step: int) -> dict[str, torch.Tensor] | 
         return read_sealed(path / name, run, kind_of(name))
     except (Damaged, OSError):
         return None
+
+
+def read_best(path: Path, run: str | None, step: int | None = None) -> tuple[dict[str, Any] | None, str]:
+    """Return the parameters of the best record (``pair``) and its ``step``; or None, and what is wrong with the file.
+
+    Args:
+        path: the folder.
+        run: the run that it must belong to, or None if that is not known.
+        step: the step that it must be of; by default any.
+    """
+    try:
+        found = read_sealed(path / BEST, run, kind_of(BEST))
+    except FileNotFoundError:
+        return None, "it is missing"
+    except Damaged as error:
+        return None, str(error)
+    except OSError as error:
+        return None, f"it cannot be read ({error.strerror})"
+    if not isinstance(found.get("pair"), dict) or type(found.get("step")) is not int:
+        return None, "it holds no parameters"
+    if step is not None and found["step"] != step:
+        return None, f"it is of step {found['step']}, and the best record is of step {step}"
+    return found, ""
+
+
+def parameters_of(path: Path, state: Mapping[str, Any]) -> tuple[Mapping[str, Any], int | None]:
+    """Return the parameters that are the result of a run, and their step if it is not that of the checkpoint.
+
+    They are those of the checkpoint. If the run was made with ``stop="heldout"``, they are those of the best record.
+
+    Args:
+        path: the folder.
+        state: the checkpoint.
+    """
+    best = (state.get("best") or {}).get("best")
+    if state["config"].get("stop") != "heldout" or not best:
+        return state["pair"], None
+    found, why = read_best(path, state["config"]["run"], best[0])
+    if found is None:
+        warnings.warn(
+            f"'{path / BEST}' is not used: {why}; the parameters are those of the last step, and not of the best record",
+            stacklevel=3,
+        )
+        return state["pair"], None
+    return found["pair"], best[0]

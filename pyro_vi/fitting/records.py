@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from pyro_vi.data import Batch, Data, length_of, part
-from pyro_vi.elbo import Facts, facts_of, log_predictive, measure
+from pyro_vi.elbo import Facts, facts_of, log_predictive, measure, predictable
 from pyro_vi.errors import InputError
 from pyro_vi.estimators.objective import Objective
 from pyro_vi.estimators.traits import traits_of
@@ -27,13 +27,14 @@ class Records:
         objective: the function that the fit minimises.
         data: the data of the fit.
         example: a batch, for a run that finds the sites.
+        seed: seed of the draws of every record; by default the number of its step.
 
     Raises:
         InputError: the programs draw their own minibatch, so that no record can be made.
     """
 
-    def __init__(self, objective: Objective, data: Data, example: Batch) -> None:
-        self.objective = objective
+    def __init__(self, objective: Objective, data: Data, example: Batch, seed: int | None = None) -> None:
+        self.objective, self.seed = objective, seed
         rows = data.spec.num_data
         self.train = data.example(rows if length_of(example) == rows else min(ROWS, rows))
         self.heldout = part(data.heldout, 0, ROWS) if data.num_heldout else None
@@ -45,6 +46,18 @@ class Records:
             self.facts = facts_of(objective.pair, example)
         except InputError:
             self.facts = None  # the guide lacks a latent that only the estimator can do something about
+
+    @property
+    def scored(self) -> bool:
+        """True if records have a held-out number."""
+        return self.heldout is not None and scored(self.facts)
+
+    @property
+    def units(self) -> tuple[int, int]:
+        """Factors that turn training and held-out numbers into nats for all data if they share latents; else 1."""
+        if self.facts is None or not self.facts.shared:
+            return 1, 1
+        return self.num_data, 0 if self.heldout is None else length_of(self.heldout)
 
     def make(self, now: Position, *, weight: float, lr: float, norm: float) -> dict[str, Any]:
         """Return the record of a step, with the keys of `pyro_vi.Run.history`; losses and ELBOs are in nats per datum.
@@ -60,8 +73,9 @@ class Records:
         """
         pair = self.objective.pair
         with failing(pair, f"after step {now.step}"), kept_buffers(pair):
-            train = self._elbo(self.train, now.step)
-            heldout = {} if self.heldout is None else self._heldout(self.heldout, now.step)
+            seed = now.step if self.seed is None else self.seed
+            train = self._elbo(self.train, seed)
+            heldout = {} if self.heldout is None else self._heldout(self.heldout, seed)
         record = {
             "step": now.step,
             "epoch": now.epoch,
@@ -100,3 +114,8 @@ class Records:
             estimator: Any = elbo
             loss = float(estimator.loss(pair.model, pair.guide, *rows))
         return {"elbo": -loss / pair.rows(rows)[1], "reconstruction": math.nan, "kl": math.nan}
+
+
+def scored(facts: Facts | None) -> bool:
+    """True if held-out rows have a number under a pair with these facts."""
+    return facts is None or not facts.shared or predictable(facts)

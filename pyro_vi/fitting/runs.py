@@ -1,6 +1,6 @@
 """`Run`, the result of a fit, and how it is shown.
 
-* `described` gives its lines as text, `table_of` its numbers at a few steps.
+* `described` gives its lines as text, `table_of` its numbers at a few steps, `said_of_best` a sentence about its best record.
 * `parent_of` names the run that another one starts from.
 """
 
@@ -17,8 +17,9 @@ from torch import Tensor
 from pyro_vi.compiling import Choice
 from pyro_vi.data import Data
 from pyro_vi.errors import InputError, UsageError
+from pyro_vi.fitting.best import HELDOUT, Best
 from pyro_vi.fitting.nonfinite import FACTOR
-from pyro_vi.fitting.reading import config_of, newest
+from pyro_vi.fitting.reading import config_of, newest, read_best
 from pyro_vi.programs import Pair, name_of
 from pyro_vi.support import Whole, html_block, pictures_in, whole
 
@@ -54,6 +55,9 @@ class Run:
         evidence: why, in one sentence.
         skipped: number of steps that were left out, because their loss or gradient was not finite; records have it, too.
         restored: number of times that the fit went back to its last record, and halved the learning rate.
+        best: the record with the highest held-out number: its step, that number, and its key in the record. None if there is
+            none. With ``stop="heldout"``, ``pair`` has its parameters, and ``state`` or the folder those of the last step.
+        chosen: the step whose parameters ``pair`` has, if it is not the last one.
     """
 
     pair: Pair
@@ -72,6 +76,8 @@ class Run:
     evidence: str = ""
     skipped: int = 0
     restored: int = 0
+    best: Best | None = None
+    chosen: int | None = None
 
     @property
     def model(self) -> torch.nn.Module:
@@ -91,13 +97,44 @@ class Run:
         """True if the last steps were compiled."""
         return self.choice is not None and bool(self.choice.lengths)
 
-    def at(self, step: Whole) -> Pair:
-        """Return a copy of the pair with the parameters of a step in ``snapshots``."""
+    @property
+    def record(self) -> dict[str, Any]:
+        """The record of the parameters in ``pair``: the last one, or the best one; empty if there are no records."""
+        step = self.steps if self.chosen is None else self.chosen
+        last = self.history[-1] if self.history else {}
+        return next((record for record in self.history if record["step"] == step), last)
+
+    def at(self, step: Whole | Best) -> Pair:
+        """Return a copy of the pair with the parameters of a step in ``snapshots``, or of the record ``best``.
+
+        Those of the best record are in the pair (``stop="heldout"``) or in the run folder.
+
+        Raises:
+            UsageError: they are not kept, or their file is damaged.
+        """
+        if isinstance(step, Best):
+            return self._at_best(step.step)
         if whole("step", step) not in self.snapshots:
             there = ", ".join(map(str, self.snapshots)) or "none; ask for some with snapshots=(0, 0.5, 1)"
             raise UsageError(f"there is no snapshot of step {step}; there are: {there}")
         pair = copy.deepcopy(self.pair)
         pair.load_state_dict(self.snapshots[whole("step", step)])
+        return pair
+
+    def _at_best(self, step: int) -> Pair:
+        pair = copy.deepcopy(self.pair)
+        if step == (self.steps if self.chosen is None else self.chosen):
+            return pair
+        found, why = None, "the run has no folder"
+        if step in self.snapshots:
+            found = {"pair": self.snapshots[step]}
+        elif self.out is not None:
+            found, why = read_best(self.out, self.config.get("run"), step)
+        if found is None:
+            raise UsageError(
+                f"the parameters of the best record (step {step}) are not kept: {why}; fit with stop='heldout' or out=FOLDER"
+            )
+        pair.load_state_dict(found["pair"])
         return pair
 
     def __repr__(self) -> str:
@@ -110,7 +147,7 @@ class Run:
 
 def described(run: Run) -> list[str]:
     """Return a run as lines of text: what was fitted to what, how long, and its last numbers."""
-    data, last = run.data, run.history[-1] if run.history else {}
+    data, last = run.data, run.record
     model, guide = (run.config.get(kind) or name_of(getattr(run, kind)) for kind in ("model", "guide"))
     held = f"{data.num_heldout} held out" if data.num_heldout else "none held out"
     count = sum(parameter.numel() for _, parameter in run.pair.owned().values())
@@ -122,7 +159,9 @@ def described(run: Run) -> list[str]:
         f"  numbers    {count:,} parameters",
     ]
     shown = [f"{name} {last[name]:.3f}" for name in NUMBERS[:6] if _number(last.get(name))]
-    lines += [f"  last       {', '.join(shown)} (nats per datum)"] if shown else []
+    which = "last     " if run.chosen is None else "result   "
+    lines += [f"  {which}  {', '.join(shown)} (nats per datum)"] if shown else []
+    lines += [f"  best       {said_of_best(run)}"[:118]] if run.best else []
     lines += [f"  loss       {run.evidence}"[:118]] if run.evidence else []
     lines += [f"  left out   {left_out(run)}"] if run.skipped or run.restored else []
     lines += [f"  KL         {', '.join(f'{site} {source}' for site, source in run.kl_source.items())}"[:118]]
@@ -148,6 +187,18 @@ def table_of(run: Run, rows: int = 6) -> list[list[str]]:
         ["step", *names],
         *([str(history[i]["step"]), *(_text(history[i].get(name)) for name in names)] for i in some),
     ]
+
+
+def said_of_best(run: Run) -> str:
+    """Return a sentence about the best record of a run, and about the last one beside it; empty if there is none."""
+    if run.best is None or not run.history:
+        return ""
+    step, value, quantity = run.best
+    said, last = f"highest {HELDOUT[quantity]}: {value:.2f} at step {step}", run.history[-1]
+    said += " (the result)" if run.chosen == step else ""
+    if step == last["step"]:
+        return f"{said}, the last one"
+    return f"{said}; {value - last[quantity]:.2g} lower at the last step" if _number(last.get(quantity)) else said
 
 
 def parent_of(path: Path) -> dict[str, Any]:

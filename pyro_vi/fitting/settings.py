@@ -17,14 +17,20 @@ import torch
 
 from pyro_vi.errors import UsageError, first_line
 from pyro_vi.fitting.callbacks import callbacks_of
-from pyro_vi.support import Real, Whole, flag, real, seed_from, shown, whole, word
+from pyro_vi.support import Real, Whole, flag, parse, real, seed_from, shown, whole, word
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "linear": lambda done: 1 - done,
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "plateau": lambda done: 1.0,
 }
-"""Learning rate, as a fraction of the initial one, given the fraction of steps that are done."""
+"""Learning rate, as a fraction of the initial one, given the fraction of steps that are done. That of a plateau depends on the
+records: see `pyro_vi.fitting.plateau`."""
+
+PLATEAU = {"factor": 0.3, "patience": 5, "threshold": 0.01}
+"""Options of the schedule ``"plateau"``: the rate is multiplied by the factor if the ELBO has not risen by more than the
+threshold (in nats) for so many records."""
 
 NONFINITE = ("stop", "skip", "restore")
 """What a fit may do about a loss or a gradient that is not finite."""
@@ -54,6 +60,7 @@ class Options:
     beta: Real = 1.0
     warmup: Whole = 0
     stop: str | None = None
+    patience: Whole = 10
     seed: Whole = 0
     out: str | Path | None = None
     resume: bool = False
@@ -67,8 +74,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:
             raise UsageError("give steps or epochs, not both")
-        for name, least in (("steps", 1), ("epochs", 1), ("batch_size", 1), ("warmup", 0)):
-            self._set(name, partial(whole, least=least), optional=name != "warmup")
+        for name, least in (("steps", 1), ("epochs", 1), ("batch_size", 1), ("warmup", 0), ("patience", 1)):
+            self._set(name, partial(whole, least=least), optional=name not in ("warmup", "patience"))
         self._set("seed", lambda name, value: seed_from(value))
         self._set("beta", partial(real, least=0))
         self._set("clip_norm", partial(real, above=0), optional=True)
@@ -78,12 +85,26 @@ class Options:
             self._set(name, flag, optional=name == "shuffle")
         if not isinstance(self.compile, bool) and self.compile != "auto":
             raise UsageError(f"compile must be True, False or 'auto', not {shown(self.compile)}")
-        if self.stop not in (None, "converged"):
-            raise UsageError(f"stop must be None or 'converged', not {shown(self.stop)}")
-        if self.stop and isinstance(self.schedule, str) and self.schedule in ("linear", "cosine"):
+        if self.stop not in (None, "converged", "heldout"):
+            raise UsageError(f"stop must be None, 'converged' or 'heldout', not {shown(self.stop)}")
+        if self.patience != Options.patience and self.stop != "heldout":
+            raise UsageError("patience is for stop='heldout'; give both, or leave patience out")
+        if self.stop == "converged" and isinstance(self.schedule, str) and self.schedule in ("linear", "cosine"):
             raise UsageError(
                 f"stop='converged' cannot end a fit whose rate decays until its last step; leave schedule='{self.schedule}' "
                 "out, or give 'constant'"
+            )
+        target, given = parse(self.schedule) if isinstance(self.schedule, str) else ("", {})
+        if self.stop == "converged" and target == "plateau":
+            raise UsageError(
+                "stop='converged' could end a fit just before schedule='plateau' lowers its rate, after which the loss falls "
+                "again; use stop='heldout', or leave one of them out"
+            )
+        falls: Any = {**PLATEAU, **given}["patience"]
+        if self.stop == "heldout" and target == "plateau" and isinstance(falls, int) and self.patience <= falls:
+            raise UsageError(
+                f"stop='heldout' with patience={self.patience} ends the fit before schedule='plateau' lowers its rate, after "
+                f"{falls} records; give a longer patience, or schedule='plateau(patience={max(1, self.patience // 2)})'"
             )
         self._set("device", lambda name, value: device(value), optional=True)
         if not isinstance(self.out, str | Path | None):
@@ -153,6 +174,7 @@ class Settings:
     kept: tuple[int, ...]
     stop: str | None = None
     nonfinite: str = "stop"
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         if self.warmup > self.steps:
@@ -170,6 +192,11 @@ class Settings:
         """
         weight = self.beta * min(1.0, step / self.warmup) if self.warmup else self.beta
         return weight, SCHEDULES[self.schedule](min(1.0, step / self.steps))
+
+    @property
+    def same_draws(self) -> bool:
+        """True if all records use the same draws, because a decision rests on the difference of two records."""
+        return self.stop == "heldout" or self.schedule == "plateau"
 
     def keeps(self, step: int, stopped: bool) -> list[int]:
         """Steps whose parameters are kept; a fit that stopped at ``step`` keeps those, and none of later steps."""

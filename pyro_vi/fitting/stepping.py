@@ -1,6 +1,7 @@
 """The optimizer of a fit at work: gradients, clipping, learning rates and schedulers.
 
-* `Stepper` takes eager steps on the loss, and steps the scheduler at the end of each epoch. Its state goes into checkpoints.
+* `Stepper` takes eager steps on the loss, and steps the scheduler at the end of each epoch, or at each record. Its state goes
+  into checkpoints.
 * `norm_of` and `clip` are the joint norm of gradients and its limit, for sparse gradients too.
 
 A learning rate has two factors. The optimizer's groups hold its own rate, which the optimizer and the scheduler may change;
@@ -49,6 +50,7 @@ class Stepper:
         recipe = optimizer if isinstance(optimizer, Recipe) else recipe_of(optimizer)
         self.optimizer, self.scheduler = recipe.build(pair, batch)
         self.summed, self.clip_norm = recipe.summed, clip_norm
+        self.recorded = recipe.schedule == "plateau"  # the scheduler is stepped at each record, and not in each epoch
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         self.parameters: list[nn.Parameter] = [p for _, p in pair.owned().values() if id(p) in held]
         self.all = [p for _, p in pair.owned().values()]
@@ -112,13 +114,16 @@ class Stepper:
 
     def ratio(self) -> float | None:
         """Return the present learning rate as a fraction of the first one; None if it is not the same for all groups."""
-        found = set()
+        found = []
         for group in self.optimizer.param_groups:
             now, first = float(group.get("lr", 1.0)), float(group.get("initial_lr", 1.0))
             if now != first and first == 0:
                 return None
-            found.add(1.0 if now == first else now / first)
-        return found.pop() if len(found) == 1 else None
+            if first != 0:  # a rate of 0 stays 0 at any fraction
+                found.append(1.0 if now == first else now / first)
+        # The same factor on the rates of several groups gives fractions that differ by rounding.
+        alike = all(math.isclose(one, found[0], rel_tol=1e-12) for one in found)
+        return None if not alike else found[0] if found else 1.0
 
     def end_epoch(self, loss: float) -> str:
         """Step the scheduler, with the mean loss per datum of the epoch.
@@ -126,7 +131,7 @@ class Stepper:
         Returns:
             What it changed besides the learning rate of all groups by one factor, which is all that a compiled step follows.
         """
-        if self.scheduler is None:
+        if self.scheduler is None or self.recorded:
             return ""
         before = self._options()
         step: Any = self.scheduler.step
@@ -142,6 +147,12 @@ class Stepper:
         if changed:
             return f"'{changed}'"
         return "the rates of the groups by different factors" if self.ratio() is None else ""
+
+    def end_record(self, height: float | None) -> None:
+        """Step a scheduler that follows the records, with the number of a record; None leaves it as it is."""
+        if self.recorded and self.scheduler is not None and height is not None:
+            step: Any = self.scheduler.step
+            step(height)
 
     def _options(self) -> list[dict[str, Any]]:
         apart = ("params", "lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")

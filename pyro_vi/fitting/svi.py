@@ -49,6 +49,7 @@ def fit(
     beta: Real = Options.beta,
     warmup: Whole = Options.warmup,
     stop: str | None = Options.stop,
+    patience: Whole = Options.patience,
     seed: Whole = Options.seed,
     out: str | Path | None = Options.out,
     resume: bool = Options.resume,
@@ -82,8 +83,10 @@ def fit(
         lr: learning rate of an optimizer that is given by name or class; a dictionary gives different rates to ``"model"`` and
             ``"guide"``, or to parameters by name or prefix, and a function gets the name of each parameter.
         schedule: learning rate over the steps: ``"constant"``, or a ``"linear"`` or ``"cosine"`` decay to 0, times the rate of
-            the optimizer. By default ``"cosine"``, and ``"constant"`` for an optimizer that is handed over as a class, a
-            function or an object. Or a function that makes a torch scheduler of the optimizer, such as
+            the optimizer. ``"plateau(factor=0.3, patience=5, threshold=0.01)"`` multiplies the rate by ``factor`` each time
+            that ``patience`` records have not raised the ELBO by more than ``threshold`` nats: see `pyro_vi.fitting.plateau`.
+            By default ``"cosine"``, and ``"constant"`` for an optimizer that is handed over as a class, a function or an
+            object. Or a function that makes a torch scheduler of the optimizer, such as
             ``partial(torch.optim.lr_scheduler.StepLR, step_size=10)``: it is stepped once per epoch, as Pyro's are, and
             `ReduceLROnPlateau` gets the mean loss of the epoch.
         clip_norm: limit on the joint norm of all gradients, in nats per datum; by default none.
@@ -94,7 +97,11 @@ def fit(
         beta: weight of the KL (β-VAE: Higgins et al. 2017). Records always include the unannealed ELBO.
         warmup: steps over which the weight of the KL rises from 0 to ``beta``.
         stop: ``"converged"`` ends the fit before its last step if the loss has converged: see `pyro_vi.fitting.convergence`.
-            The schedule is then ``"constant"`` by default.
+            ``"heldout"`` ends it if ``patience`` records have brought no higher held-out ELBO (or log predictive density,
+            where latents are shared); the result has the parameters of the best record, see ``best`` of the run. All records
+            then use the same draws. With either, the schedule is ``"constant"`` by default.
+        patience: number of records without a better one after which ``stop="heldout"`` ends the fit; a fit has about 100.
+            Records during the warm-up do not count.
         seed: seed of the initial parameters, the order of the data and the draws; equal seeds give equal bits.
         out: run folder; without it nothing is written.
         resume: continue the run in ``out``, with the same bits as a run without the interruption.
@@ -137,6 +144,7 @@ def fit(
         beta=beta,
         warmup=warmup,
         stop=stop,
+        patience=patience,
         seed=seed,
         out=out,
         resume=resume,
@@ -220,6 +228,7 @@ def fit_pair(
         kept,
         options.stop,
         options.nonfinite,
+        options.patience if options.stop == "heldout" else None,
     )
     config = {
         **names,
@@ -271,6 +280,8 @@ def fit_pair(
         evidence=verdict.evidence,
         skipped=loop.steps.guard.skipped,
         restored=loop.steps.guard.restored,
+        best=loop.best.best,
+        chosen=loop.chosen,
     )
 
 

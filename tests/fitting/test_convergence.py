@@ -164,7 +164,7 @@ def test_a_fit_that_is_too_short_says_so():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"stop": "soon"}, "stop must be None or 'converged', not 'soon'"),
+        ({"stop": "soon"}, "stop must be None, 'converged' or 'heldout', not 'soon'"),
         ({"stop": "converged", "schedule": "cosine"}, "cannot end a fit whose rate decays until its last step"),
     ],
     ids=str,

@@ -311,7 +311,7 @@ def stranger(parameters: Any) -> torch.optim.Optimizer:
         ({"optimizer": pyro.optim.Adam(lambda name: 0.1)}, "must be a dictionary, not 0.1"),
         (
             {"schedule": 3},
-            "schedule must be one of constant, linear, cosine, or a function that makes a torch scheduler",
+            "schedule must be one of constant, linear, cosine, plateau, or a function that makes a torch scheduler",
         ),
         ({"schedule": lambda optimizer: 3}, "schedule must make a torch scheduler of the optimizer, not an int"),
         ({"schedule": lr_scheduler.StepLR}, "schedule cannot be made: TypeError"),

@@ -181,6 +181,7 @@ def test_the_checkpoint_holds_tensors_and_plain_numbers_only(whole):
         "generators",
         "position",
         "convergence",
+        "best",
         "compiled",
         "config",
         "history",
@@ -188,5 +189,5 @@ def test_the_checkpoint_holds_tensors_and_plain_numbers_only(whole):
     assert same(state["pair"], whole.pair.state_dict())
     assert state["position"]["step"] == 14
     names = {path.name for path in whole.out.iterdir()}
-    checkpoints = {"checkpoint.pt", "checkpoint-previous.pt"}
+    checkpoints = {"checkpoint.pt", "checkpoint-previous.pt", "best.pt"}
     assert names == {"config.json", "metrics.jsonl", *checkpoints, *(f"snapshot-{step}.pt" for step in (0, 7, 14))}

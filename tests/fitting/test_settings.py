@@ -52,7 +52,7 @@ def test_an_epoch_is_as_many_steps_as_it_has_batches(few_records, monkeypatch):
         ({"seed": -1}, "seed must be a whole number from 0 to 9223372036854775807, not -1"),
         (
             {"schedule": "cosin"},
-            "schedule must be one of constant, linear, cosine, not 'cosin'; did you mean 'cosine'?",
+            "schedule must be one of constant, linear, cosine, plateau, not 'cosin'; did you mean 'cosine'?",
         ),
         (
             {"warmup": 7},
