@@ -106,6 +106,8 @@ def main(folder: Path, compiled: bool, count: int) -> None:
         assert records == lines and untimed(found["history"]) == lines, f"{i}: other records"
         for name in (f"snapshot-{STEPS[compiled] // 2}.pt", f"snapshot-{STEPS[compiled]}.pt"):
             assert same(*(torch.load(at / name, weights_only=True) for at in (out, folder / "whole"))), f"{i}: {name}"
+        best = [torch.load(at / "best.pt", weights_only=True) for at in (out, folder / "whole")]
+        assert best[0]["step"] == best[1]["step"] and same(best[0]["pair"], best[1]["pair"]), f"{i}: best.pt"
         assert not list(out.glob("*.tmp"))
     print(json.dumps({"killed": killed, "begun": begun, "half written": tmp, "seconds": seconds}))
 

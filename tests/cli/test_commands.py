@@ -53,6 +53,9 @@ def test_fit_writes_its_folder_and_shows_its_numbers(folder, capsys):
     assert "run/latent_means.png\n" in out and {"training_curves.png", "latent_means.png"} <= names
     last = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
     assert f"{last['heldout_elbo']:.2f}" in out and f"{last['reconstruction']:.2f}" in out
+    records = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    best = max(records, key=lambda record: record["heldout_elbo"])
+    assert f"highest held-out ELBO: {best['heldout_elbo']:.2f} at step {best['step']}" in out
 
 
 def test_fit_in_json(folder, capsys):

@@ -86,7 +86,11 @@ BAD: dict[str, tuple[tuple[str, ...], int, str]] = {
     "zero batch": (("fit", "--batch-size", "0"), 2, "batch_size must be a whole number of at least 1, not 0"),
     "negative rate": (("fit", "--lr", "-1"), 2, "lr must be a number above 0, not -1.0"),
     "negative seed": (("fit", "--seed", "-1"), 2, "seed must be a whole number from 0 to "),
-    "unknown schedule": (("fit", "--schedule", "exponential"), 2, "schedule must be one of constant, linear, cosine, plateau"),
+    "unknown schedule": (
+        ("fit", "--schedule", "exponential"),
+        2,
+        "schedule must be one of constant, linear, cosine, plateau",
+    ),
     "long warmup": (
         ("fit", "--steps", "5", "--warmup", "6"),
         2,

@@ -19,7 +19,15 @@ from pyro_vi.support import Lock, write_json
 
 STEPS, STOP = 20, 13
 OPTIONS = {"steps": STEPS, "batch_size": 20, "snapshots": (0.0, 0.5, 1.0)}
-FILES = ("config.json", "metrics.jsonl", "checkpoint.pt", "checkpoint-previous.pt", "snapshot-0.pt", "snapshot-10.pt")
+FILES = (
+    "config.json",
+    "metrics.jsonl",
+    "checkpoint.pt",
+    "checkpoint-previous.pt",
+    "snapshot-0.pt",
+    "snapshot-10.pt",
+    "best.pt",
+)
 
 
 def begun(folder: Path, seed: int = 0) -> Path:
