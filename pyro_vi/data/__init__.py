@@ -1,7 +1,8 @@
 """Data sets: from a name, a file or arrays to minibatches.
 
 * `loading` turns a name, a file or arrays into a `Data`. `registered` and `files` read the sources, `arrays` describes and
-  splits columns, `columns` checks the values, and `mapped` reads the rows of large files on demand.
+  splits columns, `columns` checks the values, and `mapped` reads the rows of large files on demand. `bounded` compares what the
+  header of a file claims with the file.
 * `arguments` tells columns from the other arguments of a program, and takes rows of arguments.
 * `further` turns new rows into what programs take that were fitted to other data.
 * `spec` describes one datum and the columns of a batch. `dataset` defines `Data`, which splits the training rows into

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from pyro_vi.data.bounded import Array, check_lines, check_parquet, read_archive, read_array
 from pyro_vi.errors import InputError, first_line
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
-
-UNREADABLE = (ValueError, OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile)
+UNREADABLE = (
+    *(ValueError, OSError, EOFError, LookupError, ArithmeticError, RuntimeError, MemoryError),
+    *(zlib.error, zipfile.BadZipFile),
+)
 """Exceptions raised when a damaged file is read."""
 
 
@@ -71,28 +70,16 @@ def read_file(path: Path) -> Columns | Table:
         return FILES[suffix](path)
     except InputError:
         raise
-    except UNREADABLE as error:
-        if "allow_pickle" in str(error):
-            raise InputError(
-                f"{path.name} holds Python objects, or is damaged, and is not read; save plain numbers with numpy.save"
-            ) from error
+    except Exception as error:  # of any kind: what is in the file decides
         raise InputError(f"cannot read {path.name} ({first_line(error)}); save it again as {suffix}") from error
 
 
 def _npy_file(path: Path) -> Columns:
-    with open(path, "rb") as stream:
-        array = np.load(stream, allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            raise InputError(f"{path.name} holds several arrays; rename it to {path.stem}.npz")
-    return Columns({"the array": array})
+    return Columns({"the array": read_array(path)})
 
 
 def _npz_file(path: Path) -> Columns:
-    with open(path, "rb") as stream:
-        file = np.load(stream, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise InputError(f"{path.name} holds one plain array; rename it to {path.stem}.npy")
-        arrays = {name: file[name] for name in file.files}
+    arrays = read_archive(path)
     if not arrays:
         raise InputError(f"{path.name} holds no array; save at least one with numpy.savez")
     if not {"train", "test"} <= set(arrays):
@@ -106,8 +93,7 @@ def _csv_file(path: Path) -> Table:
     import pandas as pd
 
     kind: dict[str, Any] = {"encoding": "utf-8-sig", "skipinitialspace": True}
-    with open(path, encoding="utf-8-sig") as stream:
-        line = stream.readline()
+    line = check_lines(path)
     for separator, name in ((";", "semicolons"), ("\t", "tabs")):
         if separator in line and "," not in line:
             raise InputError(
@@ -137,6 +123,7 @@ def _parquet_file(path: Path) -> Table:
     import pyarrow
 
     try:
+        check_parquet(path)
         frame = pd.read_parquet(path, engine="pyarrow")
     except pyarrow.ArrowException as error:
         raise ValueError(str(error)) from error

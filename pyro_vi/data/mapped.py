@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vi.data.bounded import check_header
 from pyro_vi.data.files import Array, Columns
 from pyro_vi.errors import InputError
 
@@ -184,6 +185,8 @@ def mapped_file(path: Path) -> Columns | None:
     try:
         if path.suffix.lower() != ".npy" or not path.is_file() or path.stat().st_size <= FILE_BYTES:
             return None
+        with open(path, "rb") as stream:
+            check_header(stream, path.stat().st_size, path.name)
         return Columns({"the array": np.lib.format.open_memmap(path, mode="r")})
     except (ValueError, OSError):
         return None

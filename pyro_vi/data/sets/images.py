@@ -3,8 +3,6 @@
 Every reader returns a `Raw` of flat images, with values as stored (uint8).
 """
 
-import gzip
-import math
 import os
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vi.data.files import UNREADABLE
+from pyro_vi.data.bounded import read_idx
 from pyro_vi.data.seeds import split
 from pyro_vi.data.sets.raw import Raw, folder_arrays, labelled
 from pyro_vi.errors import InputError, UsageError, first_line
@@ -183,16 +181,15 @@ def _mnist_file(name: str) -> Path:
 
 def _idx(path: Path, what: str) -> Tensor:
     """Read an IDX file: flat images (rows, pixels), or labels (rows,)."""
-    wanted, dims = {"images": (2051, 3), "labels": (2049, 1)}[what]
     try:
-        with gzip.open(path) as file:
-            content = file.read()
-        magic, *shape = np.frombuffer(content[: 4 + 4 * dims], ">u4").tolist()
-        if magic != wanted or len(shape) != dims:
-            raise ValueError(f"not an IDX file of {what}")
-        values = np.frombuffer(content, np.uint8, offset=4 + 4 * dims)
-        values = values.reshape(shape[0], math.prod(shape[1:])) if dims > 1 else values.reshape(shape[0])
-    except UNREADABLE as error:
-        what = f"data set 'mnist': cannot read {path} ({first_line(error)})"
-        raise InputError(f"{what}; put the original {path.name} there") from error
-    return torch.from_numpy(values.copy())  # a copy, because torch cannot hold a read-only buffer
+        if what == "labels":
+            return torch.from_numpy(read_idx(path, 2049, 1))
+        values = read_idx(path, 2051, 3)
+        if values.shape[1:] != (28, 28):
+            raise ValueError(f"its images have {values.shape[1]} x {values.shape[2]} pixels, not 28 x 28")
+    except InputError:
+        raise
+    except Exception as error:  # of any kind: what is in the file decides
+        said = f"data set 'mnist': cannot read {path} ({first_line(error)})"
+        raise InputError(f"{said}; put the original {path.name} there") from error
+    return torch.from_numpy(values.reshape(len(values), 784))

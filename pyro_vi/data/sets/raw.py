@@ -9,11 +9,11 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vi.data.files import UNREADABLE, Array
+from pyro_vi.data.bounded import Array, read_archive
+from pyro_vi.data.files import UNREADABLE
 from pyro_vi.data.seeds import generator
 from pyro_vi.data.spec import ColumnSpec
 from pyro_vi.errors import InputError, first_line
@@ -118,9 +118,8 @@ def folder_arrays(name: str, relative: str, keys: tuple[str, ...]) -> list[Array
     """Return arrays of an .npz file in the folder PYRO_VI_DATA; raise InputError if they cannot be read."""
     path = folder_file(name, relative)
     try:
-        # Opened here because np.load leaves a damaged file open.
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            return [arrays[key] for key in keys]
+        arrays = read_archive(path, keys)
+        return [arrays[key] for key in keys]
     except UNREADABLE as error:
         raise damaged(name, path, error) from error
 
