@@ -6,7 +6,7 @@
 * `arguments` tells columns from the other arguments of a program, and takes rows of arguments.
 * `further` turns new rows into what programs take that were fitted to other data.
 * `spec` describes one datum and the columns of a batch. `dataset` defines `Data`, which splits the training rows into
-  batches. `seeds` makes the random generators for all of this.
+  batches. `seeds` makes the random generators for all of this, and `rows` the row numbers of files with very many rows.
 """
 
 from pyro_vi.data.arguments import changed, fresh, numbered, part

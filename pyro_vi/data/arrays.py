@@ -16,7 +16,7 @@ from pyro_vi.data.columns import SUPPORTS, default_heldout, survey
 from pyro_vi.data.dataset import Batch, Data, Stored
 from pyro_vi.data.files import Columns
 from pyro_vi.data.mapped import Mapped, first
-from pyro_vi.data.seeds import split
+from pyro_vi.data.seeds import split_many
 from pyro_vi.data.sets.raw import known_labels
 from pyro_vi.data.sets.series import padded
 from pyro_vi.data.sets.tables import moments
@@ -76,8 +76,9 @@ def from_columns(
         raise InputError(f"{name}: 1 row cannot be split; give at least 2 rows, or heldout=0")
     supports = next(iter(surveyed.values()))[1]
     if test is None:
-        kept, rest = split(rows, default_heldout(whole) if heldout is None else heldout, seed)
-        train: Stored = tuple(c.part(kept) if isinstance(c, Mapped) else c[kept.to(c.device)] for c in whole)
+        fraction = default_heldout(whole) if heldout is None else heldout
+        kept, rest = split_many(rows, fraction, seed, many=any(isinstance(column, Mapped) for column in whole))
+        train: Stored = tuple(c.part(kept) if isinstance(c, Mapped) else c[kept[:].to(c.device)] for c in whole)
         held: Batch = tuple(column.index_select(0, rest.to(column.device)) for column in whole)
     else:
         tested, test_supports = survey(test, dtype, f"{name}: 'test'")
@@ -100,7 +101,7 @@ def from_columns(
     if choice.standardize:
         data = _standardized(data)
     labels = tensor_of(given.labels)
-    return data if labels is None else _labelled(data, labels, (kept, rest), given.classes, choice.labels)
+    return data if labels is None else _labelled(data, labels, (kept[:], rest), given.classes, choice.labels)
 
 
 def series_of(given: Mapping[str, Any]) -> dict[str, Any] | None:

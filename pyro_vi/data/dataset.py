@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pyro_vi.data.columns import draw, floats
 from pyro_vi.data.mapped import Mapped, ahead, first
+from pyro_vi.data.rows import Every, parts, shuffled
 from pyro_vi.data.seeds import generator
 from pyro_vi.data.spec import DataSpec
 from pyro_vi.errors import InputError
@@ -82,7 +83,7 @@ class Data:
     integers: bool = False
     shuffle: bool = True
     drop_last: bool = False
-    given: Tensor | None = field(default=None, repr=False)
+    given: Tensor | Every | None = field(default=None, repr=False)
     numbered: bool = False
     labels: Tensor | None = field(default=None, repr=False)
     heldout_labels: Tensor | None = field(default=None, repr=False)
@@ -121,11 +122,11 @@ class Data:
 
     def order(self, epoch: int) -> Tensor:
         """Row numbers of the training data, (num_data,), in the order of an epoch."""
-        return self._order(epoch).to(self.columns[0].device if self.columns else None)
+        return self._order(epoch)[:].to(self.columns[0].device if self.columns else None)
 
     def numbers(self, rows: Tensor) -> Tensor:
         """Return the numbers that training rows have in the data as they were handed over."""
-        return rows if self.given is None else self.given[rows.to(self.given.device)]
+        return rows if self.given is None else self.given[rows.cpu()]
 
     def stored(self, epoch: int) -> tuple[Any, ...]:
         """The training columns of an epoch as stored, or as redrawn if `binarize` is set.
@@ -201,10 +202,10 @@ class Data:
             return column
         return floats(column, self.spec.dtype, None if self.binarize else levels)
 
-    def _order(self, epoch: int) -> Tensor:
+    def _order(self, epoch: int) -> Tensor | Every:
         if not self.shuffle:
-            return torch.arange(self.spec.num_data)
-        return torch.randperm(self.spec.num_data, generator=generator(self.seed, epoch, "shuffle"))
+            return Every(self.spec.num_data)
+        return shuffled(self.spec.num_data, generator(self.seed, epoch, "shuffle"), many=self.mapped)
 
     def _batches(self, epoch: int, batch_size: int) -> Generator[tuple[Tensor, Batch], None, None]:
         stored = self.stored(epoch)
@@ -216,7 +217,7 @@ class Data:
         def read(index: Tensor) -> list[Tensor]:
             return [column.read(index) for column in self.columns if isinstance(column, Mapped)]
 
-        with closing(ahead(read, torch.split(self._order(epoch)[: self.per_epoch(batch_size)], batch_size))) as batches:
+        with closing(ahead(read, parts(self._order(epoch), self.per_epoch(batch_size), batch_size))) as batches:
             for index, found in batches:
                 index, rest = index.to(self.columns[0].device), iter(found)
                 stored = (

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pyro_vi.data.bounded import check_header
 from pyro_vi.data.files import Array, Columns
+from pyro_vi.data.rows import Every, parts
 from pyro_vi.errors import InputError
 
 T = TypeVar("T")
@@ -60,7 +61,7 @@ class Mapped:
         start: byte of the file at which its first row starts.
         stored: dtype of the numbers in the file.
         event_shape: shape of one row.
-        chosen: row numbers, in the file, of the rows of this column, in order.
+        chosen: row numbers, in the file, of the rows of this column, in order; of very many rows they are not kept.
         casts: every dtype that a tensor in its place would have been cast to, in order, because each cast rounds.
         device: device of the rows that `index_select` returns.
     """
@@ -70,7 +71,7 @@ class Mapped:
     start: int
     stored: np.dtype[Any]
     event_shape: tuple[int, ...]
-    chosen: Tensor
+    chosen: Tensor | Every
     casts: tuple[torch.dtype, ...] = ()
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
 
@@ -90,9 +91,11 @@ class Mapped:
         casts = self.casts if dtype in (None, self.dtype) else (*self.casts, dtype)
         return dataclasses.replace(self, casts=casts, device=torch.device(device or self.device))
 
-    def part(self, index: Tensor) -> "Mapped":
+    def part(self, index: Tensor | Every) -> "Mapped":
         """Return the indexed rows as a new column, without reading them."""
-        return dataclasses.replace(self, chosen=self.chosen[index.cpu()])
+        if type(self.chosen) is Every and isinstance(index, Every):
+            return dataclasses.replace(self, chosen=index)
+        return dataclasses.replace(self, chosen=self.chosen[index[:].cpu()])
 
     def index_select(self, dim: int, index: Tensor) -> Tensor:
         """Return the indexed rows, (len(index), *event_shape), on the device."""
@@ -101,7 +104,7 @@ class Mapped:
 
     def blocks(self) -> Iterator[Tensor]:
         """Yield all rows in order, in blocks, on the CPU."""
-        for part in torch.split(self.chosen, rows_in_block(self.event_shape)):
+        for part in parts(self.chosen, len(self), rows_in_block(self.event_shape)):
             yield self._read(part)
 
     def read(self, index: Tensor) -> Tensor:
@@ -109,11 +112,11 @@ class Mapped:
 
         Raises InputError if the file can no longer be read.
         """
-        parts = torch.split(self.chosen[index], rows_in_block(self.event_shape))
-        if len(parts) == 1:
-            return self._read(parts[0])
+        pieces = torch.split(self.chosen[index], rows_in_block(self.event_shape))
+        if len(pieces) == 1:
+            return self._read(pieces[0])
         found = torch.empty((len(index), *self.event_shape), dtype=self.dtype, device="cpu")
-        for into, part in zip(torch.split(found, len(parts[0])), parts, strict=True):
+        for into, part in zip(torch.split(found, len(pieces[0])), pieces, strict=True):
             into.copy_(self._read(part))
         return found
 
@@ -245,7 +248,7 @@ def mapped_column(values: Array) -> Mapped | None:
     try:
         with open(path, "rb") as stream:
             identity = _identity(stream.fileno())
-        column = Mapped(str(path), identity, start, values.dtype, values.shape[1:], torch.arange(len(values)))
+        column = Mapped(str(path), identity, start, values.dtype, values.shape[1:], Every(len(values)))
         ends = np.asarray(values)[[0, -1]]
         same = column._bytes(np.array([0, len(values) - 1])).tobytes() == ends.tobytes()
     except (OSError, InputError):

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vi.data.rows import Every, shuffled, without
 from pyro_vi.errors import InputError
 
 
@@ -33,8 +34,15 @@ def split(rows: int, heldout: float, seed: int) -> tuple[Tensor, Tensor]:
     >>> [len(part) for part in split(1797, 1 / 6, seed=0)]
     [1498, 299]
     """
+    kept, rest = split_many(rows, heldout, seed, many=False)
+    return kept[:], rest
+
+
+def split_many(rows: int, heldout: float, seed: int, *, many: bool) -> tuple[Tensor | Every, Tensor]:
+    """`split`; with ``many``, the numbers of very many training rows are not kept in memory: see `pyro_vi.data.rows`."""
     if not 0 <= heldout < 1:
         raise InputError(f"heldout={heldout} is not a fraction; use a number from 0 (nothing held out) to below 1")
     count = min(rows - 1, max(1, int(rows * heldout + 1e-9))) if heldout else 0
-    order = torch.randperm(rows, generator=generator(seed, 0, "split"))
-    return order[count:].sort().values, order[:count].sort().values
+    order = shuffled(rows, generator(seed, 0, "split"), many=many)
+    rest = order[:count].sort().values
+    return order[count:].sort().values if isinstance(order, Tensor) else without(rows, rest), rest
