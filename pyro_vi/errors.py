@@ -18,7 +18,7 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         # In a traced program, Pyro raises the error again with the shapes of the trace after its text.
-        return super().__str__().split(f"\n{SHAPES}")[0]
+        return plain(super().__str__().split(f"\n{SHAPES}")[0])
 
 
 class UsageError(InputError):
@@ -28,12 +28,29 @@ class UsageError(InputError):
 class FitError(RuntimeError):
     """A fit that cannot continue; the message names the step, the batch and the site in one line."""
 
+    def __str__(self) -> str:
+        return plain(super().__str__())
+
 
 class NoGraph(RuntimeError):
     """A program that has no graph, or whose graph would give other numbers than the program; the message says why.
 
     Callers continue eagerly and report the message. Where the user demanded a graph, they raise `InputError` with it.
     """
+
+
+def plain(text: str) -> str:
+    """Return a text with an escape for each character that is not printed, such as those that command a terminal.
+
+    Names of files, columns and programs may come from strangers.
+
+    Example:
+        >>> plain("a\\nb \\x1b[31m")
+        'a\\\\nb \\\\x1b[31m'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def first_line(error: object) -> str:
@@ -43,7 +60,7 @@ def first_line(error: object) -> str:
         >>> first_line(ValueError("\\n  a is not b\\n  see c")), first_line(KeyboardInterrupt())
         ('a is not b', 'KeyboardInterrupt')
     """
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return plain(next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__))
 
 
 def kind_and_line(error: object) -> str:

@@ -41,7 +41,12 @@ def store(run: Run, folder: str | Path) -> Path:
     if run.out is not None and holds_run(run.out):
         make_folder(path)
         for file in sorted(Path(run.out).iterdir()):
-            if file.is_file() and not file.name.startswith(".") and file.suffix not in (".tmp", ".lock"):
+            if (
+                file.is_file()
+                and not file.is_symlink()
+                and not file.name.startswith(".")
+                and file.suffix not in (".tmp", ".lock")
+            ):
                 write_through(path / file.name, lambda temporary: shutil.copyfile(file, temporary))  # noqa: B023
     elif run.state:
         target = RunFolder(path, run.config)

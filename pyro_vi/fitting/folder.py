@@ -39,7 +39,17 @@ from pyro_vi.fitting.reading import (
     signed,
 )
 from pyro_vi.fitting.sealed import RUN, Damaged, read_sealed, write_sealed
-from pyro_vi.support import Lock, finite, keep_as, make_folder, remove_temporary, unwritable, write_json, write_through
+from pyro_vi.support import (
+    NO_LINK,
+    Lock,
+    finite,
+    keep_as,
+    make_folder,
+    remove_temporary,
+    unwritable,
+    write_json,
+    write_through,
+)
 
 __all__ = ["CHECKPOINT", "CONFIG", "METRICS", "RunFolder", "checksum", "config_of", "holds_run", "load_parameters"]
 
@@ -119,7 +129,7 @@ class RunFolder:
         """Append a line to ``metrics.jsonl``."""
         path = self.path / METRICS
         try:
-            with path.open("a") as file:
+            with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_LINK, 0o666), "a") as file:
                 file.write(_line(record))
         except OSError as error:
             raise unwritable(path, error, self.then) or error from error

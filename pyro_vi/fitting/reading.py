@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from pyro_vi.errors import InputError
+from pyro_vi.fitting.plausible import wrong_config, wrong_records
 from pyro_vi.fitting.sealed import Damaged, read_sealed
 from pyro_vi.support import finite
 
@@ -142,10 +143,15 @@ def put_into(pair: torch.nn.Module, state: Mapping[str, Any], what: str) -> None
 
 
 def _checkpoint(state: dict[str, Any]) -> dict[str, Any]:
-    config, records = state.get("config"), state.get("history")
-    known = isinstance(config, dict) and isinstance(config.get("run"), str) and isinstance(records, list)
-    if not known or not all(isinstance(record, dict) for record in records or ()):
+    config = state.get("config")
+    if (
+        not isinstance(config, dict)
+        or "run" not in config
+        or wrong_records(state.get("history"))
+    ):
         raise Damaged("it lacks the configuration or the records of a run")
+    if wrong := wrong_config(config):
+        raise Damaged(wrong)
     return state
 
 
@@ -162,6 +168,8 @@ def _config(path: Path) -> dict[str, Any]:
         raise Damaged("it cannot be read as JSON") from error
     if not isinstance(found, dict) or not isinstance(found.get("checksum"), str):
         raise Damaged("it has no checksum")
+    if wrong := wrong_config(found):
+        raise Damaged(wrong)
     if not isinstance(found.get("run"), str) or signed(found)["checksum"] != found["checksum"]:
         raise Damaged("it has changed since it was written: its checksum differs")
     return found

@@ -11,7 +11,6 @@ digest of run, kind of file and content: it does not fit a file that was damaged
 import copy
 import hashlib
 import os
-import pickle
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,8 @@ from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
+
+from pyro_vi.fitting.plausible import too_much
 
 MARK, FORMAT = b"pyro_vi", 1
 RUN, DIGEST = 16, 64
@@ -84,11 +85,15 @@ def read_sealed(path: Path, run: str | None, kind: str) -> dict[str, Any]:
             _refuse_packed(file)
             file.seek(0)
             state = torch.load(file, weights_only=True, map_location="cpu")
-        except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        except Damaged:
+            raise
+        except Exception as error:  # of any kind: what is in the file decides
             raise Damaged(f"torch cannot read it ({type(error).__name__})") from error
         size = file.seek(0, os.SEEK_END)
     if not isinstance(state, dict):
         raise Damaged("it holds no state of a run")
+    if wrong := too_much(state, size):
+        raise Damaged(wrong)
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors_in(state)}
     if sum(storages.values()) > size or any(not _whole(t) for t in tensors_in(state)):
         raise Damaged("it claims larger tensors than it holds")

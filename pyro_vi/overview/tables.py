@@ -13,6 +13,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pyro_vi.errors import plain
 from pyro_vi.overview.layouts import LaidSite, Layout
 from pyro_vi.overview.shelves import Described, Match
 
@@ -179,7 +180,8 @@ def _table(title: str, columns: Iterable[str], rows: Iterable[Row], right: tuple
         whole = all(" " not in row[i] and len(row[i]) <= LONG for row in folded)
         shown.add_column(column, justify="right" if i in right else "left", overflow="fold", no_wrap=whole)
     for row in folded:
-        shown.add_row(*map(Text, row))  # as texts, because rich reads what is in brackets as markup
+        # As texts, because rich reads what is in brackets as markup.
+        shown.add_row(*(Text("\n".join(map(plain, cell.split("\n")))) for cell in row))
     return shown
 
 

@@ -11,7 +11,7 @@
 """
 
 from pyro_vi.support.html import html_block, pictures_in
-from pyro_vi.support.locks import Lock
+from pyro_vi.support.locks import NO_LINK, Lock
 from pyro_vi.support.numbers import Real, Whole, flag, real, seed_from, shown, whole, word
 from pyro_vi.support.packages import versions
 from pyro_vi.support.randomness import (
@@ -35,6 +35,7 @@ from pyro_vi.support.writing import (
 )
 
 __all__ = [
+    "NO_LINK",
     "Lock",
     "Real",
     "Whole",

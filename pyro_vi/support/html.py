@@ -40,5 +40,5 @@ def pictures_in(folder: Path | None) -> list[bytes]:
     """Return the PNG files in a folder, at most `MOST` of them that are not too large; none if there is no folder."""
     if folder is None or not folder.is_dir():
         return []
-    small = [path for path in sorted(folder.glob("*.png")) if path.stat().st_size <= LARGEST]
+    small = [path for path in sorted(folder.glob("*.png")) if path.is_file() and path.stat().st_size <= LARGEST]
     return [path.read_bytes() for path in small[:MOST]]

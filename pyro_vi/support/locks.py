@@ -14,6 +14,9 @@ except ImportError:  # on Windows folders are not locked
 
 NAME = ".lock"
 
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+"""Flag to open a file that is no link: what the folder of a stranger links to would be overwritten."""
+
 _held: "weakref.WeakSet[Lock]" = weakref.WeakSet()
 
 
@@ -32,7 +35,7 @@ class Lock:
         self.path, self._file = folder / NAME, -1
         while fcntl is not None and self._file < 0:
             try:
-                file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+                file = os.open(self.path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
             except OSError as error:
                 raise InputError(f"'{self.path}' cannot be opened ({error.strerror}); choose another folder") from error
             try:

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 
 from pyro_vi.errors import UsageError
 
+LONGEST = 10_000
+"""Most characters of a name with its options."""
 _PLAIN_TARGET = re.compile(r"[\w.:\-]+")
 
 
@@ -28,6 +30,8 @@ def parse(text: str) -> tuple[str, dict[str, object]]:
     ('programs/mine.py:Model', {})
     """
     text = text.strip()
+    if len(text) > LONGEST:
+        raise UsageError(f"cannot read a name of {len(text)} characters; write at most {LONGEST}")
     if not text.endswith(")"):
         if text.count("(") != text.count(")"):
             raise _unreadable(text)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -37,11 +38,10 @@ def make_folder(path: str | Path) -> Path:
         InputError: the folder cannot be made or written to.
     """
     folder = Path(path).expanduser()
-    probe = folder / ".writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise InputError(
             f"the folder '{path}' cannot be written ({error.strerror}); choose another with --out"

@@ -245,4 +245,4 @@ def _write(figure: Figure, path: Path, format: str) -> None:
     # Dates and random names in the file would make two pictures of one fit differ.
     metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[format]
     with matplotlib.rc_context({"svg.hashsalt": "pyro_vi"}):
-        figure.savefig(path, format=format, dpi=150, metadata=metadata)
+        write_through(path, lambda temporary: figure.savefig(temporary, format=format, dpi=150, metadata=metadata))
