@@ -20,15 +20,17 @@ torch.distributions.Distribution.set_default_validate_args(__debug__)
 beartype_code.getrandbits = random.Random(0).getrandbits
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
-_cache = pytest.StashKey[tuple[str, str | None]]()
+STATE = "XDG_STATE_HOME"  # with the key that signs run folders
+_cache = pytest.StashKey[tuple[str, dict[str, str | None]]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the compiler's cache: empty, so that no test depends on earlier runs; the workers inherit it."""
+    """Make the compiler's cache: empty, so that no test depends on earlier runs; the workers inherit it, and the key."""
     if not hasattr(config, "workerinput"):
         folder = tempfile.mkdtemp(prefix="pyro_vi_compiled_")
-        config.stash[_cache] = folder, os.environ.get(CACHE)
+        config.stash[_cache] = folder, {name: os.environ.get(name) for name in (CACHE, STATE)}
         os.environ[CACHE] = folder
+        os.environ[STATE] = os.path.join(folder, "state")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -36,10 +38,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if _cache in config.stash:
         folder, before = config.stash[_cache]
         shutil.rmtree(folder, ignore_errors=True)
-        if before is None:
-            del os.environ[CACHE]
-        else:
-            os.environ[CACHE] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({name: value} if value is not None else {})
 
 
 @pytest.fixture(autouse=True)

@@ -17,22 +17,24 @@ import torch
 from pyro_vi.afterwards.storing import DATA, stored_data
 from pyro_vi.data import Data
 from pyro_vi.errors import InputError
-from pyro_vi.fitting import Options, Plan, checksum, config_of, names_of, plan_of
+from pyro_vi.fitting import Options, Plan, checksum, config_of, names_of, plan_of, refuse_foreign
 
 KINDS = ("model", "guide", "data")
 OWN = re.compile(r"^(?P<path>.*?\.(?:py|npy|npz|csv|parquet))(?=$|[:(])", re.IGNORECASE)
 """A path to a file, at the start of the name of a program or of data."""
 
 
-def sources_of(path: Path, config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def sources_of(path: Path, config: Mapping[str, Any], given: Mapping[str, Any], trust: bool = False) -> dict[str, Any]:
     """Return model, guide and data of the run in a folder, with absolute paths; what is in ``given`` comes first.
 
     Args:
         path: the folder.
         config: the configuration of the run.
         given: what the caller passed, by ``"model"``, ``"guide"`` and ``"data"``; for None, the folder decides.
+        trust: the code of programs that the folder names may run, whoever made the run.
 
     Raises:
+        UsageError: the run of another user names programs that are code.
         InputError: the run was made from Python objects that are not given, or a file is not found.
     """
     called = config.get("given", {})
@@ -54,6 +56,7 @@ def sources_of(path: Path, config: Mapping[str, Any], given: Mapping[str, Any]) 
             f"the run in '{path}' was made from Python objects ({', '.join(asked)}), which the folder does not hold; give "
             f"them: pyro_vi.open({call})"
         )
+    refuse_foreign(path, config, {kind: found[kind] for kind in ("model", "guide") if given.get(kind) is None}, trust)
     places = [Path(place) for place in (called.get("folder") or ".", ".")]
     for kind in KINDS:
         if given.get(kind) is None:

@@ -22,6 +22,7 @@ from pyro_vi.fitting import (
     parameters_of,
     put_into,
     read_snapshot,
+    wrong_position,
 )
 from pyro_vi.programs import Pair, Source, isolated
 
@@ -32,6 +33,7 @@ def open(
     model: Source | None = None,
     guide: Source | None = None,
     data: Any = None,
+    trust: bool = False,
 ) -> OpenedRun:
     """Open a fit, for posteriors, embeddings, reconstructions, samples and evidence of its data or of new rows.
 
@@ -43,8 +45,10 @@ def open(
         model: the model, if it was a Python object or if its file has moved.
         guide: the guide, in the same cases.
         data: the data of the fit, in the same cases; pass new data to the methods of the result.
+        trust: run the code of programs that the folder names, though the run was not made by this user.
 
     Raises:
+        UsageError: the run of another user names programs that are code: a file, or a module of a package.
         InputError: the folder holds no run, the run was made from Python objects that are not given, a file is not found, or
             the data differ from those of the fit.
 
@@ -69,9 +73,11 @@ def open(
     state, name, wrong = newest(path, config.get("run"))
     if state is None:
         raise InputError(f"'{path}' holds no {CHECKPOINT} yet; continue the fit with: pyro-vi resume {path}")
+    if wrong_position(state):
+        raise InputError(f"'{path / name}' has no position or no records of a fit; fit again, or open another run")
     if wrong:
         warnings.warn(f"'{path / CHECKPOINT}' is not used: {wrong}; the run is opened at {name}", stacklevel=2)
-    sources = sources_of(path, config, {"model": model, "guide": guide, "data": data})
+    sources = sources_of(path, config, {"model": model, "guide": guide, "data": data}, trust)
     planned = plan_again(path, config, sources, state["pair"])
     parameters, chosen = parameters_of(path, state)
     put_into(planned.pair, {"pair": parameters}, f"the run in '{path}'")

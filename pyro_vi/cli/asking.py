@@ -60,6 +60,8 @@ def asked_of(command: PairCommand, run: str | None, **rows: Any) -> Asked:
     from pyro_vi.afterwards import open
     from pyro_vi.afterwards.finding import same_data
 
+    trust = bool(getattr(command, "trust", False))
+
     given = {kind: value for kind in ("model", "guide") if not isinstance(value := getattr(command, kind), Default)}
     named = not isinstance(command.data, Default)
     if not named and command.source != command.data:
@@ -67,7 +69,7 @@ def asked_of(command: PairCommand, run: str | None, **rows: Any) -> Asked:
             "the run in --run knows its data and their columns; leave the options of data out, or give --data"
         )
     new = command.source if named and not same_data(run, command.source) else None
-    opened = open(run, **given, data=command.source if named and new is None else None)
+    opened = open(run, **given, data=command.source if named and new is None else None, trust=trust)
     config = opened.config
     model, guide = (given.get(kind) or config.get(kind, "") for kind in ("model", "guide"))
     names = model, guide, command.source if named else str(config.get("data"))

@@ -151,6 +151,8 @@ class Resume:
     """Something else to do about a loss or gradient that is not finite, from here on."""
     allow: tuple[str, ...] = ()
     """Settings that may have changed since the run was made; the error gives their names."""
+    trust: bool = False
+    """Run the code of programs that the folder names, though you did not make the run."""
     format: Literal["png", "svg", "pdf"] = "png"
     """Format of the pictures."""
     json: bool = False
@@ -172,6 +174,8 @@ class Audit(PairCommand):
     run: str | None = None
     """Folder of a fit, which tells model, guide and data; --data NEW takes all rows of new data. By default the initial
     parameters are used."""
+    trust: bool = False
+    """Run the code of programs that the folder of --run names, though you did not make the run."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,8 @@ class Check(PairCommand):
     """Steps over which the weight of the KL will rise."""
     run: str | None = None
     """Folder of a fit, which tells model, guide and data, and whose parameters are used."""
+    trust: bool = False
+    """Run the code of programs that the folder of --run names, though you did not make the run."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +209,8 @@ class Evidence(PairCommand):
     run: str | None = None
     """Folder of a fit, which tells model, guide and data; --data NEW takes all rows of new data. By default the initial
     parameters are used."""
+    trust: bool = False
+    """Run the code of programs that the folder of --run names, though you did not make the run."""
     method: Literal["iw", "enum", "exact"] | None = None
     """Importance sampling, sums over discrete sites, or the closed form; by default the most exact one that the pair has."""
     particles: int = 5000
@@ -219,6 +227,8 @@ class Show(PairCommand):
     """Data per step; by default as many as a fit takes."""
     run: str | None = None
     """Folder of a fit, which tells model, guide and data, and whose rows, seed and estimator are used."""
+    trust: bool = False
+    """Run the code of programs that the folder of --run names, though you did not make the run."""
     out: str | None = None
     """Folder for layout.json, and for pictures of model and guide where graphviz is installed."""
 
@@ -229,6 +239,8 @@ class Plot:
 
     folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
     """Folder of the fit."""
+    trust: bool = False
+    """Run the code of programs that the folder names, though you did not make the run."""
     only: tuple[str, ...] = ()
     """Names of the pictures to draw; by default all that apply."""
     out: str | None = None

@@ -110,7 +110,8 @@ def _resume(command: Resume) -> int:
     from pyro_vi.fitting import Run, given_of
 
     given = given_of(Path(command.folder).expanduser())["arguments"]
-    found = resume(command.folder, lr=command.lr, nonfinite=command.nonfinite, allow=command.allow)
+    options: dict[str, Any] = {"lr": command.lr, "nonfinite": command.nonfinite, "allow": command.allow}
+    found = resume(command.folder, **options, trust=command.trust)
     shown: dict[str, Any] = {"out": command.folder, "format": command.format, "json": command.json}
     if not isinstance(found, Run):
         return _compare(Compare(**shown), found)
@@ -212,7 +213,7 @@ def _plot(command: Plot) -> int:
     from pyro_vi.afterwards import open
     from pyro_vi.reporting.pictures.plotting import drawn
 
-    run = open(command.folder).run
+    run = open(command.folder, trust=command.trust).run
     _, paths = drawn(run, out=command.out or command.folder, format=command.format, only=command.only)
     if command.json:
         _print_json({"plots": [str(path) for path in paths]})

@@ -2,7 +2,9 @@
 
 import contextlib
 import inspect
-from collections.abc import Collection
+import os
+import sys
+from collections.abc import Collection, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 from pyro_vi.comparing.comparer import compare
 from pyro_vi.comparing.results import Comparison
 from pyro_vi.errors import InputError
-from pyro_vi.fitting import Options, Run, fit, given_of
+from pyro_vi.fitting import Options, Run, fit, given_of, refuse_code
 
 
 def resume(
@@ -20,6 +22,7 @@ def resume(
     nonfinite: str | None = None,
     allow: Collection[str] = (),
     progress: bool = True,
+    trust: bool = False,
 ) -> Run | Comparison:
     """Continue the fit or the comparison in a folder to its end, with the same bits as if it had not been interrupted.
 
@@ -31,10 +34,12 @@ def resume(
         nonfinite: something else to do about a loss that is not finite, from here on: see `pyro_vi.fit`.
         allow: what may have changed since the run was made; see `pyro_vi.fit`.
         progress: show rate and time left on stderr.
+        trust: run the code of programs that the folder names, though the run was not made by this user.
 
     Raises:
         InputError: the folder holds no run, its files are damaged, or it was made from Python objects.
-        UsageError: programs, data, settings or versions have changed; or another process writes into the folder.
+        UsageError: programs, data, settings or versions have changed; another process writes into the folder; or the run of
+            another user names programs that are code.
 
     Example:
         >>> import tempfile
@@ -45,8 +50,9 @@ def resume(
     """
     path = Path(folder).expanduser().absolute()
     given = given_of(path)
+    refuse_code(path, trust)
     start, call = Path(str(given.get("folder") or ".")), compare if given["command"] == "compare" else fit
-    known = {*inspect.signature(call).parameters, *(option.name for option in fields(Options))}
+    known = {*inspect.signature(call).parameters, *(option.name for option in fields(Options))} - {"callbacks"}
     strange = sorted(map(str, given["arguments"].keys() - known))
     if strange:
         raise InputError(
@@ -62,5 +68,16 @@ def resume(
         "allow": (*allow, *(name for name, value in changes.items() if given["arguments"].get(name) != value)),
         "progress": progress,
     }
-    with contextlib.chdir(start if start.is_dir() else "."):
+    with _imports_from_here(), contextlib.chdir(start if start.is_dir() else "."):
         return call(**arguments)
+
+
+@contextlib.contextmanager
+def _imports_from_here() -> Iterator[None]:
+    """Keep Python from importing modules from the folder that a run names: "" in its path is the present folder."""
+    before = sys.path[:]
+    sys.path[:] = [place or os.getcwd() for place in before]
+    try:
+        yield
+    finally:
+        sys.path[:] = before

@@ -15,12 +15,13 @@
 """
 
 from pyro_vi.fitting.best import Best, best_in, refuse_unscored
-from pyro_vi.fitting.calls import fits_in, given, given_of
+from pyro_vi.fitting.calls import fits_in, given, given_of, refuse_code
 from pyro_vi.fitting.folder import RunFolder, checksum
 from pyro_vi.fitting.interrupt import Terminated
 from pyro_vi.fitting.loop import Loop, Settings
 from pyro_vi.fitting.optimizers import recipe_of
 from pyro_vi.fitting.plan import Plan
+from pyro_vi.fitting.plausible import wrong_position
 from pyro_vi.fitting.reading import (
     BEST,
     CHECKPOINT,
@@ -37,6 +38,7 @@ from pyro_vi.fitting.runs import Run, described, left_out, parent_of, said_of_be
 from pyro_vi.fitting.settings import Options
 from pyro_vi.fitting.sites import LATENT, OBSERVED
 from pyro_vi.fitting.svi import findings_of, fit, fit_pair, fractions, names_of, plan_of
+from pyro_vi.fitting.trusting import refuse_foreign
 
 __all__ = [
     "BEST",
@@ -73,7 +75,10 @@ __all__ = [
     "put_into",
     "read_snapshot",
     "recipe_of",
+    "refuse_code",
+    "refuse_foreign",
     "refuse_unscored",
     "said_of_best",
     "scored",
+    "wrong_position",
 ]

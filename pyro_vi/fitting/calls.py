@@ -1,7 +1,7 @@
 """How a fit or a comparison was called, in plain values, so that it can be called again from its folder alone.
 
 * `given` makes this part of a run's configuration.
-* `given_of` reads it from the folder of a fit or a comparison.
+* `given_of` reads it from the folder of a fit or a comparison; `refuse_code` asks whether its code may run.
 """
 
 import os
@@ -15,6 +15,7 @@ import torch
 from pyro_vi.errors import InputError, UsageError
 from pyro_vi.fitting.reading import CONFIG, holds_run, read_config
 from pyro_vi.fitting.settings import Options
+from pyro_vi.fitting.trusting import refuse_foreign
 
 OF_A_CALL = ("out", "resume", "progress", "allow", "callbacks")
 """Options that belong to one call, and not to the run."""
@@ -70,16 +71,28 @@ def of_comparison(path: Path, call: Mapping[str, Any]) -> Path:
     return path.parent.parent if call["arguments"].get("seeds", 1) > 1 else path.parent
 
 
+def refuse_code(path: Path, trust: bool) -> None:
+    """Raise UsageError if the run or the comparison in a folder names code that is not trusted: see `trusting`."""
+    config = _configuration(path)
+    arguments = _call(config).get("arguments", {})
+    programs = {kind: arguments.get(kind, config.get(kind)) for kind in ("model", "guide")}
+    refuse_foreign(path, config, programs, trust)
+
+
 def _found(path: Path) -> dict[str, Any]:
+    return _call(_configuration(path))
+
+
+def _configuration(path: Path) -> dict[str, Any]:
     if holds_run(path):
-        return _call(read_config(path)[0])
+        return read_config(path)[0]
     for folder in fits_in(path):
         try:
-            found = _call(read_config(folder)[0])
+            config = read_config(folder)[0]
         except InputError:
             continue
-        if found.get("command") == "compare":
-            return found
+        if _call(config).get("command") == "compare":
+            return config
     raise InputError(f"'{path}' holds no run to resume; give the folder of a fit or a comparison")
 
 

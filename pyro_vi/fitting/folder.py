@@ -39,6 +39,7 @@ from pyro_vi.fitting.reading import (
     signed,
 )
 from pyro_vi.fitting.sealed import RUN, Damaged, read_sealed, write_sealed
+from pyro_vi.fitting.trusting import own_mark
 from pyro_vi.support import (
     NO_LINK,
     Lock,
@@ -118,6 +119,8 @@ class RunFolder:
         )
         self.run: str = old["run"]
         self.config = signed({**config, **changes, "run": self.run})
+        mark = own_mark(self.config)
+        self.config |= {} if mark is None else {"signature": mark}
         if said or self.config != old:
             write_json(self.path / CONFIG, self.config)
 

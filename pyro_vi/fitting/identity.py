@@ -37,7 +37,7 @@ DETAILS: dict[str, tuple[str, tuple[str, ...]]] = {
 ABSENT = {"nonfinite": "stop"}
 """What older versions did that had no such setting."""
 
-APART = ("given", "run", "checksum", "changes")
+APART = ("given", "run", "checksum", "signature", "changes")
 """Parts of a configuration that do not tell one run from another."""
 
 

@@ -22,6 +22,9 @@ from pyro_vi.support import finite
 CONFIG, METRICS, CHECKPOINT, PREVIOUS = "config.json", "metrics.jsonl", "checkpoint.pt", "checkpoint-previous.pt"
 BEST = "best.pt"
 
+SEALS = ("checksum", "signature")
+"""Entries of a configuration that are made from the others: see `pyro_vi.fitting.trusting`."""
+
 LONGEST = 2**24
 """Most bytes of a configuration."""
 
@@ -32,13 +35,13 @@ def holds_run(path: str | Path) -> bool:
 
 
 def signed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration with its checksum, a BLAKE2b digest of all other entries.
+    """Return a configuration with its checksum, a BLAKE2b digest of all other entries; a signature is left out.
 
     Example:
         >>> signed({"lr": 1.0})["checksum"] == signed({"lr": 1.0, "checksum": ""})["checksum"]
         True
     """
-    plain = json.loads(json.dumps(finite({key: value for key, value in config.items() if key != "checksum"})))
+    plain = json.loads(json.dumps(finite({key: value for key, value in config.items() if key not in SEALS})))
     text = json.dumps(plain, sort_keys=True)
     return {**plain, "checksum": hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}
 
@@ -144,11 +147,7 @@ def put_into(pair: torch.nn.Module, state: Mapping[str, Any], what: str) -> None
 
 def _checkpoint(state: dict[str, Any]) -> dict[str, Any]:
     config = state.get("config")
-    if (
-        not isinstance(config, dict)
-        or "run" not in config
-        or wrong_records(state.get("history"))
-    ):
+    if not isinstance(config, dict) or "run" not in config or wrong_records(state.get("history")):
         raise Damaged("it lacks the configuration or the records of a run")
     if wrong := wrong_config(config):
         raise Damaged(wrong)
