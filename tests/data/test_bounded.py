@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import os
 import pickle
 import re
 import subprocess
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from data_toys import message
+from forging import Bomb
 
 from pyro_vi.data.bounded import RATIO, UNPACKED, read_archive, read_idx
 from pyro_vi.data.loading import load
@@ -77,16 +77,6 @@ def test_no_name_in_an_archive_is_a_path(tmp_path: Path) -> None:
 def test_one_array_of_many_is_read_and_the_others_are_not(tmp_path: Path) -> None:
     (tmp_path / "x.npz").write_bytes(archive({"a.npy": npy("(10,)"), "b.npy": FOUR}))
     assert {name: x.tolist() for name, x in read_archive(tmp_path / "x.npz", ["b"]).items()} == {"b": [0, 1, 2, 3]}
-
-
-class Bomb:
-    """A pickle that makes a file when it is read."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.mkdir, (str(self.path),)
 
 
 def test_pickles_are_not_read(tmp_path: Path) -> None:
