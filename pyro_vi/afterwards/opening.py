@@ -22,7 +22,7 @@ from pyro_vi.fitting import (
     parameters_of,
     put_into,
     read_snapshot,
-    wrong_position,
+    wrong_state,
 )
 from pyro_vi.programs import Pair, Source, isolated
 
@@ -73,8 +73,8 @@ def open(
     state, name, wrong = newest(path, config.get("run"))
     if state is None:
         raise InputError(f"'{path}' holds no {CHECKPOINT} yet; continue the fit with: pyro-vi resume {path}")
-    if wrong_position(state):
-        raise InputError(f"'{path / name}' has no position or no records of a fit; fit again, or open another run")
+    if wrong_state(state):
+        raise InputError(f"'{path / name}' has no state of a fit; fit again, or open another run")
     if wrong:
         warnings.warn(f"'{path / CHECKPOINT}' is not used: {wrong}; the run is opened at {name}", stacklevel=2)
     sources = sources_of(path, config, {"model": model, "guide": guide, "data": data}, trust)

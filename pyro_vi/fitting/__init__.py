@@ -11,7 +11,7 @@
   `ending` explain them.
 * `interrupt` delays SIGINT and SIGTERM; `progress` shows the progress bar; `runs` is the result.
 * `folder` is the run on disk; `sealed` writes files with a checksum; `reading` reads what is intact; `calls` says how the
-  run was called.
+  run was called; `plausible` refuses what no fit writes, and `trusting` code that another user's folder names.
 """
 
 from pyro_vi.fitting.best import Best, best_in, refuse_unscored
@@ -21,7 +21,7 @@ from pyro_vi.fitting.interrupt import Terminated
 from pyro_vi.fitting.loop import Loop, Settings
 from pyro_vi.fitting.optimizers import recipe_of
 from pyro_vi.fitting.plan import Plan
-from pyro_vi.fitting.plausible import wrong_position
+from pyro_vi.fitting.plausible import wrong_state
 from pyro_vi.fitting.reading import (
     BEST,
     CHECKPOINT,
@@ -80,5 +80,5 @@ __all__ = [
     "refuse_unscored",
     "said_of_best",
     "scored",
-    "wrong_position",
+    "wrong_state",
 ]

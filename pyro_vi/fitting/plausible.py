@@ -1,7 +1,7 @@
 """What files of a run may hold. A checksum tells damage, and not intent: anyone can write a file with a right one.
 
 * `too_much` looks for what would take far more time or memory than the file is long.
-* `wrong_config`, `wrong_records` and `wrong_position` look for entries that no fit writes.
+* `wrong_config`, `wrong_records` and `wrong_state` look for entries that no fit writes.
 """
 
 from collections.abc import Callable, Mapping
@@ -79,10 +79,13 @@ def wrong_records(records: Any) -> bool:
     )
 
 
-def wrong_position(state: Mapping[str, Any]) -> bool:
-    """True if a checkpoint does not say at which step it was written, or a record at which it was made."""
-    position = state.get("position")
+def wrong_state(state: Mapping[str, Any]) -> bool:
+    """True if a checkpoint has no parameters, or does not say at which step it was written, or a record when it was made."""
+    position, pair, seen = (state.get(name) for name in ("position", "pair", "convergence"))
     fits = isinstance(position, dict) and _whole(position.get("step")) and _number(position.get("seconds"))
+    fits = fits and isinstance(pair, dict)
+    fits = fits and all(_text(name) and isinstance(value, torch.Tensor) for name, value in dict(pair or {}).items())
+    fits = fits and (seen is None or (isinstance(seen, dict) and _text(seen.get("evidence", ""))))
     return not fits or any("step" not in record for record in state["history"])
 
 

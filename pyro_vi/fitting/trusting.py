@@ -1,7 +1,7 @@
 """Whose code a run folder may run.
 
 The configuration of a run names its programs. If they are files or modules of packages, opening the run runs their code. A run
-that was made by this user carries a signature, a keyed BLAKE2b digest of its configuration, and goes on by itself. Any other run
+that this user made carries a signature, a keyed BLAKE2b digest of its configuration, and goes on by itself. Any other run
 is refused until the user says that its code may run, as Jupyter does with notebooks.
 
 * `own_mark` signs a configuration; `refuse_foreign` checks the programs that a folder names.

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,7 +107,12 @@ def test_no_module_is_imported_from_a_folder_that_a_run_names(place: Path, monke
     monkeypatch.chdir(place / "else")
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     seen: list[tuple[str, list[str]]] = []
-    looking = functools.wraps(pyro_vi.fit)(lambda **_: seen.append((os.getcwd(), sys.path[:])))
+
+    @functools.wraps(pyro_vi.fit)
+    def looking(**options: Any) -> Any:
+        seen.append((os.getcwd(), sys.path[:]))
+        return pyro_vi.fit(**options)
+
     monkeypatch.setattr(resuming, "fit", looking)
     pyro_vi.resume(place / "plain", progress=False)
     ((folder, path),) = seen

@@ -2,15 +2,14 @@
 
 import io
 import random
-import struct
 import zipfile
 
 import pytest
 import torch
+from forging import RUN, sealed
 
-from pyro_vi.fitting.sealed import SEAL, Damaged, _digest, _seal, read_sealed, write_sealed
+from pyro_vi.fitting.sealed import SEAL, Damaged, read_sealed, write_sealed
 
-RUN = "0123456789abcdef"
 STATE = {"pair": {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(True)}, "step": 3, "x": [1.5, None, "é"]}
 
 
@@ -18,13 +17,6 @@ STATE = {"pair": {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(True)}
 def path(tmp_path):
     write_sealed(tmp_path / "it.pt", STATE, RUN, "checkpoint")
     return tmp_path / "it.pt"
-
-
-def sealed(path, content, kind="checkpoint"):
-    """Write any content with a right seal, as someone could who means harm."""
-    digest = _digest(RUN, kind)
-    digest.update(content)
-    path.write_bytes(content[:-2] + struct.pack("<H", SEAL) + _seal(1, RUN, digest.hexdigest()))
 
 
 def test_what_was_written_comes_back_and_torch_can_read_it_too(path):
