@@ -86,6 +86,9 @@ def wrong_state(state: Mapping[str, Any]) -> bool:
     fits = fits and isinstance(pair, dict)
     fits = fits and all(_text(name) and isinstance(value, torch.Tensor) for name, value in dict(pair or {}).items())
     fits = fits and (seen is None or (isinstance(seen, dict) and _text(seen.get("evidence", ""))))
+    best = state.get("best")
+    where = best.get("best") if isinstance(best, dict) else best
+    fits = fits and (where is None or (isinstance(where, list) and bool(where) and _whole(where[0])))
     return not fits or any("step" not in record for record in state["history"])
 
 

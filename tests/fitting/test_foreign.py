@@ -82,6 +82,16 @@ def test_values_that_would_take_forever_are_refused(folder: Path) -> None:
     assert too_much({"a": [1, (2.0, None)], "b": torch.ones(3)}, 0) == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("pair", {"a": 1}), ("position", {"step": "x"}), ("convergence", 3), ("best", 3), ("best", {"best": ["x"]})],
+)
+def test_a_state_that_no_fit_writes_is_one_line(name: str, value: Any, folder: Path) -> None:
+    state = state_of(folder)
+    forge(folder, {**state, name: value}, state["config"]["run"])
+    assert "has no state of a fit; fit again, or open another run" in message(pyro_vi.open, folder)
+
+
 def test_a_configuration_that_is_long_or_deep_is_one_line(folder: Path) -> None:
     for name in ("checkpoint.pt", "checkpoint-previous.pt"):
         (folder / name).write_bytes(b"")
