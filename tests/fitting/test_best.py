@@ -36,7 +36,7 @@ def early(**options: Any) -> Run:
 
 
 def settings(stop: str | None = "heldout", warmup: int = 0, patience: int = 2) -> Settings:
-    return Settings(9, 5, "constant", None, 1.0, warmup, 0, (), stop, patience)
+    return Settings(9, 5, "constant", None, 1.0, warmup, 0, (), stop, patience=patience)
 
 
 @pytest.fixture(scope="module")
