@@ -36,7 +36,7 @@ def continued(run: Run, plan: Plan, asked: Mapping[str, Any]) -> Run:
     called = run.config.get("given", {})
     before = called.get("arguments", {})
     options = {name: value for name, value in before.items() if name in names and name not in OWN}
-    options |= {"epochs": None, "steps": None, "warmup": 0}
+    options |= {"epochs": None, "steps": None, "warmup": 0, "cycles": None}
     fitted = called.get("command", "fit") == "fit"
     elbo = asked.get("elbo", before.get("elbo", run.elbo) if fitted else run.elbo)
     needed = {name for name in names if name not in (*OWN, *KEPT)} | ({"elbo"} if fitted else set())

@@ -70,6 +70,8 @@ class FittingCommand(PairCommand):
     """Optimisation steps, instead of epochs."""
     batch_size: int | None = Options.batch_size
     """Data per step; by default 128 if all latent sites belong to data, else all of them in the given order."""
+    accumulate: int = Options.accumulate
+    """Batches whose gradients a step averages, with the memory of one batch."""
     shuffle: bool | None = Options.shuffle
     """Order of minibatches: new in each epoch (the default), or that of the data."""
     drop_last: bool = Options.drop_last
@@ -87,10 +89,14 @@ class FittingCommand(PairCommand):
     """Limit on the joint norm of all gradients (nats per datum)."""
     nonfinite: Literal["stop", "skip", "restore"] = "stop"
     """At a loss or gradient that is not finite: stop, leave the step out, or go back to the last record and halve the rate."""
-    beta: float = Options.beta
+    beta: float = 1.0
     """Weight of the KL; the unannealed ELBO is reported too."""
     warmup: int = Options.warmup
     """Steps over which the weight of the KL rises from 0 to beta."""
+    cycles: int | None = Options.cycles
+    """Equal parts of the fit; in the first half of each, the weight of the KL rises from 0 to beta."""
+    free_bits: float | None = Options.free_bits
+    """Nats per datum below which the KL of a latent dimension costs nothing more."""
     stop: Literal["converged", "heldout"] | None = None
     """End the fit when its loss has converged, or when the held-out ELBO no longer rises: the result is then the best record.
     The schedule is then constant by default."""

@@ -18,7 +18,7 @@ from pyro_vi.comparing.evaluating import evaluated, measured, result_of
 from pyro_vi.comparing.results import Comparison
 from pyro_vi.elbo import facts_of
 from pyro_vi.estimators.traits import estimator_of
-from pyro_vi.fitting import Run, findings_of, fit_pair, names_of, plan_of
+from pyro_vi.fitting import Run, findings_of, fit_pair, names_of, plan_of, refuse_options
 from pyro_vi.programs import Source
 
 AUDITED = (0.0, 0.5, 1.0)
@@ -40,6 +40,8 @@ def compare_estimators(
     options, seed = asked.options, asked.options.seed
     targets = {name: estimator_of(estimator).traits.target for name, estimator in estimators.items()}
     planned = plan_of(model, guide, data, options)
+    for estimator in estimators.values():
+        refuse_options(planned, estimator, options)
     pair, loaded, names = planned.pair, planned.data, asked.names(names_of(model, guide, data, planned.data))
     example = loaded.example(planned.batch_size)
     if options.check:

@@ -146,7 +146,7 @@ def estimate_step(
     update = _Update(optimizer, clip_norm)
 
     def run() -> None:
-        loss = objective(fetch(), weight)
+        loss = objective(fetch(), weight, parameters)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         float(loss.detach())
         update(gradients)

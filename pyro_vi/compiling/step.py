@@ -189,7 +189,7 @@ class WholeStep:
             places.update(zip(map(id, self.buffers), moving, strict=True))
             with swapped(self.objective.pair, places) as held:
                 batch = fetch(*source)
-                loss = self.objective(batch, weight)
+                loss = self.objective(batch, weight, live)
                 new_buffers = [held(id(buffer)) for buffer in self.buffers]
             found = torch.autograd.grad(loss, live, allow_unused=True)
             gradients = [g for g in found if g is not None]

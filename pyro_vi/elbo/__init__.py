@@ -2,6 +2,7 @@
 
 * `traces` makes one run of a pair; `decomposition` takes it apart into `Terms`, with the closed forms of `kl` where `closed`
   does not refuse them; `draws` makes many draws; `heldout` averages them into the ELBO of given data.
+* `units` splits the KL of a site over its latent dimensions.
 * `weights` sums sites out and gives log-weights; `facts` finds what can be reported of a pair; `measured` reports it.
 """
 
@@ -43,6 +44,7 @@ from pyro_vi.elbo.facts import (
 from pyro_vi.elbo.heldout import Evaluation, evaluate, standard_error
 from pyro_vi.elbo.measured import at_once, blocks, log_predictive, measure, predictable, stream_weights
 from pyro_vi.elbo.traces import Run, draw_traces
+from pyro_vi.elbo.units import Units, units_of
 from pyro_vi.elbo.weights import Keep, Weight, enumerated_run, weight_of_terms
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "Run",
     "SiteTerms",
     "Terms",
+    "Units",
     "Weight",
     "apart",
     "at_once",
@@ -93,6 +96,7 @@ __all__ = [
     "subsampled",
     "terms",
     "terms_of_pair",
+    "units_of",
     "unwrapped",
     "vectorizes",
     "weight_of_terms",

@@ -2,13 +2,16 @@
 
 * `table` finds an estimator by name; `bound` composes our own from bounds, `gradients` and treatments of the KL, on the draws
   of `sample`; `arguments` reads their options; `contract` states what the engine asks of any estimator, and `traits` brings
-  Pyro's own under it; `objective` is the loss of a fit.
+  Pyro's own under it; `objective` is the loss of a fit, with `free_bits` if they are asked for, and `accumulating` averages it
+  over several batches.
 """
 
+from pyro_vi.estimators.accumulating import Parts
 from pyro_vi.estimators.analytic import Analytic
 from pyro_vi.estimators.bound import Bound
 from pyro_vi.estimators.contract import Estimator, Traits
 from pyro_vi.estimators.dreg import DReG
+from pyro_vi.estimators.free_bits import FreeBits
 from pyro_vi.estimators.iwae import IWAE
 from pyro_vi.estimators.objective import Objective
 from pyro_vi.estimators.relaxed import Relaxed
@@ -28,8 +31,10 @@ __all__ = [
     "Bound",
     "DReG",
     "Estimator",
+    "FreeBits",
     "Mixed",
     "Objective",
+    "Parts",
     "Relaxed",
     "Renyi",
     "Score",

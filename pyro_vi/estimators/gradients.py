@@ -51,7 +51,7 @@ def path(value: Value, sample: Sample) -> Tensor:
     """Gradient of the guide through the draws only: Σ ∂[−log w]/∂z · ∂z/∂φ, with no score of q."""
     _need_reparametrized(sample, "path")
     terms, leaves = sample.fixed(leaves=True)
-    return _through(value(terms), leaves, sample) + value(_without_score(terms))
+    return through_draws(value(terms), leaves, sample) + value(without_score(terms))
 
 
 def doubly(value: Value, sample: Sample) -> Tensor:
@@ -68,14 +68,14 @@ def doubly(value: Value, sample: Sample) -> Tensor:
     count = next((s for s in scales if not isinstance(s, Tensor) or s.numel() == 1), 1.0)
     replaced = count if terms.outer is None else count / terms.outer
     through = normalized - replaced * (normalized - normalized.square())
-    guide_part = _through(-factor * (through * log_weight).sum(), leaves, sample)
-    return guide_part - factor * (normalized * weights(_without_score(terms, count))[0]).sum()
+    guide_part = through_draws(-factor * (through * log_weight).sum(), leaves, sample)
+    return guide_part - factor * (normalized * weights(without_score(terms, count))[0]).sum()
 
 
 def score(value: Value, sample: Sample) -> Tensor:
     """Σ_k (L_k − mean of the other L) ∂ log q(z_k), for every site, and ∂ log p at fixed draws."""
     terms, _ = sample.fixed(leaves=False)
-    return value(_without_score(terms)) + _score_terms(terms, list(sample.reparametrized))
+    return value(without_score(terms)) + _score_terms(terms, list(sample.reparametrized))
 
 
 def mixed(value: Value, sample: Sample) -> Tensor:
@@ -126,7 +126,7 @@ def _joint_log_q(terms: Terms, rows: int) -> Tensor:
     )
 
 
-def _without_score(terms: Terms, count: Any = None) -> Terms:
+def without_score(terms: Terms, count: Any = None) -> Terms:
     """The terms without the score of each draw's log q, or, with ``count``, without that many times the score.
 
     What is no draw keeps its gradient: the log-density that a Delta states, a factor, an observation.
@@ -149,7 +149,7 @@ def same_number(one: Any, two: Any) -> bool:
     return one is two or (not isinstance(one, Tensor) and not isinstance(two, Tensor) and bool(one == two))
 
 
-def _through(loss: Tensor, leaves: list[Values], sample: Sample) -> Tensor:
+def through_draws(loss: Tensor, leaves: list[Values], sample: Sample) -> Tensor:
     """Σ ∂loss/∂z · z: a surrogate whose gradient runs through the draws alone, whatever else ``loss`` depends on."""
     pairs = [
         (leaf, drawn[name])

@@ -5,7 +5,7 @@ as well as modules. `Plan` holds facts about a pair that are found out once: whe
 sites at which an analytic KL would be wrong.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -85,7 +85,12 @@ class Sample:
         Raises:
             InputError: the guide's log-density is known only with its own draw.
         """
-        parts, constants = [], []
+        runs, constants = self.again(leaves)
+        return self.terms_of(runs), constants
+
+    def again(self, leaves: bool) -> tuple[list[Run], list[Values]]:
+        """The runs of the programs on the constants, and these, for `fixed`."""
+        runs, constants = [], []
         for drawn in self.runs:
             computed = {n for n, s in _sampled(drawn.guide_trace) if isinstance(unwrapped(s["fn"]), Delta)}
             given = {name: value.detach() for name, value in drawn.values.items() if name not in computed}
@@ -100,9 +105,13 @@ class Sample:
                     "this gradient scores given draws, which the guide cannot do "
                     f"({type(error).__name__}: {first_line(error)}); use 'trace', 'analytic' or 'iwae'"
                 ) from error
-            parts.append(_terms(run, self.args, self.plan, self.kl))
+            runs.append(run)
             constants.append(given)
-        return _stack(parts, self.at_once), constants
+        return runs, constants
+
+    def terms_of(self, runs: Sequence[Run]) -> Terms:
+        """The terms of runs, one for each draw, or one of all."""
+        return _stack([_terms(run, self.args, self.plan, self.kl) for run in runs], self.at_once)
 
     def need_scale_outside(self) -> None:
         """Raise InputError where a plate is subsampled whose scale would stand inside the logarithm of a bound."""

@@ -1,7 +1,7 @@
 """One fit, from its plan to its last checkpoint.
 
-* `svi` assembles a fit; `plan` decides which rows are in each step; `settings` holds the options and their defaults; `loop`
-  takes the steps.
+* `svi` assembles a fit; `plan` decides which rows are in each step; `settings` holds the options and their defaults, and
+  `annealing` the weight of the KL over the steps; `loop` takes the steps.
 * `optimizers` and `pyro_optimizers` make the optimizer, `rate_free` has those without a rate, `plateau` lowers the rate when
   the ELBO no longer rises, `stepping` steps it, and `checkpoints` keeps its state; `identity` names what has changed since a
   run was made.
@@ -37,7 +37,7 @@ from pyro_vi.fitting.records import scored
 from pyro_vi.fitting.runs import Run, described, left_out, parent_of, said_of_best
 from pyro_vi.fitting.settings import Options
 from pyro_vi.fitting.sites import LATENT, OBSERVED
-from pyro_vi.fitting.svi import findings_of, fit, fit_pair, fractions, names_of, plan_of
+from pyro_vi.fitting.svi import findings_of, fit, fit_pair, fractions, names_of, plan_of, refuse_options
 from pyro_vi.fitting.trusting import refuse_foreign
 
 __all__ = [
@@ -77,6 +77,7 @@ __all__ = [
     "recipe_of",
     "refuse_code",
     "refuse_foreign",
+    "refuse_options",
     "refuse_unscored",
     "said_of_best",
     "scored",

@@ -49,7 +49,8 @@ class BestSoFar:
 
     Args:
         settings: the settings of the fit. With ``stop="heldout"``, all records use the same draws, so that their noise cancels
-            in a difference. Records during the warm-up do not count against the patience.
+            in a difference. Records until the weight of the KL has changed for the last time do not count
+            against the patience.
 
     Attributes:
         best: the best record, or None if no record has a held-out number.
@@ -58,7 +59,7 @@ class BestSoFar:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.patience, self.warmup = settings.patience, settings.warmup
+        self.patience, self.warmup = settings.patience, settings.settled
         self.asked = settings.stop == "heldout"
         self.best: Best | None = None
         self.since = 0

@@ -144,7 +144,8 @@ class Watch:
         self.add(now.losses, [(weight, rate * ratio) for weight, rate in controls])
         verdict = self.verdict()
         self.evidence = verdict.evidence
-        self.stopped = settings.stop == "converged" and verdict.converged is True and verdict.steady
+        ended = verdict.converged is True and verdict.steady
+        self.stopped = settings.stop == "converged" and ended and now.step > settings.settled
         return verdict
 
     def verdict(self) -> Verdict:
@@ -215,7 +216,7 @@ def watch_of(records: Records, data: Data, settings: Settings) -> Watch:
     """
     shared = records.facts is not None and bool(records.facts.shared)
     per = (float(records.num_data), "nats") if shared else (1.0, "nats per datum")
-    batches = math.ceil(data.per_epoch(settings.batch_size) / settings.batch_size)
+    batches = settings.steps_per_epoch(data.per_epoch(settings.batch_size))
     shortest = SHORTEST if data.shuffle else math.ceil(SHORTEST / batches) * batches
     budget = settings.steps * (1.0 if settings.schedule == "constant" else 0.5)
     return Watch(NATS / per[0], per, shortest, budget)

@@ -7,19 +7,20 @@
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyro_vi.data import Batch
+from pyro_vi.data import Batch, length_of
 from pyro_vi.errors import FitError, of_program
-from pyro_vi.estimators.objective import Objective
+from pyro_vi.estimators import Objective, Parts
 from pyro_vi.fitting.causes import of_gradient, of_loss
 from pyro_vi.fitting.settings import Position
 from pyro_vi.programs import Pair, kept_buffers
-from pyro_vi.support import kept_generators, set_generators
+from pyro_vi.support import generators, kept_generators, set_generators
 
 Found = TypeVar("Found")
 
@@ -79,6 +80,9 @@ def blame(objective: Objective, step: Step, parameters: Mapping[str, Tensor]) ->
     """
     with kept_generators(), kept_buffers(objective.pair):
         set_generators(step.generators)
+        if isinstance(step.batch, Parts):
+            step = _first_bad(objective, step, step.batch, parameters)
+            set_generators(step.generators)
         if math.isfinite(step.loss):
             return _of_gradient(objective, step, parameters)
         start = f"the loss is {step.loss} {step.place}"
@@ -86,6 +90,16 @@ def blame(objective: Objective, step: Step, parameters: Mapping[str, Tensor]) ->
         if found:
             return f"{start}: {found}; check those values, or lower lr"
         return f"{start}: the sum of the sites' terms overflows; standardise the data, or lower lr"
+
+
+def _first_bad(objective: Objective, step: Step, parts: Parts, parameters: Mapping[str, Tensor]) -> Step:
+    """Return the first of accumulated batches whose loss or gradient is not finite, as a step of its own."""
+    for batch, rows in zip(parts, step.rows.split([length_of(batch) for batch in parts]), strict=True):
+        before, loss = generators(), objective(batch, step.weight)
+        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        if not bool(loss.isfinite()) or not all(g is None or _finite(g) for g in found):
+            return replace(step, loss=float(loss.detach()), rows=rows, batch=batch, generators=before)
+    return step
 
 
 def _of_gradient(objective: Objective, step: Step, parameters: Mapping[str, Tensor]) -> str:

@@ -4,7 +4,6 @@
   even if a fit is interrupted and resumed.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -174,13 +173,15 @@ class Loop:
 
     def _deal(self, last: int) -> Iterator[tuple[Tensor, Batch, int]]:
         """Yield row numbers, the source from which `Data.gather` makes their batch, and their number of steps."""
-        now, size = self.position, self.settings.batch_size
+        now, size = self.position, self.settings.rows
         if self.data.mapped:
-            for rows, batch in islice(self.data.batches(now.epoch, size), now.batch, None):
-                yield rows, batch, 1
+            many = self.settings.accumulate or 1
+            batches = islice(self.data.batches(now.epoch, self.settings.batch_size), now.batch * many, None)
+            while some := list(islice(batches, many)):
+                yield torch.cat([rows for rows, _ in some]), tuple(value for _, batch in some for value in batch), 1
             return
         stored = self.data.stored(now.epoch)
-        order = self.data.order(now.epoch)[: self.data.per_epoch(size)]
+        order = self.data.order(now.epoch)[: self.data.per_epoch(self.settings.batch_size)]
         single = order.split(size)
         while now.batch < len(single):
             start, many = now.batch * size, 1
@@ -202,7 +203,7 @@ class Loop:
         record["converged"] = self.watch.see(self.position, self.settings, ratio, steps.guard.since).converged
         record |= steps.guard.counts()
         self.best.see(record, self.pair, self.folder)
-        steps.stepper.end_record(height_of(record, self.settings.warmup, self.records.units))
+        steps.stepper.end_record(height_of(record, self.settings.settled, self.records.units))
         steps.mark()
         self._keep()  # a fit that stops here
         self.position.losses.clear()
@@ -250,8 +251,8 @@ class Loop:
         assert self.folder is not None
         if (state := self.folder.load()) is None:
             return None
-        size, changed = self.settings.batch_size, self.folder.changed
-        batches = math.ceil(self.data.per_epoch(size) / size)
+        changed = self.folder.changed
+        batches = self.settings.steps_per_epoch(self.data.per_epoch(self.settings.batch_size))
         self.steps.position = put_back(
             state, self.pair, self.steps.stepper, self.watch, self.best, self.settings, batches, changed
         )

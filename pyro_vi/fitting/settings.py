@@ -8,15 +8,17 @@
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, fields
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from pyro_vi.errors import UsageError, first_line
+from pyro_vi.fitting.annealing import Beta, beta_of, refuse_together, settled, weight_at
 from pyro_vi.fitting.callbacks import callbacks_of
+from pyro_vi.fitting.identity import fingerprint
 from pyro_vi.support import Real, Whole, flag, parse, real, seed_from, shown, whole, word
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -49,6 +51,7 @@ class Options:
     steps: Whole | None = None
     epochs: Whole | None = None
     batch_size: Whole | None = None
+    accumulate: Whole = 1
     shuffle: bool | None = None
     drop_last: bool = False
     heldout: Real | None = None
@@ -57,8 +60,10 @@ class Options:
     schedule: Any = None
     clip_norm: Real | None = None
     nonfinite: str = "stop"
-    beta: Real = 1.0
+    beta: Real | Callable[[float], Real] = 1.0
     warmup: Whole = 0
+    cycles: Whole | None = None
+    free_bits: Real | None = None
     stop: str | None = None
     patience: Whole = 10
     seed: Whole = 0
@@ -77,7 +82,11 @@ class Options:
         for name, least in (("steps", 1), ("epochs", 1), ("batch_size", 1), ("warmup", 0), ("patience", 1)):
             self._set(name, partial(whole, least=least), optional=name not in ("warmup", "patience"))
         self._set("seed", lambda name, value: seed_from(value))
-        self._set("beta", partial(real, least=0))
+        self._set("beta", beta_of)
+        self._set("cycles", partial(whole, least=1), optional=True)
+        refuse_together(self.beta, self.warmup, self.cycles)
+        self._set("free_bits", partial(real, above=0), optional=True)
+        self._set("accumulate", partial(whole, least=1))
         self._set("clip_norm", partial(real, above=0), optional=True)
         self._set("nonfinite", partial(word, choices=NONFINITE))
         self._set("heldout", partial(real, least=0, below=1), optional=True)
@@ -168,19 +177,32 @@ class Settings:
     batch_size: int
     schedule: str
     clip_norm: float | None
-    beta: float
+    beta: Beta
     warmup: int
     seed: int
     kept: tuple[int, ...]
     stop: str | None = None
     nonfinite: str = "stop"
     patience: int | None = None
+    cycles: int | None = None
+    free_bits: float | None = None
+    accumulate: int | None = None  # None for 1, as in the configurations of older runs
 
     def __post_init__(self) -> None:
         if self.warmup > self.steps:
             raise UsageError(
                 f"a warmup of {self.warmup} steps is longer than the fit ({self.steps} steps), "
                 "so the KL would never reach its full weight; shorten it, or lower beta"
+            )
+        if self.cycles and 2 * self.cycles > self.steps:
+            raise UsageError(
+                f"{self.cycles} cycles of the weight of the KL need at least {2 * self.cycles} steps, and the fit has "
+                f"{self.steps}; give fewer cycles, or more steps"
+            )
+        if self.stop and callable(self.beta) and self.settled >= self.steps - 1:
+            raise UsageError(
+                f"beta changes until the last step, so stop='{self.stop}' could never end the fit; leave stop out, or let "
+                "beta be constant at the end"
             )
 
     def controls(self, step: int) -> tuple[float, float]:
@@ -190,13 +212,37 @@ class Settings:
             >>> Settings(10, 5, "linear", None, beta=2.0, warmup=4, seed=0, kept=()).controls(1)
             (0.5, 0.9)
         """
-        weight = self.beta * min(1.0, step / self.warmup) if self.warmup else self.beta
+        weight = weight_at(step, self.steps, self.beta, self.warmup, self.cycles)
         return weight, SCHEDULES[self.schedule](min(1.0, step / self.steps))
 
     @property
     def same_draws(self) -> bool:
         """True if all records use the same draws, because a decision rests on the difference of two records."""
         return self.stop == "heldout" or self.schedule == "plateau"
+
+    @property
+    def weight(self) -> float | None:
+        """The weight of the KL in every step; None if it changes from step to step."""
+        return None if callable(self.beta) or self.warmup or self.cycles else self.beta
+
+    @cached_property
+    def settled(self) -> int:
+        """Steps after which the weight of the KL no longer changes."""
+        return self.warmup or settled(self.steps, self.beta, self.cycles)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a step: those of all batches whose gradients it averages."""
+        return self.batch_size * (self.accumulate or 1)
+
+    def steps_per_epoch(self, rows: int) -> int:
+        """Steps of an epoch of ``rows`` rows; the last one may have fewer batches, and its last batch fewer rows."""
+        return math.ceil(rows / self.rows)
+
+    def config(self) -> dict[str, Any]:
+        """The settings as plain values; a function is named by its fingerprint."""
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {**found, "beta": fingerprint(self.beta) if callable(self.beta) else self.beta}
 
     def keeps(self, step: int, stopped: bool) -> list[int]:
         """Steps whose parameters are kept; a fit that stopped at ``step`` keeps those, and none of later steps."""

@@ -33,7 +33,7 @@ from pyro_vi.compiling import (
 )
 from pyro_vi.data import Batch, Data
 from pyro_vi.errors import FitError, NoGraph, UsageError
-from pyro_vi.estimators.objective import Objective
+from pyro_vi.estimators import FreeBits, Objective, Parts
 from pyro_vi.fitting.failures import Failed, Overflowed, Step, failed, where
 from pyro_vi.fitting.guarded import Guarded
 from pyro_vi.fitting.optimizers import Recipe
@@ -77,14 +77,16 @@ class Steps(Guarded):
         if compile is True:
             refuse_without_compiler(self.parameters[0].device)
         stepper = Stepper(optimizer, pair, data.example(settings.batch_size), settings.clip_norm)
-        super().__init__(pair, Objective(pair, elbo), stepper, settings)
+        free = None if settings.free_bits is None else FreeBits(elbo, settings.free_bits)
+        super().__init__(pair, Objective(pair, elbo, free_bits=free), stepper, settings)
+        self.width = len(data.example(1))  # arguments of a batch
         self.used = (1.0, 1.0)  # weight of the KL and fraction of the learning rate in the last step
         self.choice: Choice | None = None
         self._generators: Callable[[], dict[str, Any]] | None = None  # the state of those that the programs draw from
 
     def together(self) -> bool:
         """True if a call takes `MANY` steps on batches of full length."""
-        return self._compiled is not None and (self.settings.batch_size, MANY) in self._compiled.steps
+        return self._compiled is not None and (self.settings.rows, MANY) in self._compiled.steps
 
     def take(self, rows: Tensor, source: Batch, many: int) -> int:
         """Take steps and return their number: ``many``, or one if a compiled call of several steps raised an error.
@@ -201,7 +203,15 @@ class Steps(Guarded):
         return note
 
     def _fetch(self, *source: Tensor) -> Batch:
-        return source if self.data.mapped else self.data.gather(source[:-1], source[-1])
+        """Make the batch of a step from its source, or its batches if there are several."""
+        size = self.settings.batch_size
+        if self.data.mapped:
+            parts = [source[i : i + self.width] for i in range(0, len(source), self.width)] if self.width else [source]
+        elif len(source[-1]) > size:
+            parts = [self.data.gather(source[:-1], rows) for rows in source[-1].split(size)]
+        else:
+            parts = [self.data.gather(source[:-1], source[-1])]
+        return parts[0] if len(parts) == 1 else Parts(parts)
 
     def choose(self, before: dict[str, list[int]] | None = None) -> str:
         """Choose whether to compile the remaining steps, and return the choice in one line.
@@ -212,9 +222,9 @@ class Steps(Guarded):
             self.choice = Choice((), "eager steps: compile=False", 0.0)
             return ""
         settings, data, stepper, now = self.settings, self.data, self.stepper, self.position
-        size = settings.batch_size
-        coming = lengths_to_come(data.per_epoch(size), size, now.batch, settings.steps - now.step)
-        varying = settings.controls(0)[0] if not settings.warmup else None
+        size = settings.rows
+        coming = lengths_to_come(data.per_epoch(settings.batch_size), size, now.batch, settings.steps - now.step)
+        varying = settings.weight
         fixed = settings.schedule == "constant" and stepper.scheduler is None and settings.nonfinite != "restore"
         rate = 1.0 if fixed else None
 
@@ -231,10 +241,11 @@ class Steps(Guarded):
         def sources(length: int, many: int) -> list[Batch]:
             stored = data.stored(now.epoch)
             rows = [(torch.arange(length * many) + i * length) % data.spec.num_data for i in (0, 1)]
-            return [
-                data.gather(stored, r) if data.mapped else (*stored, r.to(stored[0].device if stored else None))
-                for r in rows
-            ]
+            if data.mapped:
+                return [
+                    tuple(v for some in r.split(settings.batch_size) for v in data.gather(stored, some)) for r in rows
+                ]
+            return [(*stored, r.to(stored[0].device if stored else None)) for r in rows]
 
         def estimate(length: int) -> Estimate:
             source = sources(length, 1)[0]

@@ -1,6 +1,6 @@
 """Fitting of one pair by SVI: `fit` assembles and runs a fit."""
 
-import dataclasses
+import copy
 import math
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -13,6 +13,7 @@ from pyro_vi.checking import Finding, Planned, check_pair, refuse
 from pyro_vi.compiling import Compile
 from pyro_vi.data import Data
 from pyro_vi.errors import UsageError
+from pyro_vi.estimators import FreeBits
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of
 from pyro_vi.fitting.calls import given
@@ -38,6 +39,7 @@ def fit(
     steps: Whole | None = Options.steps,
     epochs: Whole | None = Options.epochs,
     batch_size: Whole | None = Options.batch_size,
+    accumulate: Whole = Options.accumulate,
     shuffle: bool | None = Options.shuffle,
     drop_last: bool = Options.drop_last,
     heldout: Real | None = Options.heldout,
@@ -46,8 +48,10 @@ def fit(
     schedule: Any = Options.schedule,
     clip_norm: Real | None = Options.clip_norm,
     nonfinite: str = Options.nonfinite,
-    beta: Real = Options.beta,
+    beta: Real | Callable[[float], Real] = Options.beta,
     warmup: Whole = Options.warmup,
+    cycles: Whole | None = Options.cycles,
+    free_bits: Real | None = Options.free_bits,
     stop: str | None = Options.stop,
     patience: Whole = Options.patience,
     seed: Whole = Options.seed,
@@ -74,6 +78,8 @@ def fit(
         epochs: number of passes over the data; by default 100, or 2000 if each step sees all data.
         batch_size: number of data per step; the last batch of an epoch may have fewer. By default 128 if all latent sites
             belong to data; otherwise each step sees all data, in the given order: see `pyro_vi.fitting.plan`.
+        accumulate: number of consecutive batches whose gradients a step averages, with the memory of one batch. Each datum
+            counts equally; the last step of an epoch averages the batches that are left.
         shuffle: whether minibatches are drawn in a new order in each epoch; by default they are.
         drop_last: leave out a last batch of an epoch with fewer rows.
         heldout: fraction of the rows to hold out; by default 1/10 if all latent sites belong to data, else nothing.
@@ -94,8 +100,14 @@ def fit(
             with the cause, and keeps the state before the step. ``"skip"`` leaves the step out: at most 10 in a row, and 20
             or 5 % of the steps. ``"restore"`` leaves it out, goes back to the parameters and the optimizer's state of the last
             record, and halves the learning rate: at most 5 times, also after an update that overflows.
-        beta: weight of the KL (β-VAE: Higgins et al. 2017). Records always include the unannealed ELBO.
+        beta: weight of the KL (β-VAE: Higgins et al. 2017), or a function that gives it for a fraction of steps that are done,
+            from 0 to 1. Records always include the unannealed ELBO.
         warmup: steps over which the weight of the KL rises from 0 to ``beta``.
+        cycles: number of equal parts of the fit; in the first half of each, the weight of the KL rises from 0 to ``beta``
+            (arXiv:1903.10145).
+        free_bits: λ in nats per datum: the KL of each local latent dimension counts as max(λ, KL), so that a dimension gains
+            nothing by a KL below λ (arXiv:1606.04934): see `pyro_vi.estimators.free_bits`. The weight of the KL multiplies
+            this.
         stop: ``"converged"`` ends the fit before its last step if the loss has converged: see `pyro_vi.fitting.convergence`.
             ``"heldout"`` ends it if ``patience`` records have brought no higher held-out ELBO (or log predictive density,
             where latents are shared); the result has the parameters of the best record, see ``best`` of the run. All records
@@ -133,6 +145,7 @@ def fit(
         steps=steps,
         epochs=epochs,
         batch_size=batch_size,
+        accumulate=accumulate,
         shuffle=shuffle,
         drop_last=drop_last,
         heldout=heldout,
@@ -143,6 +156,8 @@ def fit(
         nonfinite=nonfinite,
         beta=beta,
         warmup=warmup,
+        cycles=cycles,
+        free_bits=free_bits,
         stop=stop,
         patience=patience,
         seed=seed,
@@ -211,6 +226,7 @@ def fit_pair(
         snapshots: fractions of the run at which parameters are kept.
         title: title of the progress bar; by default the name of the estimator.
     """
+    refuse_options(planned, estimator, options)
     options_of_elbo = plain_options(estimator)  # before it learns about the pair
     adapted, pair, data, batch_size = estimator_of(estimator), planned.pair, planned.data, planned.batch_size
     schedule = "constant" if options.stop and options.schedule is None else options.schedule
@@ -229,6 +245,9 @@ def fit_pair(
         options.stop,
         options.nonfinite,
         options.patience if options.stop == "heldout" else None,
+        cycles=options.cycles,
+        free_bits=options.free_bits,
+        accumulate=options.accumulate if options.accumulate > 1 else None,
     )
     config = {
         **names,
@@ -237,7 +256,7 @@ def fit_pair(
         "elbo_options": options_of_elbo,
         "optimizer": recipe.name,
         "lr": recipe.rate,
-        **dataclasses.asdict(settings),
+        **settings.config(),
         "heldout": options.heldout,
         "shuffle": data.shuffle,
         "drop_last": data.drop_last,
@@ -285,6 +304,23 @@ def fit_pair(
     )
 
 
+def refuse_options(planned: Plan, estimator: ELBO, options: Options) -> None:
+    """Refuse options that a planned fit under an estimator cannot have; it is unchanged.
+
+    Raises:
+        UsageError: nothing to accumulate, or free bits under an estimator for which they are not defined.
+        InputError: free bits for a pair for which they are not defined.
+    """
+    data, size = planned.data, planned.batch_size
+    if options.accumulate > 1 and data.per_epoch(size) <= size:
+        raise UsageError(
+            f"accumulate={options.accumulate} averages batches of one epoch, and each step sees all rows; give a batch_size of "
+            "fewer rows, or leave accumulate out"
+        )
+    if options.free_bits is not None:
+        FreeBits(copy.deepcopy(estimator), options.free_bits).refuse(planned.pair, data.example(size))
+
+
 def findings_of(planned: Plan, estimator: ELBO | None, options: Options) -> list[Finding]:
     """Return the findings of `pyro_vi.check` on a planned fit; the estimator may store what it learns about the pair."""
     data, size = planned.data, planned.batch_size
@@ -298,6 +334,6 @@ def _total(planned: Plan, options: Options) -> int:
     """Steps of the fit."""
     size, data = planned.batch_size, planned.data
     default = STEPS if size == data.spec.num_data else EPOCHS
-    per_epoch = math.ceil(data.per_epoch(size) / size)
+    per_epoch = math.ceil(data.per_epoch(size) / (size * int(options.accumulate)))
     epochs = default if options.epochs is None else int(options.epochs)
     return int(options.steps) if options.steps is not None else epochs * per_epoch
