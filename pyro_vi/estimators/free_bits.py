@@ -89,7 +89,7 @@ class FreeBits:
         for name, site in (terms if score else without_score(terms)).sites.items():
             if site.latent and site.local:
                 units = units_of(run, terms, name, score=score, closed=name not in opposed)
-                kl = kl + torch.where(units.size > self.nats, units.kl, self.nats).sum()
+                kl = kl + torch.where(units.size < self.nats, self.nats, units.kl).sum()  # a KL of NaN stays
             elif site.latent:
                 kl = kl + site.divergence.mean() / terms.num_data
         return terms.num_data * (weight * kl - terms.reconstruction.mean())

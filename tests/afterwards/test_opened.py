@@ -199,6 +199,16 @@ def test_more_asks_for_options_that_were_objects():
     assert pyro_vi.open(run).more(steps=1, optimizer=adam, progress=False).run.steps == 1
 
 
+@pytest.mark.slow
+def test_a_longer_fit_has_no_second_cycles_and_keeps_free_bits_and_batches():
+    options = {"batch_size": 10, "accumulate": 2, "cycles": 2, "free_bits": 0.2, "compile": False, "progress": False}
+    run = pyro_vi.fit(PPCA, "diag_normal", columns(60), steps=6, **options)
+    child = pyro_vi.open(run).more(steps=2, progress=False).run
+    assert [record["beta"] for record in child.history] == [1.0, 1.0]
+    kept = {name: child.config[name] for name in ("batch_size", "accumulate", "cycles", "free_bits")}
+    assert kept == {"batch_size": 10, "accumulate": 2, "cycles": None, "free_bits": 0.2}
+
+
 def test_an_opened_run_is_what_it_was_made_of(run, opened):
     assert isinstance(run, Run) and isinstance(opened, OpenedRun)
     assert opened.pair is run.pair and opened.model is run.model and opened.guide is run.guide

@@ -1,5 +1,6 @@
 """Free bits: units, clamped and free gradients against closed forms, refusals, and the records of a fit."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from pyro import poutine
 from small_fits import DIAGONAL, LINEAR, in_main_thread, interrupting, quick, same_fit
 from torch import Tensor, nn
 
-from pyro_vi import compare
+from pyro_vi import FitError, compare
 from pyro_vi.data.loading import load
 from pyro_vi.elbo import draw_traces, from_run, units_of
 from pyro_vi.errors import InputError, UsageError
@@ -167,23 +168,34 @@ def test_with_every_unit_clamped_the_gradient_is_that_of_the_reconstruction(name
     close(loss - alone, wide(0.6 * 50.0 * DIM))
 
 
-def test_a_clamped_unit_stays_where_it_is():
-    """No likelihood, λ above every KL: nothing moves, not even by the rounding that Adam would enlarge to a step."""
+def apart_from_the_data(first: float) -> tuple[Any, Any]:
+    """z ~ N(0, I) says nothing about x; q has the means ``first``, .2 and .3."""
 
     def model(x: Tensor) -> None:
         w = pyro.param("w", wide(0.3))
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(torch.zeros(DIM, dtype=torch.float64), 1.0).to_event(1))
+            pyro.sample("z", dist.Normal(torch.zeros(DIM).double(), 1.0, validate_args=False).to_event(1))
             pyro.sample("x", dist.Normal(w, 1.0).expand([DIM]).to_event(1), obs=x)
 
     def guide(x: Tensor) -> None:
-        m = pyro.param("m", wide([0.1, 0.2, 0.3]))
+        m = pyro.param("m", wide([first, 0.2, 0.3]))
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(m, 0.9).to_event(1))
+            pyro.sample("z", dist.Normal(m, 0.9, validate_args=False).to_event(1))
 
-    run = quick(model, guide, load(columns(20), heldout=0.0), free_bits=5.0, lr=0.1, check=False)
+    return model, guide
+
+
+def test_a_clamped_unit_stays_where_it_is():
+    """λ is above every KL: nothing moves, not even by the rounding that Adam would enlarge to a step."""
+    run = quick(*apart_from_the_data(0.1), load(columns(20), heldout=0.0), free_bits=5.0, lr=0.1, check=False)
     assert run.params["m"].tolist() == [0.1, 0.2, 0.3]
     assert run.params["w"] != 0.3
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_a_kl_that_is_no_number_is_not_clamped():
+    with pytest.raises(FitError, match="the loss is nan at step 1"):
+        quick(*apart_from_the_data(math.nan), load(columns(20), heldout=0.0), free_bits=5.0, check=False)
 
 
 def test_records_have_the_plain_elbo():

@@ -124,7 +124,7 @@ def test_each_datum_counts_equally(rate):
 @pytest.mark.slow
 @in_main_thread
 def test_a_resumed_fit_has_the_bits_of_an_uninterrupted_one(tmp_path):
-    """An epoch is 1617 rows: three steps of 480 rows in batches of 160, and one of 160 + 17 rows."""
+    """An epoch is 1498 rows: three steps of 480 rows in batches of 160, and one of 58 rows."""
     options = {"batch_size": 160, "accumulate": 3}
     with pytest.raises(KeyboardInterrupt):
         digits(tmp_path / "run", 6, **options)
