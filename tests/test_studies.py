@@ -249,3 +249,16 @@ def test_antithetic_draws_help_the_mean_head_and_hurt_the_scale_head(kinds):
 def test_model_gradients_do_not_depend_on_how_the_kl_is_taken(kinds):
     one, two = (kinds.variance.sel(elbo=elbo, part="model") for elbo in ("trace", "mean_field"))
     assert one.values == pytest.approx(two.values, rel=1e-4)
+
+
+# Collapsed units: free bits below the KL that a unit would have cost nothing, so no unit of the upper layer collapses.
+
+
+def test_free_bits_keep_the_upper_layer_active():
+    module = script("collapsed_units")
+    options = {"plain": {}, "free": {"free_bits": 0.1}}
+    found = module.measure("hierarchical_vae", "diag_normal", 300, 1e-2, options)
+    (plain, elbo), (free, other) = found["plain"], found["free"]
+    assert plain["z2"][:2] == (0, 4) and plain["z2"][2] < 0.02
+    assert free["z2"][:2] == (4, 4) and free["z2"][2] > 0.4
+    assert abs(float((elbo - other).mean())) < 1.0

@@ -99,6 +99,18 @@ def test_a_folder_with_a_run_is_refused_and_resumed(folder, capsys):
     assert "(beta was 1.0, is 2.0)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_the_options_of_a_fit_reach_it(folder, capsys):
+    """A step has 5 + 5 of the 36 training rows, and the last one of an epoch is left out."""
+    options = ["--batch-size", "5", "--accumulate", "2", "--drop-last", "--cycles", "1", "--free-bits", "0.1"]
+    assert cli.main(["fit", *SMALL, *QUICK, *options, "--out", "run"]) == 0
+    config = json.loads(Path("run/config.json").read_text())
+    found = {name: config[name] for name in ("batch_size", "accumulate", "drop_last", "cycles", "free_bits")}
+    assert found == {"batch_size": 5, "accumulate": 2, "drop_last": True, "cycles": 1, "free_bits": 0.1}
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert [line["beta"] for line in lines] == pytest.approx([0.0, 2 / 3, 1.0])
+
+
 def test_evidence_of_a_run_is_that_of_its_parameters_on_what_it_held_out(fitted, capsys):
     """Also though the command's seed is another: it would split the data otherwise."""
     capsys.readouterr()
