@@ -78,7 +78,10 @@ def _fit(command: Fit, made: Any = None) -> int:
     document = {"elbo": run.elbo, "kl_source": run.kl_source, "out": str(out), "steps": steps, "last": last}
     document |= {"converged": run.converged, "evidence": run.evidence}
     document |= {"skipped": run.skipped, "restored": run.restored}
-    document |= {"best": run.best and run.best._asdict(), "chosen": run.chosen}
+    document |= {
+        "best": None if run.best is None else dict(zip(("step", "value", "quantity"), run.best, strict=True)),
+        "chosen": run.chosen,
+    }
     document["plots"] = [str(path) for path in written.plots]
     if command.json:
         _print_json(document)
