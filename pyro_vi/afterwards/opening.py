@@ -100,6 +100,7 @@ def open(
         out=path,
         config=config,
         converged=last.get("converged"),
+        last_state=state["pair"] if "result" in state or chosen is not None else None,
         evidence=(state.get("convergence") or {}).get("evidence", ""),
         best=best_in(state["best"]) if state.get("best") else None,
         chosen=chosen,

@@ -80,6 +80,9 @@ class FittingCommand(PairCommand):
     """Fraction of the rows to hold out; by default 1/10 if all latent sites belong to data, else 0."""
     optimizer: str | None = Options.optimizer
     """Optimizer of torch or Pyro by name, with options in parentheses ('sgd(momentum=0.9)'); by default adam."""
+    average: str | None = Options.average
+    """Average of the parameters over the steps, which is then the result: 'polynomial', or 'none'; by default only dog and
+    dowg average."""
     lr: float = 3e-3
     """Learning rate."""
     schedule: str | None = Options.schedule

@@ -97,6 +97,9 @@ def _fit(command: Fit, made: Any = None) -> int:
     ):
         if key in shown_of and not math.isnan(shown_of[key]):
             shown.add_row(label, f"{shown_of[key]:.2f}")
+        beside = last.get(f"last_{key}", math.nan)
+        if not math.isnan(beside):
+            shown.add_row("  of the last iterate, not the average", f"{beside:.2f}")
     shown.add_row("converged", {True: "yes", False: "no", None: "cannot be told"}[run.converged])
     note = f" ({run.choice.note})" if run.choice else ""
     _console().print(shown, f"{run.steps} steps in {run.seconds:.1f} s{note}", sep="\n", soft_wrap=True)

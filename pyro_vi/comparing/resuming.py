@@ -61,6 +61,7 @@ def resume(
     changes = {name: value for name, value in (("lr", lr), ("nonfinite", nonfinite)) if value is not None}
     allow = (allow,) if isinstance(allow, str) else tuple(allow)
     arguments: dict[str, Any] = {
+        "average": "none",  # of a run that was made before there were averages
         **given["arguments"],
         **changes,
         "out": path,

@@ -33,6 +33,8 @@ from pyro_vi.tracing import reason, trace
 from pyro_vi.tracing.reach import Walk
 
 Optimizer = torch.optim.Optimizer
+AVERAGE = "average"
+"""Key of an optimizer's state whose value is an average of the parameter."""
 MANY = 8
 """Steps per call, where a call takes several. More steps would take longer to compile and save little."""
 
@@ -51,6 +53,7 @@ class WholeStep:
     Attributes:
         tensors: the tensors that a step changes, in the order of the graph's first inputs.
         count: number of steps that the optimizer has taken, if it is the same for all parameters.
+        averages: the positions in ``tensors`` of averages, each with that of its parameter.
         going: false after a loss or a gradient that is not finite; from then on, steps change nothing.
         control: weight and rate of each of the next steps, of shape ``(MANY, 2)``.
 
@@ -95,6 +98,9 @@ class WholeStep:
         self._taken: Any = self.count.numpy() if device.type == "cpu" else self.count
         self._went: Any = self.going.numpy() if device.type == "cpu" else self.going
         self.tensors = [*self.parameters, *self._state_tensors(), *self.buffers, self.count, self.going]
+        places = {id(p): i for i, p in enumerate(self.parameters)}
+        keys = [(key, places[id(p)]) for p, state in self.states for key in self._keys(state)]
+        self.averages = {len(places) + i: place for i, (key, place) in enumerate(keys) if key == AVERAGE}
 
     def adopt(self) -> None:
         """Copy buffers that an eager step has replaced into the tensors that compiled steps change, and put these back."""

@@ -247,15 +247,16 @@ class CompiledSteps:
             raise NoGraph(f"the compiled loss is {float(loss):.10g} where the programs give {float(expected):.10g}")
         largest = max((float(g.abs().max()) for g in gradients if g is not None and g.numel()), default=0.0)
         for position, (start, one, two) in enumerate(zip(before, after, wanted, strict=True)):
-            if position < len(whole.parameters):
-                gradient = gradients[position]
-                if gradient is None or not good:
+            moved = whole.averages.get(position, position)
+            if moved < len(whole.parameters):
+                gradient = gradients[moved]
+                if not good or (gradient is None and moved == position):
                     agree = torch.equal(one, two)
                 else:
-                    seen = gradient.abs() > SMALL * largest
+                    seen = ... if gradient is None else gradient.abs() > SMALL * largest
                     rounding = 8 * torch.finfo(one.dtype).eps * float(start.abs().max() if start.numel() else 0)
                     agree = _near((one - start)[seen], (two - start)[seen], max(0.01, digits), rounding)
-                what = f"parameter '{self._name(whole.parameters[position])}'"
+                what = f"parameter '{self._name(whole.parameters[moved])}'"
             else:
                 what = "the optimizer's state and the buffers"
                 # If gradients consist of rounding only, so does their optimizer state.

@@ -5,9 +5,10 @@ from typing import Any
 
 from pyro_vi.compiling import Choice
 from pyro_vi.errors import InputError, kind_and_line
+from pyro_vi.fitting.averaging import evaluated, named
 from pyro_vi.fitting.best import BestSoFar
 from pyro_vi.fitting.convergence import Watch
-from pyro_vi.fitting.reading import put_into
+from pyro_vi.fitting.reading import RESULT, put_into
 from pyro_vi.fitting.settings import Position, Settings
 from pyro_vi.fitting.stepping import Stepper
 from pyro_vi.programs import Pair
@@ -27,8 +28,10 @@ def state_of(
         watch: the test for convergence.
         best: the best record so far.
     """
+    result = named(pair, evaluated(stepper.optimizer))
     return {
         "pair": pair.state_dict(),
+        **({RESULT: result} if result else {}),
         **stepper.state_dict(),
         "generators": generators(),
         "position": vars(position),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_vi.compiling import MANY, Choice, Compile, Optimizer
 from pyro_vi.data import Batch, Data
+from pyro_vi.fitting.averaging import at_evaluation, settle
 from pyro_vi.fitting.best import BestSoFar, refuse_unscored
 from pyro_vi.fitting.callbacks import Callback, tell
 from pyro_vi.fitting.checkpoints import put_back, state_of
@@ -47,6 +48,7 @@ class Loop:
     Attributes:
         steps: takes the steps.
         state: after `run`, the state from which the fit could continue.
+        last: after `run`, parameters and buffers of the last iterate, if the pair has others: an average or the best record's.
         history: the records made so far.
         best: the best record so far.
         chosen: after `run`, the step whose parameters the pair has, if it is not the last one.
@@ -68,6 +70,7 @@ class Loop:
         self.folder: RunFolder | None = None
         self.saved: int | None = None  # the step of the last checkpoint
         self.state: dict[str, Any] = {}
+        self.last: dict[str, Tensor] | None = None
         example = data.example(settings.batch_size)
         self.records = Records(self.steps.objective, data, example, settings.seed if settings.same_draws else None)
         refuse_unscored(settings.stop, data.num_heldout, self.records.scored)
@@ -140,7 +143,10 @@ class Loop:
                         break
             self._checkpoint()
             self.state = self._state()
+            self.last = settle(self.pair, self.steps.stepper.optimizer, self.state)
             self._choose()
+            if self.last is not None and self.chosen is None:
+                bar.say("the result is the average of the iterates; the last iterate is `Run.last`")
 
     def take(self, count: int) -> None:
         """Take steps as `run` does, but without records and checkpoints."""
@@ -198,11 +204,15 @@ class Loop:
 
     def _record(self) -> None:
         steps, (weight, rate) = self.steps, self.steps.used
-        record = self.records.make(self.position, weight=weight, lr=steps.stepper.lr() * rate, norm=steps.norm())
+        lr, norm = steps.stepper.lr() * rate, steps.norm()
+        with at_evaluation(steps.stepper.optimizer) as elsewhere:
+            record = self.records.make(self.position, weight=weight, lr=lr, norm=norm)
+            self.best.see(record, self.pair, self.folder)
         ratio = (steps.stepper.ratio() or 1.0) * steps.guard.rate
         record["converged"] = self.watch.see(self.position, self.settings, ratio, steps.guard.since).converged
         record |= steps.guard.counts()
-        self.best.see(record, self.pair, self.folder)
+        if elsewhere and (self.position.step == self.settings.steps or self.stopped):
+            record |= self.records.last(self.position)
         steps.stepper.end_record(height_of(record, self.settings.settled, self.records.units))
         steps.mark()
         self._keep()  # a fit that stops here
@@ -215,7 +225,8 @@ class Loop:
     def _keep(self) -> None:
         step = self.position.step
         if step in self.settings.keeps(step, self.stopped) and step not in self.snapshots:
-            self.snapshots[step] = {name: value.detach().clone() for name, value in self.pair.state_dict().items()}
+            with at_evaluation(self.steps.stepper.optimizer):
+                self.snapshots[step] = {name: value.detach().clone() for name, value in self.pair.state_dict().items()}
             if self.folder:
                 self.folder.save(self.snapshots[step], f"snapshot-{step}.pt")
 
@@ -245,6 +256,7 @@ class Loop:
         if self.best.asked:
             self.state["pair"] = {name: value.detach().clone() for name, value in self.state["pair"].items()}
             self.chosen = self.best.give(self.pair)
+            self.last = self.state["pair"] if self.chosen is not None else self.last
 
     def _restore(self) -> dict[str, list[int]] | None:
         """Restore the checkpoint; return its record of compiled steps, or None if there is none."""

@@ -21,7 +21,7 @@ class DoG(Optimizer):
     """SGD with the step r̄ₜ / √Gₜ, where r̄ₜ is the largest distance from the start so far, and Gₜ = Σ ‖gᵢ‖².
 
     The last iterate is noisier than that of an optimizer whose rate decays: the guarantees of the paper are for an average of
-    the iterates.
+    the iterates. So `pyro_vi.fit` averages them, unless ``average="none"``.
 
     Args:
         params: the parameters, or groups of them.

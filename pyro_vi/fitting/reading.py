@@ -25,6 +25,9 @@ BEST = "best.pt"
 SEALS = ("checksum", "signature")
 """Entries of a configuration that are made from the others: see `pyro_vi.fitting.trusting`."""
 
+RESULT = "result"
+"""Key of the parameters in a checkpoint that are the result of the fit, where these are not those of its steps."""
+
 LONGEST = 2**24
 """Most bytes of a configuration."""
 
@@ -209,20 +212,24 @@ def read_best(path: Path, run: str | None, step: int | None = None) -> tuple[dic
 def parameters_of(path: Path, state: Mapping[str, Any]) -> tuple[Mapping[str, Any], int | None]:
     """Return the parameters that are the result of a run, and their step if it is not that of the checkpoint.
 
-    They are those of the checkpoint. If the run was made with ``stop="heldout"``, they are those of the best record.
+    They are those of the checkpoint; if the fit averages, the average. If the run was made with ``stop="heldout"``, they are
+    those of the best record.
 
     Args:
         path: the folder.
         state: the checkpoint.
     """
+    pair, result = state["pair"], state.get(RESULT)
+    if isinstance(pair, Mapping) and isinstance(result, Mapping):
+        pair = {**pair, **result}
     best = (state.get("best") or {}).get("best")
     if state["config"].get("stop") != "heldout" or not best:
-        return state["pair"], None
+        return pair, None
     found, why = read_best(path, state["config"]["run"], best[0])
     if found is None:
         warnings.warn(
             f"'{path / BEST}' is not used: {why}; the parameters are those of the last step, and not of the best record",
             stacklevel=3,
         )
-        return state["pair"], None
+        return pair, None
     return found["pair"], best[0]

@@ -88,6 +88,15 @@ class Records:
         }
         return {**record, **heldout}
 
+    def last(self, now: Position) -> dict[str, float]:
+        """Return the ELBOs of the last iterate, for the record of a fit whose result is an average."""
+        pair, seed = self.objective.pair, now.step if self.seed is None else self.seed
+        with failing(pair, f"after step {now.step}"), kept_buffers(pair):
+            train = self._elbo(self.train, seed)
+            heldout = {} if self.heldout is None else self._heldout(self.heldout, seed)
+        found = {name: train[name] for name in ("elbo", "log_joint") if name in train} | heldout
+        return {f"last_{name}": value for name, value in found.items()}
+
     def _heldout(self, rows: Batch, seed: int) -> dict[str, float]:
         """Return the held-out ELBO; where latents are shared by all data, the log predictive density of new data instead."""
         facts = self.facts

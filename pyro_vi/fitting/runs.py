@@ -41,7 +41,9 @@ class Run:
             shared by all data, ``heldout_lpd`` is the log predictive density of held-out data, and there is no held-out
             ELBO. Where sites are summed out, the two parts are NaN. Where the guide is a point estimate, the ELBO is NaN, and
             ``log_joint`` is log p(x, z). Elsewhere ``term_<site>`` is E_q log p of an observed site and ``kl_<site>`` the KL
-            of a latent one, at most 20 of each: see `pyro_vi.fitting.sites`. Their difference is the ELBO.
+            of a latent one, at most 20 of each: see `pyro_vi.fitting.sites`. Their difference is the ELBO. In a fit that
+            averages, they are those of the average, and the last record also has those of the last iterate: ``last_elbo``,
+            ``last_heldout_elbo`` and so on.
         snapshots: parameters by step, for the requested steps.
         steps: number of steps taken.
         seconds: time of the steps, without records and checkpoints.
@@ -58,6 +60,8 @@ class Run:
         best: the record with the highest held-out number: its step, that number, and its key in the record. None if there is
             none. With ``stop="heldout"``, ``pair`` has its parameters, and ``state`` or the folder those of the last step.
         chosen: the step whose parameters ``pair`` has, if it is not the last one.
+        last_state: parameters and buffers of the last iterate, if the result is an average or the best record; `last` is the
+            pair with them.
     """
 
     pair: Pair
@@ -78,6 +82,7 @@ class Run:
     restored: int = 0
     best: Best | None = None
     chosen: int | None = None
+    last_state: Mapping[str, Tensor] | None = None
 
     @property
     def model(self) -> torch.nn.Module:
@@ -137,6 +142,15 @@ class Run:
         pair.load_state_dict(found["pair"])
         return pair
 
+    @property
+    def last(self) -> Pair:
+        """A copy of the pair with the parameters of the last iterate: the fitted ones, unless these are an average or those of
+        the best record."""
+        pair = copy.deepcopy(self.pair)
+        if self.last_state is not None:
+            pair.load_state_dict(dict(self.last_state))
+        return pair
+
     def __repr__(self) -> str:
         return "\n".join(described(self))
 
@@ -161,6 +175,8 @@ def described(run: Run) -> list[str]:
     shown = [f"{name} {last[name]:.3f}" for name in NUMBERS[:6] if _number(last.get(name))]
     which = "last     " if run.chosen is None else "result   "
     lines += [f"  {which}  {', '.join(shown)} (nats per datum)"] if shown else []
+    beside = [f"{name} {last[f'last_{name}']:.3f}" for name in NUMBERS[:6] if _number(last.get(f"last_{name}"))]
+    lines += [f"  iterate    {', '.join(beside)}: the last one, beside the average"] if beside else []
     lines += [f"  best       {said_of_best(run)}"[:118]] if run.best else []
     lines += [f"  loss       {run.evidence}"[:118]] if run.evidence else []
     lines += [f"  left out   {left_out(run)}"] if run.skipped or run.restored else []

@@ -17,6 +17,7 @@ import torch
 
 from pyro_vi.errors import UsageError, first_line
 from pyro_vi.fitting.annealing import Beta, beta_of, refuse_together, settled, weight_at
+from pyro_vi.fitting.averaging import checked
 from pyro_vi.fitting.callbacks import callbacks_of
 from pyro_vi.fitting.identity import fingerprint
 from pyro_vi.support import Real, Whole, flag, parse, real, seed_from, shown, whole, word
@@ -56,6 +57,7 @@ class Options:
     drop_last: bool = False
     heldout: Real | None = None
     optimizer: Any = None
+    average: str | None = None
     lr: Real | Mapping[str, Real] | Callable[[str], Real] | None = 3e-3
     schedule: Any = None
     clip_norm: Real | None = None
@@ -115,6 +117,7 @@ class Options:
                 f"stop='heldout' with patience={self.patience} ends the fit before schedule='plateau' lowers its rate, after "
                 f"{falls} records; give a longer patience, or schedule='plateau(patience={max(1, self.patience // 2)})'"
             )
+        self._set("average", lambda name, value: checked(value))
         self._set("device", lambda name, value: device(value), optional=True)
         if not isinstance(self.out, str | Path | None):
             raise UsageError(f"out must be the path of a folder, not {shown(self.out)}")
@@ -187,6 +190,7 @@ class Settings:
     cycles: int | None = None
     free_bits: float | None = None
     accumulate: int | None = None  # None for 1, as in the configurations of older runs
+    average: str | None = None
 
     def __post_init__(self) -> None:
         if self.warmup > self.steps:

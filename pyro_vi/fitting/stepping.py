@@ -13,6 +13,7 @@ import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pyro_vi.data import Batch
-from pyro_vi.errors import FitError, kind_and_line
+from pyro_vi.errors import FitError, UsageError, kind_and_line
+from pyro_vi.fitting.averaging import averages_itself, averaging, forget
 from pyro_vi.fitting.optimizers import Recipe, described, recipe_of
 from pyro_vi.programs import Pair, isolated
 from pyro_vi.support import fitting_threads
@@ -36,6 +38,7 @@ class Stepper:
         pair: the pair.
         batch: a batch, for a run of the pair that finds the names of its parameters, if the optimizer needs them.
         clip_norm: limit on the joint norm of all gradients of the loss per datum.
+        average: the average of the iterates that the optimizer carries, as `pyro_vi.fitting.averaging.average_of` returns it.
 
     Attributes:
         optimizer: the optimizer.
@@ -45,10 +48,20 @@ class Stepper:
     """
 
     def __init__(
-        self, optimizer: Recipe | Callable[..., Optimizer], pair: Pair, batch: Batch, clip_norm: float | None
+        self,
+        optimizer: Recipe | Callable[..., Optimizer],
+        pair: Pair,
+        batch: Batch,
+        clip_norm: float | None,
+        average: str | None = None,
     ) -> None:
         recipe = optimizer if isinstance(optimizer, Recipe) else recipe_of(optimizer)
-        self.optimizer, self.scheduler = recipe.build(pair, batch)
+        self.optimizer, self.scheduler = _averaged(recipe, average).build(pair, batch)
+        if averages_itself(self.optimizer):
+            if recipe.schedule != "constant" or self.scheduler is not None:
+                name = type(self.optimizer).__name__
+                raise UsageError(f"optimizer {name} takes the place of a schedule; leave schedule out")
+            self.optimizer.train()  # type: ignore[attr-defined]
         self.summed, self.clip_norm = recipe.summed, clip_norm
         self.recorded = recipe.schedule == "plateau"  # the scheduler is stepped at each record, and not in each epoch
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
@@ -175,8 +188,21 @@ class Stepper:
             if {"lr", "optimizer_groups"} & {*changed}:
                 for group, own in zip(self.optimizer.param_groups, options, strict=True):
                     group.update(own)
+            forget(self.optimizer)
         if self.scheduler is not None and not {"optimizer", "schedule", "scheduler"} & {*changed}:
             self.scheduler.load_state_dict(state["scheduler"])
+
+
+def _averaged(recipe: Recipe, average: str | None) -> Recipe:
+    if average is None:
+        return recipe
+    kind = average
+
+    def make(pair: Pair, batch: Batch) -> Any:
+        made: Any = recipe.make(pair, batch)  # which may be no optimizer
+        return averaging(made, kind) if isinstance(made, Optimizer) else made
+
+    return replace(recipe, make=make)
 
 
 @contextmanager

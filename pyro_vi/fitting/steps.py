@@ -76,7 +76,8 @@ class Steps(Guarded):
             raise UsageError("the pair has no parameters to fit; look at it with `audit` or `evidence`")
         if compile is True:
             refuse_without_compiler(self.parameters[0].device)
-        stepper = Stepper(optimizer, pair, data.example(settings.batch_size), settings.clip_norm)
+        example = data.example(settings.batch_size)
+        stepper = Stepper(optimizer, pair, example, settings.clip_norm, settings.average)
         free = None if settings.free_bits is None else FreeBits(elbo, settings.free_bits)
         super().__init__(pair, Objective(pair, elbo, free_bits=free), stepper, settings)
         self.width = len(data.example(1))  # arguments of a batch

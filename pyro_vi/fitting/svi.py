@@ -16,6 +16,7 @@ from pyro_vi.errors import UsageError
 from pyro_vi.estimators import FreeBits
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of
+from pyro_vi.fitting.averaging import average_of
 from pyro_vi.fitting.calls import given
 from pyro_vi.fitting.folder import RunFolder, checksum
 from pyro_vi.fitting.identity import fingerprint, plain_options
@@ -44,6 +45,7 @@ def fit(
     drop_last: bool = Options.drop_last,
     heldout: Real | None = Options.heldout,
     optimizer: Any = Options.optimizer,
+    average: str | None = Options.average,
     lr: Real | Mapping[str, Real] | Callable[[str], Real] | None = Options.lr,
     schedule: Any = Options.schedule,
     clip_norm: Real | None = Options.clip_norm,
@@ -86,6 +88,10 @@ def fit(
         optimizer: by default Adam with learning rate ``lr``. A name with options (``"sgd(momentum=0.9)"``, ``"clipped_adam"``),
             a class of ``torch.optim``, or a function that makes an optimizer of the parameters: it steps on the loss per
             datum. Or an optimizer or scheduler of ``pyro.optim``: it steps on the sum over all data, as `pyro.infer.SVI` does.
+        average: ``"polynomial"`` averages the unconstrained parameters over the steps, and the average is the result of the
+            fit; the last iterate is `Run.last`. See `pyro_vi.fitting.averaging`. ``"polynomial(eta=2)"`` forgets the first
+            steps more slowly than the default of 8, and ``"none"`` averages nothing. By default only ``"dog"`` and ``"dowg"``
+            average.
         lr: learning rate of an optimizer that is given by name or class; a dictionary gives different rates to ``"model"`` and
             ``"guide"``, or to parameters by name or prefix, and a function gets the name of each parameter.
         schedule: learning rate over the steps: ``"constant"``, or a ``"linear"`` or ``"cosine"`` decay to 0, times the rate of
@@ -150,6 +156,7 @@ def fit(
         drop_last=drop_last,
         heldout=heldout,
         optimizer=optimizer,
+        average=average,
         lr=lr,
         schedule=schedule,
         clip_norm=clip_norm,
@@ -248,6 +255,7 @@ def fit_pair(
         cycles=options.cycles,
         free_bits=options.free_bits,
         accumulate=options.accumulate if options.accumulate > 1 else None,
+        average=average_of(options.average, recipe.name),
     )
     config = {
         **names,
@@ -301,6 +309,7 @@ def fit_pair(
         restored=loop.steps.guard.restored,
         best=loop.best.best,
         chosen=loop.chosen,
+        last_state=loop.last,
     )
 
 
