@@ -2,9 +2,9 @@
 
 * `svi` assembles a fit; `plan` decides which rows are in each step; `settings` holds the options and their defaults, and
   `annealing` the weight of the KL over the steps; `loop` takes the steps.
-* `optimizers` and `pyro_optimizers` make the optimizer, `rate_free` has those without a rate, `averaging` averages its
-  iterates, `plateau` lowers the rate when the ELBO no longer rises, `stepping` steps it, and `checkpoints` keeps its state;
-  `identity` names what has changed since a run was made.
+* `optimizers`, `named_optimizers` and `pyro_optimizers` make the optimizer, `rate_free` has those without a rate, `averaging`
+  averages its iterates, `plateau` lowers the rate when the ELBO no longer rises, `stepping` steps it, and `checkpoints` keeps
+  its state; `identity` names what has changed since a run was made.
 * `records` makes the records, `sites` names their columns for the terms of sites, and `callbacks` hands them to the user's
   functions; `convergence` says whether the loss has converged; `best` keeps the parameters of the best record.
 * `guarded` leaves out steps whose loss or gradient is not finite, with the counts of `nonfinite`; `failures`, `causes` and

@@ -18,12 +18,15 @@ from torch.optim import Optimizer
 
 from pyro_vi.compiling.step import AVERAGE
 from pyro_vi.errors import UsageError
+from pyro_vi.fitting.named_optimizers import plain
 from pyro_vi.support import check_options, parse, real, shown, unknown
 
 ETA = 8.0
 """Order of the polynomial decay: the last iterates weigh most, and the first ones almost nothing."""
 COUNT = "averaged"
 """Key of an optimizer's state, beside the first average: the number of steps in it."""
+MARK = "order_of_average"
+"""Attribute of an optimizer that averages: η."""
 BY_DEFAULT = ("dog", "dowg")
 """Optimizers whose guarantees are for an average of the iterates."""
 
@@ -56,51 +59,13 @@ def average_of(average: object, optimizer: str) -> str | None:
         >>> average_of(None, "dog(start=1e-4)"), average_of(None, "adam"), average_of("none", "dog")
         ('polynomial(eta=8.0)', None, None)
     """
-    plain = optimizer.split("(")[0].strip().lower().replace("_", "").replace("-", "")
-    found = checked(average) or (checked("polynomial") if plain in BY_DEFAULT else None)
+    found = checked(average) or (checked("polynomial") if plain(optimizer) in BY_DEFAULT else None)
     return None if found == "none" else found
 
 
-class Averaging(Optimizer):
-    """A part of an optimizer: after each of its steps, it updates the polynomial-decay average of the iterates θₜ,
-    mₜ = (1 − (η + 1) / (t + η)) mₜ₋₁ + (η + 1) / (t + η) θₜ (Shamir and Zhang 2013, arXiv:1212.1824).
-
-    `averaging` gives this part to an optimizer. A parameter that has no gradient yet has no average: it has not moved.
-    """
-
-    eta: float
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take the optimizer's own step, then update the averages; return what the closure gives."""
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        # A first value is put into the state after the step only: optimizers make their own state where there is none.
-        begun = {p: p.clone() for p in parameters if p.grad is not None and AVERAGE not in self._state(p)}
-        loss = super().step(closure)
-        for p, start in begun.items():
-            self.state[p][AVERAGE] = start
-        held = [p for p in parameters if AVERAGE in self._state(p)]
-        if not held:
-            return loss
-        count = next((self.state[p][COUNT] for p in held if COUNT in self.state[p]), None)
-        if count is None:
-            count = self.state[held[0]][COUNT] = torch.zeros((), dtype=held[0].real.dtype, device=held[0].device)
-        count.add_(1)
-        weight = (self.eta + 1) / (count + self.eta)
-        for p in held:
-            average = self.state[p][AVERAGE]
-            average.lerp_(p, weight.to(average.device, average.dtype))
-        return loss
-
-    step.hooked = True  # type: ignore[attr-defined]  # torch calls the optimizer's hooks around its own step
-
-    def _state(self, p: Tensor) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self.state.get(p, {})
-        return found
-
-
 def averaging(optimizer: Optimizer, average: str) -> Optimizer:
-    """Make an optimizer carry the average of its iterates, and return it; it stays an instance of its own class.
+    """Make an optimizer carry the polynomial-decay average of its iterates (Shamir and Zhang 2013, arXiv:1212.1824), and return
+    it; it stays an instance of its own class.
 
     Raises:
         UsageError: the optimizer averages by itself, or its steps are not those of its class.
@@ -121,19 +86,45 @@ def averaging(optimizer: Optimizer, average: str) -> Optimizer:
         raise UsageError(
             f"the step of optimizer {cls.__name__} was replaced, so that it cannot average; leave average out"
         )
-    eta = parse(average)[1].get("eta", ETA)
-    try:
-        optimizer.__class__ = type(cls.__name__, (Averaging, cls), {"__module__": cls.__module__, "eta": eta})
-    except TypeError as error:
-        raise UsageError(
-            f"optimizer {cls.__name__} cannot average its iterates ({error}); leave average out"
-        ) from error
+    order = real("eta", parse(average)[1].get("eta", ETA), least=0)
+    step = _step(cls, order)
+    step.hooked = True  # type: ignore[attr-defined]  # torch calls the optimizer's hooks around its own step
+    optimizer.__class__ = type(cls.__name__, (cls,), {"__module__": cls.__module__, "step": step, MARK: order})
     return optimizer
+
+
+def _step(cls: type[Optimizer], eta: float) -> Callable[..., Any]:
+    """Return a step of an optimizer of a class that updates the averages afterwards:
+    mₜ = (1 − (η + 1) / (t + η)) mₜ₋₁ + (η + 1) / (t + η) θₜ. A parameter has an average from its first gradient on: before
+    that, it has not moved."""
+
+    @torch.no_grad()
+    def step(self: Any, closure: Callable[[], Any] | None = None) -> Any:
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        # A first value is put into the state after the step only: optimizers make their own state where there is none.
+        begun = {p: p.clone() for p in parameters if p.grad is not None and AVERAGE not in self.state.get(p, {})}
+        loss = cls.step(self, closure)
+        for p, start in begun.items():
+            self.state[p][AVERAGE] = start
+        held = [p for p in parameters if AVERAGE in self.state.get(p, {})]
+        if not held:
+            return loss
+        count = next((self.state[p][COUNT] for p in held if COUNT in self.state[p]), None)
+        if count is None:
+            count = self.state[held[0]][COUNT] = torch.zeros((), dtype=held[0].real.dtype, device=held[0].device)
+        count.add_(1)
+        weight = (eta + 1) / (count + eta)
+        for p in held:
+            average = self.state[p][AVERAGE]
+            average.lerp_(p, weight.to(average.device, average.dtype))
+        return loss
+
+    return step
 
 
 def forget(optimizer: Optimizer) -> None:
     """Remove the averages of another run from the state of an optimizer that makes none."""
-    for state in () if isinstance(optimizer, Averaging) else optimizer.state.values():
+    for state in () if hasattr(optimizer, MARK) else optimizer.state.values():
         for key in (AVERAGE, COUNT):
             state.pop(key, None)
 
@@ -152,7 +143,7 @@ def evaluated(optimizer: Optimizer) -> dict[int, Tensor]:
     The parameters do not change, not even by rounding.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if isinstance(optimizer, Averaging):
+    if hasattr(optimizer, MARK):
         return {id(p): optimizer.state[p][AVERAGE] for p in parameters if AVERAGE in optimizer.state.get(p, {})}
     if not averages_itself(optimizer):
         return {}

@@ -17,9 +17,6 @@ from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
-from pyro.optim.adagrad_rmsprop import AdagradRMSProp
-from pyro.optim.clipped_adam import ClippedAdam
-from pyro.optim.dct_adam import DCTAdam
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -28,12 +25,12 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from pyro_vi.data import Batch
 from pyro_vi.errors import InputError, UsageError, kind_and_line
 from pyro_vi.fitting.identity import fingerprint
+from pyro_vi.fitting.named_optimizers import library, named, plain, rated
 from pyro_vi.fitting.plateau import named_schedule
 from pyro_vi.fitting.pyro_optimizers import grouped, refuse_used
-from pyro_vi.fitting.rate_free import DoG, DoWG
 from pyro_vi.fitting.settings import SCHEDULES, Options
 from pyro_vi.programs import Pair
-from pyro_vi.support import check_options, parse, real, shown, unknown
+from pyro_vi.support import real, shown
 
 Scheduler = LRScheduler | ReduceLROnPlateau
 Rates = float | Mapping[str, float] | Callable[[str], float]
@@ -43,24 +40,8 @@ SPARSE = ("SparseAdam", "SGD", "Adagrad")
 """Optimizers that can take the gradient of ``nn.Embedding(sparse=True)``."""
 
 
-def _table() -> dict[str, type[Optimizer]]:
-    own = {
-        "clipped_adam": ClippedAdam,
-        "dct_adam": DCTAdam,
-        "adagrad_rmsprop": AdagradRMSProp,
-        "dog": DoG,
-        "dowg": DoWG,
-    }
-    found = {name.lower(): value for name, value in vars(torch.optim).items() if _is_optimizer(value)}
-    return {**{name: cls for name, cls in found.items() if name not in ("optimizer", "lbfgs")}, **own}
-
-
 def _is_optimizer(value: object) -> bool:
     return inspect.isclass(value) and issubclass(value, Optimizer)
-
-
-OPTIMIZERS = _table()
-"""Optimizers by name: those of torch in lower case, Pyro's own, and those without a rate."""
 
 
 @dataclass(frozen=True)
@@ -141,18 +122,19 @@ def _maker(given: Any, rates: Rates) -> tuple[str, Callable[[Pair, Batch], Optim
     if given is None:
         return "adam", lambda pair, batch: torch.optim.Adam(_groups(pair, rates), fused=True), True, False, True
     if isinstance(given, str):
-        cls, options = _named(given)
-        has = "lr" in inspect.signature(cls).parameters
-        rated = has and "lr" not in options
-        return given, _from_class(cls, options, rates if rated else None), has, False, rated
+        _refuse_lbfgs(plain(given) == "lbfgs")
+        cls, options = named(given)
+        takes = rated(cls) and "lr" not in options
+        has = "lr" in inspect.signature(cls).parameters and not hasattr(cls, "train")
+        return given, _from_class(cls, options, rates if takes else None), has, False, takes
     if isinstance(given, PyroOptim):
         refuse_used(given)
         name = getattr(given.pt_optim_constructor, "__name__", "optimizer")
         return f"pyro.optim.{name}", lambda pair, batch: grouped(given, pair, batch), False, True, False
     if _is_optimizer(given):
         _refuse_lbfgs(issubclass(given, torch.optim.LBFGS))
-        rated = "lr" in inspect.signature(given).parameters
-        return given.__qualname__, _from_class(given, {}, rates if rated else None), False, False, rated
+        takes = rated(given)
+        return given.__qualname__, _from_class(given, {}, rates if takes else None), False, False, takes
     if isinstance(given, Optimizer):
         _refuse_lbfgs(isinstance(given, torch.optim.LBFGS))
         kind = type(given).__name__
@@ -166,18 +148,6 @@ def _maker(given: Any, rates: Rates) -> tuple[str, Callable[[Pair, Batch], Optim
         f"optimizer must be a name, a class of torch.optim, a function that makes an optimizer of parameters, or an "
         f"optimizer of pyro.optim, not {shown(given)}"
     )
-
-
-def _named(text: str) -> tuple[type[Optimizer], dict[str, object]]:
-    target, options = parse(text)
-    plain = {name.replace("_", ""): cls for name, cls in OPTIMIZERS.items()}
-    key = target.lower().replace("_", "").replace("-", "")
-    _refuse_lbfgs(key == "lbfgs")
-    if key not in plain:
-        raise unknown("optimizer", target, sorted(OPTIMIZERS))
-    known = [name for name in inspect.signature(plain[key]).parameters if name != "params"]
-    check_options(f"optimizer '{target}'", options, known)
-    return plain[key], options
 
 
 def _from_class(
@@ -301,11 +271,14 @@ def described(optimizer: Optimizer, scheduler: Scheduler | None) -> dict[str, An
             groups[-1]["parameters"] += one["parameters"]
         else:
             groups.append(one)
+    made: dict[str, Any] = {"optimizer_groups": groups}
+    if library(optimizer) is not None:
+        made["optimizer_library"] = library(optimizer)
     if scheduler is None:
-        return {"optimizer_groups": groups}
+        return made
     ignored = ("optimizer", "last_epoch", "base_lrs", "best", "num_bad_epochs", "cooldown_counter")
     return {
-        "optimizer_groups": groups,
+        **made,
         "scheduler": {"class": type(scheduler).__name__, **_plain(vars(scheduler), ignored)},
     }
 

@@ -36,6 +36,7 @@ from pyro_vi.errors import FitError, NoGraph, UsageError
 from pyro_vi.estimators import FreeBits, Objective, Parts
 from pyro_vi.fitting.failures import Failed, Overflowed, Step, failed, where
 from pyro_vi.fitting.guarded import Guarded
+from pyro_vi.fitting.named_optimizers import library
 from pyro_vi.fitting.optimizers import Recipe
 from pyro_vi.fitting.settings import Settings
 from pyro_vi.fitting.stepping import Stepper
@@ -79,6 +80,11 @@ class Steps(Guarded):
         example = data.example(settings.batch_size)
         stepper = Stepper(optimizer, pair, example, settings.clip_norm, settings.average)
         free = None if settings.free_bits is None else FreeBits(elbo, settings.free_bits)
+        if settings.nonfinite == "restore" and library(stepper.optimizer) is not None:
+            name = type(stepper.optimizer).__name__
+            raise UsageError(
+                f"nonfinite='restore' cannot put back the step sizes that {name} keeps; use 'skip' or 'stop'"
+            )
         super().__init__(pair, Objective(pair, elbo, free_bits=free), stepper, settings)
         self.width = len(data.example(1))  # arguments of a batch
         self.used = (1.0, 1.0)  # weight of the KL and fraction of the learning rate in the last step
@@ -233,6 +239,9 @@ class Steps(Guarded):
             ratio = stepper.ratio()
             if ratio is None:
                 raise NoGraph("the learning rates of the optimizer's groups change differently")
+            if library(stepper.optimizer) is not None:
+                name = type(stepper.optimizer).__name__
+                raise NoGraph(f"optimizer {name} keeps its step sizes as Python numbers, which a graph would freeze")
             whole = WholeStep(
                 self.objective, stepper.optimizer, stepper.clip_norm, varying, rate, summed=stepper.summed
             )

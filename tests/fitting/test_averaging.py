@@ -13,6 +13,7 @@ import pyro_vi
 from pyro_vi import UsageError
 from pyro_vi.data.loading import load
 from pyro_vi.fitting.averaging import at_evaluation, averaging, evaluated
+from pyro_vi.fitting.named_optimizers import named
 from pyro_vi.fitting.rate_free import DoG
 from pyro_vi.fitting.reading import load_parameters
 
@@ -53,8 +54,11 @@ def test_a_parameter_that_moves_later_has_the_average_since_the_first_step(kind)
     )
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop, DoG])
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop, DoG, "prodigy"])
 def test_an_optimizer_takes_the_same_steps_with_an_average(kind):
+    if kind == "prodigy":
+        pytest.importorskip("pytorch_optimizer")
+        kind, _ = named(kind)
     plain, averaged = (nn.Parameter(torch.ones(2)) for _ in range(2))
     one, two = kind([plain]), averaging(kind([averaged]), "polynomial")
     for optimizer, value in ((one, plain), (two, averaged)):

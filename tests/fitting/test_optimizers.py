@@ -22,7 +22,8 @@ from torch.optim import lr_scheduler
 
 from pyro_vi import FitError, Run, UsageError, fit
 from pyro_vi.data.loading import load
-from pyro_vi.fitting.optimizers import OPTIMIZERS, recipe_of
+from pyro_vi.fitting.named_optimizers import OPTIMIZERS
+from pyro_vi.fitting.optimizers import recipe_of
 from pyro_vi.fitting.stepping import Stepper, clip, norm_of
 
 # ---- Pyro's optimizers take the steps of SVI
