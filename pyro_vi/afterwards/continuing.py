@@ -29,14 +29,16 @@ def continued(run: Run, plan: Plan, asked: Mapping[str, Any]) -> Run:
     if kept:
         raise UsageError(f"more keeps the rows and their order; leave {kept[0]} out, or start a new fit")
     check_options(
-        "more", asked, [*(name for name in names if name not in (*KEPT, "resume", "allow")), "elbo", "snapshots"]
+        "more",
+        asked,
+        [*(name for name in names if name not in (*KEPT, "starts", "resume", "allow")), "elbo", "snapshots"],
     )
     if asked.get("epochs") is None and asked.get("steps") is None:
         raise UsageError("say how long to go on: give epochs=... or steps=...")
     called = run.config.get("given", {})
     before = called.get("arguments", {})
     options = {name: value for name, value in before.items() if name in names and name not in OWN}
-    options |= {"epochs": None, "steps": None, "warmup": 0, "cycles": None}
+    options |= {"epochs": None, "steps": None, "warmup": 0, "cycles": None, "starts": 1}
     fitted = called.get("command", "fit") == "fit"
     elbo = asked.get("elbo", before.get("elbo", run.elbo) if fitted else run.elbo)
     needed = {name for name in names if name not in (*OWN, *KEPT)} | ({"elbo"} if fitted else set())

@@ -22,6 +22,7 @@ from pyro_vi.fitting import (
     parameters_of,
     put_into,
     read_snapshot,
+    read_starts,
     wrong_state,
 )
 from pyro_vi.programs import Pair, Source, isolated
@@ -100,6 +101,7 @@ def open(
         out=path,
         config=config,
         converged=last.get("converged"),
+        starts=read_starts(path),
         last_state=state["pair"] if "result" in state or chosen is not None else None,
         evidence=(state.get("convergence") or {}).get("evidence", ""),
         best=best_in(state["best"]) if state.get("best") else None,

@@ -146,6 +146,8 @@ class Fit(FittingCommand):
 
     elbo: str = "mean_field"
     """ELBO estimator."""
+    starts: int = Options.starts
+    """Fits from other initial parameters, from --seed on; the best by its held-out or training ELBO is kept."""
 
 
 @dataclass(frozen=True)

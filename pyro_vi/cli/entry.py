@@ -82,6 +82,7 @@ def _fit(command: Fit, made: Any = None) -> int:
         "best": None if run.best is None else dict(zip(("step", "value", "quantity"), run.best, strict=True)),
         "chosen": run.chosen,
     }
+    document |= {"starts": run.starts} if run.starts else {}
     document["plots"] = [str(path) for path in written.plots]
     if command.json:
         _print_json(document)
@@ -100,6 +101,8 @@ def _fit(command: Fit, made: Any = None) -> int:
         beside = last.get(f"last_{key}", math.nan)
         if not math.isnan(beside):
             shown.add_row("  of the last iterate, not the average", f"{beside:.2f}")
+    for one in run.starts:
+        shown.add_row(f"  start of seed {one['seed']}: {one['measure']}", f"{one['elbo']:.2f} ± {one['error']:.2f}")
     shown.add_row("converged", {True: "yes", False: "no", None: "cannot be told"}[run.converged])
     note = f" ({run.choice.note})" if run.choice else ""
     _console().print(shown, f"{run.steps} steps in {run.seconds:.1f} s{note}", sep="\n", soft_wrap=True)

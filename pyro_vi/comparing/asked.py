@@ -41,6 +41,10 @@ class Asked:
             UsageError: a setting is out of range.
         """
         options = self.options
+        if options.starts > 1:
+            raise UsageError(
+                "the fits of a comparison begin at the same parameters; leave starts out, or repeat the comparison: seeds=5"
+            )
         recipe_of(options.optimizer, options.lr, options.schedule)  # refuses before anything is read
         draws, particles = whole("draws", self.draws, 1), whole("particles", self.particles, 2)
         batch, audit_draws = whole("audit_batch", self.audit_batch, 1), whole("audit_draws", self.audit_draws, 0)

@@ -1,7 +1,7 @@
 """One fit, from its plan to its last checkpoint.
 
-* `svi` assembles a fit; `plan` decides which rows are in each step; `settings` holds the options and their defaults, and
-  `annealing` the weight of the KL over the steps; `loop` takes the steps.
+* `svi` assembles a fit, and `starts` repeats it from other initial parameters; `plan` decides which rows are in each step;
+  `settings` holds the options and their defaults, and `annealing` the weight of the KL over the steps; `loop` takes the steps.
 * `optimizers`, `named_optimizers` and `pyro_optimizers` make the optimizer, `rate_free` has those without a rate, `averaging`
   averages its iterates, `plateau` lowers the rate when the ELBO no longer rises, `stepping` steps it, and `checkpoints` keeps
   its state; `identity` names what has changed since a run was made.
@@ -32,6 +32,7 @@ from pyro_vi.fitting.reading import (
     parameters_of,
     put_into,
     read_snapshot,
+    read_starts,
 )
 from pyro_vi.fitting.records import scored
 from pyro_vi.fitting.runs import Run, described, left_out, parent_of, said_of_best
@@ -74,6 +75,7 @@ __all__ = [
     "plan_of",
     "put_into",
     "read_snapshot",
+    "read_starts",
     "recipe_of",
     "refuse_code",
     "refuse_foreign",

@@ -56,6 +56,8 @@ def given_of(path: Path) -> dict[str, Any]:
     if holds_run(path) and found.get("command") == "compare":
         whole = of_comparison(path, found)
         raise UsageError(f"'{path}' is one fit of a comparison; continue all of it with: pyro-vi resume {whole}")
+    if holds_run(path) and "start" in read_config(path)[0]:
+        raise UsageError(f"'{path}' is one start of a fit; continue all of it with: pyro-vi resume {path.parent}")
     objects = found.get("objects", ["settings"])
     if objects:
         call = f"pyro_vi.{found.get('command', 'fit')}(..., out='{path}', resume=True)"
@@ -91,7 +93,7 @@ def _configuration(path: Path) -> dict[str, Any]:
             config = read_config(folder)[0]
         except InputError:
             continue
-        if _call(config).get("command") == "compare":
+        if _call(config).get("command") == "compare" or "start" in config:
             return config
     raise InputError(f"'{path}' holds no run to resume; give the folder of a fit or a comparison")
 

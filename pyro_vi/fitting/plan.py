@@ -72,6 +72,7 @@ def plan(
     shuffle: bool | None = None,
     drop_last: bool = False,
     seed: int = 0,
+    initial: int | None = None,
 ) -> Plan:
     """Build a pair for data, and decide on the rows of its fit; None leaves a decision open.
 
@@ -84,6 +85,7 @@ def plan(
         shuffle: order of minibatches: shuffled in each epoch, or as given.
         drop_last: leave out a last batch with fewer rows.
         seed: seed of the split, the order and the initial parameters.
+        initial: another seed for the initial parameters.
 
     Raises:
         UsageError: an unknown name or option.
@@ -106,7 +108,7 @@ def plan(
         return numbered(found) if numbers else found
 
     def built(data: Data, rows: int) -> Pair:
-        return build_pair(model, guide, data, seed=seed, rows=rows)
+        return build_pair(model, guide, data, seed=seed if initial is None else initial, rows=rows)
 
     data = loaded(heldout if split or made else 0.0)
     rows = data.spec.num_data

@@ -7,6 +7,7 @@
 
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,9 @@ SEALS = ("checksum", "signature")
 
 RESULT = "result"
 """Key of the parameters in a checkpoint that are the result of the fit, where these are not those of its steps."""
+
+STARTS = "starts.json"
+"""The numbers of all starts of a fit with several."""
 
 LONGEST = 2**24
 """Most bytes of a configuration."""
@@ -175,6 +179,17 @@ def _config(path: Path) -> dict[str, Any]:
     if not isinstance(found.get("run"), str) or signed(found)["checksum"] != found["checksum"]:
         raise Damaged("it has changed since it was written: its checksum differs")
     return found
+
+
+def read_starts(path: Path) -> list[dict[str, Any]]:
+    """Return the numbers of all starts of the run in a folder; none, if it had one start or the file is damaged."""
+    try:
+        found = _config(path / STARTS).get("starts")
+    except (Damaged, InputError):
+        return []
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        return []
+    return [{key: math.nan if value is None else value for key, value in one.items()} for one in found]
 
 
 def read_snapshot(path: Path, run: str, step: int) -> dict[str, torch.Tensor] | None:

@@ -97,6 +97,11 @@ class Records:
         found = {name: train[name] for name in ("elbo", "log_joint") if name in train} | heldout
         return {f"last_{name}": value for name, value in found.items()}
 
+    def elbo_of(self, rows: Batch, seed: int) -> dict[str, float]:
+        """Return the ELBO of rows from one draw for each datum, as in a record; of a point log p(x, z) too."""
+        with kept_buffers(self.objective.pair):
+            return self._elbo(rows, seed)
+
     def _heldout(self, rows: Batch, seed: int) -> dict[str, float]:
         """Return the held-out ELBO; where latents are shared by all data, the log predictive density of new data instead."""
         facts = self.facts

@@ -1,12 +1,13 @@
 """`Run`, the result of a fit, and how it is shown.
 
-* `described` gives its lines as text, `table_of` its numbers at a few steps, `said_of_best` a sentence about its best record.
+* `described` gives its lines as text, `table_of` its numbers at a few steps, `said_of_best` a sentence about its best record,
+  and `spread` one about several starts.
 * `parent_of` names the run that another one starts from.
 """
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ class Run:
         best: the record with the highest held-out number: its step, that number, and its key in the record. None if there is
             none. With ``stop="heldout"``, ``pair`` has its parameters, and ``state`` or the folder those of the last step.
         chosen: the step whose parameters ``pair`` has, if it is not the last one.
+        starts: of a fit with several starts, one entry for each: ``seed`` of the initial parameters, ``elbo`` and its standard
+            ``error`` in nats per datum, and ``measure``, which says what ``elbo`` is; ``failed`` is why a start failed.
         last_state: parameters and buffers of the last iterate, if the result is an average or the best record; `last` is the
             pair with them.
     """
@@ -83,6 +86,7 @@ class Run:
     best: Best | None = None
     chosen: int | None = None
     last_state: Mapping[str, Tensor] | None = None
+    starts: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def model(self) -> torch.nn.Module:
@@ -181,6 +185,7 @@ def described(run: Run) -> list[str]:
     lines += [f"  loss       {run.evidence}"[:118]] if run.evidence else []
     lines += [f"  left out   {left_out(run)}"] if run.skipped or run.restored else []
     lines += [f"  KL         {', '.join(f'{site} {source}' for site, source in run.kl_source.items())}"[:118]]
+    lines += [f"  starts     {spread(run.starts)}"[:118]] if run.starts else []
     parent = run.config.get("parent")
     lines += [f"  parent     {parent.get('folder') or parent.get('run')}"] if parent else []
     lines += [f"  folder     {run.out}"] if run.out is not None else []
@@ -215,6 +220,27 @@ def said_of_best(run: Run) -> str:
     if step == last["step"]:
         return f"{said}, the last one"
     return f"{said}; {value - last[quantity]:.2g} lower at the last step" if _number(last.get(quantity)) else said
+
+
+def spread(starts: Sequence[Mapping[str, Any]]) -> str:
+    """Return the result of several starts in one line.
+
+    Example:
+        >>> one = {"seed": 0, "elbo": -3.0, "error": 0.1, "measure": "training ELBO"}
+        >>> spread([one, {**one, "seed": 1, "elbo": -2.0}, {**one, "seed": 2, "elbo": -2.1}])
+        'best of 3 starts: seed 1, training ELBO -2.000 ± 0.100 per datum; others -3.000 to -2.100 (seed 2 within the error)'
+    """
+    done = [one for one in starts if "failed" not in one]
+    best = max(done, key=lambda one: one["elbo"])
+    others = [one for one in done if one is not best]
+    value = f"{best['measure']} {best['elbo']:.3f} ± {best['error']:.3f} per datum"
+    text = f"best of {len(starts)} starts: seed {best['seed']}, {value}"
+    if others:
+        text += f"; others {min(one['elbo'] for one in others):.3f} to {max(one['elbo'] for one in others):.3f}"
+    near = [one for one in others if best["elbo"] - one["elbo"] <= 2 * math.hypot(best["error"], one["error"])]
+    text += f" (seed {', '.join(str(one['seed']) for one in near)} within the error)" if near else ""
+    failed = [str(one["seed"]) for one in starts if "failed" in one]
+    return text + (f"; seed {', '.join(failed)} failed" if failed else "")
 
 
 def parent_of(path: Path) -> dict[str, Any]:

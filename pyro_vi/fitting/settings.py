@@ -69,6 +69,7 @@ class Options:
     stop: str | None = None
     patience: Whole = 10
     seed: Whole = 0
+    starts: Whole = 1
     out: str | Path | None = None
     resume: bool = False
     compile: bool | Literal["auto"] = "auto"
@@ -81,8 +82,9 @@ class Options:
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:
             raise UsageError("give steps or epochs, not both")
-        for name, least in (("steps", 1), ("epochs", 1), ("batch_size", 1), ("warmup", 0), ("patience", 1)):
-            self._set(name, partial(whole, least=least), optional=name not in ("warmup", "patience"))
+        counts = (("steps", 1), ("epochs", 1), ("batch_size", 1), ("warmup", 0), ("patience", 1), ("starts", 1))
+        for name, least in counts:
+            self._set(name, partial(whole, least=least), optional=name not in ("warmup", "patience", "starts"))
         self._set("seed", lambda name, value: seed_from(value))
         self._set("beta", beta_of)
         self._set("cycles", partial(whole, least=1), optional=True)

@@ -26,6 +26,7 @@ from pyro_vi.fitting.plan import Plan, plan
 from pyro_vi.fitting.reading import load_parameters
 from pyro_vi.fitting.runs import Run, parent_of
 from pyro_vi.fitting.settings import EPOCHS, STEPS, Options, Settings, fractions
+from pyro_vi.fitting.starts import best_of_starts
 from pyro_vi.programs import Source, isolated, name_of
 from pyro_vi.programs.lookup import Kind, resolve
 from pyro_vi.support import Real, Whole, versions
@@ -57,6 +58,7 @@ def fit(
     stop: str | None = Options.stop,
     patience: Whole = Options.patience,
     seed: Whole = Options.seed,
+    starts: Whole = Options.starts,
     out: str | Path | None = Options.out,
     resume: bool = Options.resume,
     compile: Compile = Options.compile,
@@ -121,6 +123,9 @@ def fit(
         patience: number of records without a better one after which ``stop="heldout"`` ends the fit; a fit has about 100.
             Records during the warm-up do not count.
         seed: seed of the initial parameters, the order of the data and the draws; equal seeds give equal bits.
+        starts: number of fits from other initial parameters, those of ``seed``, ``seed + 1`` and so on; data and draws are the
+            same. The best by its held-out ELBO is the result (by its training ELBO, if nothing is held out), and `Run.starts`
+            has the numbers of all. See `pyro_vi.fitting.starts`.
         out: run folder; without it nothing is written.
         resume: continue the run in ``out``, with the same bits as a run without the interruption.
         compile: True compiles the whole step (loss, gradients, clipping, schedule, optimizer) into one piece of machine code
@@ -168,6 +173,7 @@ def fit(
         stop=stop,
         patience=patience,
         seed=seed,
+        starts=starts,
         out=out,
         resume=resume,
         compile=compile,
@@ -189,13 +195,22 @@ def fit(
         load_parameters(planned.pair, path)
         arguments["parent"], names["parent"] = path, parent_of(path)
     names["given"] = given("fit", arguments, options)
-    return fit_pair(planned, name, estimator, names, options, arguments["snapshots"])
+    kept = arguments["snapshots"]
+    if options.starts == 1:
+        return fit_pair(planned, name, estimator, names, options, kept)
+    if parent is not None:
+        raise UsageError("a fit from the parameters of another run has one start; leave starts out")
+
+    def one(found: Plan, more: Mapping[str, Any], own: Options, title: str) -> Run:
+        return fit_pair(found, name, copy.deepcopy(estimator), {**names, **more}, own, kept, title)
+
+    return best_of_starts(planned, lambda start: plan_of(model, guide, data, options, start), one, estimator, options)
 
 
-def plan_of(model: Source, guide: Source, data: Any, options: Options) -> Plan:
-    """Return the plan of a fit under its options."""
+def plan_of(model: Source, guide: Source, data: Any, options: Options, initial: int | None = None) -> Plan:
+    """Return the plan of a fit under its options; ``initial`` is another seed for its initial parameters."""
     names = ("batch_size", "heldout", "shuffle", "drop_last", "seed")
-    return plan(model, guide, data, **{name: getattr(options, name) for name in names})
+    return plan(model, guide, data, **{name: getattr(options, name) for name in names}, initial=initial)
 
 
 def names_of(model: Source, guide: Source, given: object, data: Data) -> dict[str, Any]:
