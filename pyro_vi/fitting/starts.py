@@ -99,7 +99,7 @@ def best_of_starts(first: Plan, other: Callable[[int], Plan], fit: Fit, estimato
             starts.append({"seed": seed, "elbo": math.nan, "error": math.nan, "failed": first_line(error)})
             _say(f"start {i + 1} (seed {seed}) fails and is left out: {first_line(error)}", options)
             continue
-        kind, value, error_of = measured(run, estimator)
+        kind, value, error_of = measured(run, estimator, kind)
         if best is None or value > max(one["elbo"] for one in starts if "failed" not in one):
             best = run
         starts.append({"seed": seed, "elbo": value, "error": error_of})
@@ -114,10 +114,11 @@ def best_of_starts(first: Plan, other: Callable[[int], Plan], fit: Fit, estimato
     return best
 
 
-def measured(run: Run, estimator: ELBO) -> tuple[str, float, float]:
+def measured(run: Run, estimator: ELBO, kind: str = "") -> tuple[str, float, float]:
     """Return what a start is measured by, its value in nats per datum, and the standard error from its draws.
 
-    All starts are measured on the same rows and draws: those of a record, with `DRAWS` draws for each datum.
+    All starts are measured on the same rows and draws: those of a record, with `DRAWS` draws for each datum. ``kind`` is what
+    the others were measured by; a start that has no such number is below all others.
     """
     data = run.data
     records = Records(Objective(run.pair, copy.deepcopy(estimator)), data, data.example(run.config["batch_size"]))
@@ -126,12 +127,12 @@ def measured(run: Run, estimator: ELBO) -> tuple[str, float, float]:
     for where, name, text in MEASURES:
         args = rows[where]
         found = {} if args is None else records.elbo_of(args, 0)
-        if args is None or not math.isfinite(found.get(name, math.nan)):
+        if args is None or kind not in ("", text) or not math.isfinite(found.get(name, math.nan)):
             continue
         point = name == "log_joint"  # which has no draws
         values = torch.tensor([found[name]] if point else [records.elbo_of(args, s)[name] for s in range(DRAWS)])
         return text, float(values.mean()), 0.0 if point else float(values.std()) / math.sqrt(DRAWS)
-    return MEASURES[2][2], -math.inf, 0.0
+    return kind or MEASURES[2][2], -math.inf, 0.0
 
 
 def _refuse(out: Path | None, folders: Sequence[Path | None], options: Options) -> None:
