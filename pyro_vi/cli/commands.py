@@ -86,7 +86,7 @@ class FittingCommand(PairCommand):
     lr: float = 3e-3
     """Learning rate."""
     schedule: str | None = Options.schedule
-    """Learning rate over the steps: constant, a linear or cosine decay to 0, or 'plateau(factor=0.3, patience=5)', which
+    """Learning rate over the steps: constant, a linear or cosine decay to 0, or 'plateau(factor=0.3, patience=10)', which
     lowers it when the ELBO no longer rises; by default cosine."""
     clip_norm: float | None = Options.clip_norm
     """Limit on the joint norm of all gradients (nats per datum)."""

@@ -17,6 +17,7 @@
 from pyro_vi.fitting.best import Best, best_in, refuse_unscored
 from pyro_vi.fitting.calls import fits_in, given, given_of, refuse_code
 from pyro_vi.fitting.folder import RunFolder, checksum
+from pyro_vi.fitting.identity import names_of
 from pyro_vi.fitting.interrupt import Terminated
 from pyro_vi.fitting.loop import Loop, Settings
 from pyro_vi.fitting.optimizers import recipe_of
@@ -38,7 +39,7 @@ from pyro_vi.fitting.records import scored
 from pyro_vi.fitting.runs import Run, described, left_out, parent_of, said_of_best
 from pyro_vi.fitting.settings import Options
 from pyro_vi.fitting.sites import LATENT, OBSERVED
-from pyro_vi.fitting.svi import findings_of, fit, fit_pair, fractions, names_of, plan_of, refuse_options
+from pyro_vi.fitting.svi import findings_of, fit, fit_pair, fractions, plan_of, refuse_options
 from pyro_vi.fitting.trusting import refuse_foreign
 
 __all__ = [

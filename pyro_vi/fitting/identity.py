@@ -1,6 +1,6 @@
 """The identity of a run: which of its programs, settings, data and versions have changed since it was made.
 
-`differences` names what differs between two configurations.
+`names_of` names the programs and the data of a run; `differences` names what differs between two configurations.
 
 `fingerprint` is a short text that depends on what a function, a class or an object does: on its code, and the plain
 values and constant tensors that it uses, and not on comments, docstrings or line numbers. It is the same in every process of
@@ -12,12 +12,16 @@ import inspect
 import json
 import zlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
 import torch
 
+from pyro_vi.data import Data
+from pyro_vi.programs import Source, name_of
+from pyro_vi.programs.lookup import Kind, resolve
 from pyro_vi.support import finite
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -66,6 +70,21 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str
         if key in changed and comparable and not {*explained} & {*changed}:
             found[key] = text
     return found
+
+
+def names_of(model: Source, guide: Source, given: object, data: Data) -> dict[str, Any]:
+    """Return the names of model, guide and data in a run's configuration, as they were ``given`` or their own, and
+    fingerprints of the programs, by which a run of other code with the same names is recognised."""
+    source = str(given) if isinstance(given, (str, Path)) else data.spec.name
+    code = {
+        kind: fingerprint(found)
+        for kind, found in (("model", _found(model, "model")), ("guide", _found(guide, "guide")))
+    }
+    return {"model": name_of(model), "guide": name_of(guide), "data": source, "code": code}
+
+
+def _found(program: Source, kind: Kind) -> object:
+    return resolve(program, kind)[0] if isinstance(program, str) else program
 
 
 def fingerprint(value: Any) -> str:

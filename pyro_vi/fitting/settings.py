@@ -31,7 +31,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 """Learning rate, as a fraction of the initial one, given the fraction of steps that are done. That of a plateau depends on the
 records: see `pyro_vi.fitting.plateau`."""
 
-PLATEAU = {"factor": 0.3, "patience": 5, "threshold": 0.01}
+PLATEAU = {"factor": 0.3, "patience": 10, "threshold": 0.01}
 """Options of the schedule ``"plateau"``: the rate is multiplied by the factor if the ELBO has not risen by more than the
 threshold (in nats) for so many records."""
 
@@ -67,7 +67,7 @@ class Options:
     cycles: Whole | None = None
     free_bits: Real | None = None
     stop: str | None = None
-    patience: Whole = 10
+    patience: Whole = 20
     seed: Whole = 0
     starts: Whole = 1
     out: str | Path | None = None

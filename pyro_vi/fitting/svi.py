@@ -11,7 +11,6 @@ from pyro.infer import ELBO
 
 from pyro_vi.checking import Finding, Planned, check_pair, refuse
 from pyro_vi.compiling import Compile
-from pyro_vi.data import Data
 from pyro_vi.errors import UsageError
 from pyro_vi.estimators import FreeBits
 from pyro_vi.estimators.table import named
@@ -19,7 +18,7 @@ from pyro_vi.estimators.traits import estimator_of
 from pyro_vi.fitting.averaging import average_of
 from pyro_vi.fitting.calls import given
 from pyro_vi.fitting.folder import RunFolder, checksum
-from pyro_vi.fitting.identity import fingerprint, plain_options
+from pyro_vi.fitting.identity import names_of, plain_options
 from pyro_vi.fitting.loop import Loop
 from pyro_vi.fitting.optimizers import recipe_of
 from pyro_vi.fitting.plan import Plan, plan
@@ -27,8 +26,7 @@ from pyro_vi.fitting.reading import load_parameters
 from pyro_vi.fitting.runs import Run, parent_of
 from pyro_vi.fitting.settings import EPOCHS, STEPS, Options, Settings, fractions
 from pyro_vi.fitting.starts import best_of_starts
-from pyro_vi.programs import Source, isolated, name_of
-from pyro_vi.programs.lookup import Kind, resolve
+from pyro_vi.programs import Source, isolated
 from pyro_vi.support import Real, Whole, versions
 
 
@@ -97,7 +95,7 @@ def fit(
         lr: learning rate of an optimizer that is given by name or class; a dictionary gives different rates to ``"model"`` and
             ``"guide"``, or to parameters by name or prefix, and a function gets the name of each parameter.
         schedule: learning rate over the steps: ``"constant"``, or a ``"linear"`` or ``"cosine"`` decay to 0, times the rate of
-            the optimizer. ``"plateau(factor=0.3, patience=5, threshold=0.01)"`` multiplies the rate by ``factor`` each time
+            the optimizer. ``"plateau(factor=0.3, patience=10, threshold=0.01)"`` multiplies the rate by ``factor`` each time
             that ``patience`` records have not raised the ELBO by more than ``threshold`` nats: see `pyro_vi.fitting.plateau`.
             By default ``"cosine"``, and ``"constant"`` for an optimizer that is handed over as a class, a function or an
             object. Or a function that makes a torch scheduler of the optimizer, such as
@@ -211,21 +209,6 @@ def plan_of(model: Source, guide: Source, data: Any, options: Options, initial: 
     """Return the plan of a fit under its options; ``initial`` is another seed for its initial parameters."""
     names = ("batch_size", "heldout", "shuffle", "drop_last", "seed")
     return plan(model, guide, data, **{name: getattr(options, name) for name in names}, initial=initial)
-
-
-def names_of(model: Source, guide: Source, given: object, data: Data) -> dict[str, Any]:
-    """Return the names of model, guide and data in a run's configuration, as they were ``given`` or their own, and
-    fingerprints of the programs, by which a run of other code with the same names is recognised."""
-    source = str(given) if isinstance(given, (str, Path)) else data.spec.name
-    code = {
-        kind: fingerprint(found)
-        for kind, found in (("model", _found(model, "model")), ("guide", _found(guide, "guide")))
-    }
-    return {"model": name_of(model), "guide": name_of(guide), "data": source, "code": code}
-
-
-def _found(program: Source, kind: Kind) -> object:
-    return resolve(program, kind)[0] if isinstance(program, str) else program
 
 
 def fit_pair(

@@ -39,7 +39,7 @@ def test_the_rate_falls_exactly_when_the_numbers_say_so():
     values = [0.0, 1.0, 1.5, 2.6, 2.0, 3.0, 3.7, -9.0, math.nan, 9.0]
     expected = [1.0, 1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.25, 0.25]
     assert lowered(values, factor=0.5, patience=2, threshold=1.0) == expected
-    assert lowered([0.0] * 7) == [1.0] * 5 + [0.3] * 2  # factor 0.3, patience 5
+    assert lowered([0.0] * 12) == [1.0] * 10 + [0.3] * 2  # factor 0.3, patience 10
     assert lowered([0.009 * k for k in range(9)]) == [1.0] * 9  # rises by more than 0.01 within five records
 
 
