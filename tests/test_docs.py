@@ -51,6 +51,21 @@ def test_targets_and_scripts_exist():
     assert {script for script in scripts if not (ROOT / script).is_file()} == set()
 
 
+def anchors(path: Path) -> set[str]:
+    text = BLOCK.sub("", path.read_text())
+    titles = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", BLOCK.sub("", document.read_text())):
+        name, _, anchor = target.partition("#")
+        path = document.parent / name if name else document
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), target
+
+
 def test_every_document_is_read():
     assert len(PYTHON) > 10
     assert commands("pyro-vi ")
