@@ -25,6 +25,8 @@ MINIBATCH = 128
 """Rows of a batch where minibatches are right."""
 SMALL = 5000
 """Most rows on which a pair is built as a whole to find out what its rows are; of more data, a minibatch is tried first."""
+ROW_EACH = "has parameters for each row"
+"""Part of the reason of a guide whose parameters are those of the rows that it is fitted to."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def _why_whole(pair: Pair, data: Data, size: int) -> str:
     if plate.length != length_of(args):
         return f"plate '{plate.name}' holds {plate.length} of {length_of(args)} rows"
     if isinstance(pair.guide, AutoGuide):
-        return f"{type(pair.guide).__name__} has parameters for each row"
+        return f"{type(pair.guide).__name__} {ROW_EACH}"
     return ""
 
 

@@ -76,7 +76,7 @@ class Options:
     device: str | torch.device | None = None
     progress: bool = True
     check: bool = True
-    allow: Collection[str] = ()
+    allow: Any = ()
     callbacks: Any = ()
 
     def __post_init__(self) -> None:
@@ -123,7 +123,10 @@ class Options:
         self._set("device", lambda name, value: device(value), optional=True)
         if not isinstance(self.out, str | Path | None):
             raise UsageError(f"out must be the path of a folder, not {shown(self.out)}")
-        object.__setattr__(self, "allow", (self.allow,) if isinstance(self.allow, str) else tuple(self.allow))
+        allow = (self.allow,) if isinstance(self.allow, str) else self.allow
+        if not isinstance(allow, Collection) or not all(isinstance(name, str) for name in allow):
+            raise UsageError(f"allow must be names of settings, such as ('versions', 'lr'), not {shown(self.allow)}")
+        object.__setattr__(self, "allow", tuple(allow))
         object.__setattr__(self, "callbacks", callbacks_of(self.callbacks))
         if self.resume and self.out is None:
             raise UsageError("resume needs the folder of a run; give it as out")

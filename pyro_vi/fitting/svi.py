@@ -11,7 +11,7 @@ from pyro.infer import ELBO
 
 from pyro_vi.checking import Finding, Planned, check_pair, refuse
 from pyro_vi.compiling import Compile
-from pyro_vi.errors import UsageError
+from pyro_vi.errors import InputError, UsageError
 from pyro_vi.estimators import FreeBits
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of
@@ -21,7 +21,7 @@ from pyro_vi.fitting.folder import RunFolder, checksum
 from pyro_vi.fitting.identity import names_of, plain_options
 from pyro_vi.fitting.loop import Loop
 from pyro_vi.fitting.optimizers import recipe_of
-from pyro_vi.fitting.plan import Plan, plan
+from pyro_vi.fitting.plan import ROW_EACH, Plan, plan
 from pyro_vi.fitting.reading import load_parameters
 from pyro_vi.fitting.runs import Run, parent_of
 from pyro_vi.fitting.settings import EPOCHS, STEPS, Options, Settings, fractions
@@ -316,13 +316,18 @@ def refuse_options(planned: Plan, estimator: ELBO, options: Options) -> None:
 
     Raises:
         UsageError: nothing to accumulate, or free bits under an estimator for which they are not defined.
-        InputError: free bits for a pair for which they are not defined.
+        InputError: free bits for a pair for which they are not defined, or held-out rows for which it has no parameters.
     """
     data, size = planned.data, planned.batch_size
     if options.accumulate > 1 and data.per_epoch(size) <= size:
         raise UsageError(
             f"accumulate={options.accumulate} averages batches of one epoch, and each step sees all rows; give a batch_size of "
             "fewer rows, or leave accumulate out"
+        )
+    if data.num_heldout and ROW_EACH in planned.reason:
+        raise InputError(
+            f"the guide {ROW_EACH} that it is fitted to, and none for the {data.num_heldout} held-out rows, so they have no "
+            "ELBO; give heldout=0, or use guide 'per_datum'"
         )
     if options.free_bits is not None:
         FreeBits(copy.deepcopy(estimator), options.free_bits).refuse(planned.pair, data.example(size))

@@ -9,11 +9,12 @@ from catalogue import (
     columns,
 )
 from small_fits import (
+    LINEAR,
     quick,
     same_fit,
 )
 
-from pyro_vi import UsageError
+from pyro_vi import InputError, UsageError
 from pyro_vi.data.loading import load
 from pyro_vi.fitting import settings, svi
 
@@ -99,3 +100,17 @@ def test_numbers_of_other_packages_are_numbers(options, tmp_path):
 
 def test_a_warmup_as_long_as_the_fit_is_taken():
     assert quick(warmup=6).steps == 6
+
+
+@pytest.mark.parametrize("allow", [b"lr", [3]])
+def test_what_may_differ_is_named(allow):
+    with pytest.raises(UsageError, match=r"^allow must be names of settings, such as \('versions', 'lr'\), not "):
+        settings.Options(allow=allow)
+
+
+@pytest.mark.parametrize("heldout", [0.25, 0.5])
+def test_held_out_rows_that_have_no_parameters_are_refused(heldout):
+    """With half of the rows held out, the parameters of the others have their shapes, and would give a wrong ELBO."""
+    said = r"^the guide has parameters for each row that it is fitted to, and none for the \d+ held-out rows, so they have no"
+    with pytest.raises(InputError, match=said):
+        quick(LINEAR, "auto_normal", columns(20), heldout=heldout)
