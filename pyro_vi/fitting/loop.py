@@ -179,9 +179,10 @@ class Loop:
 
     def _deal(self, last: int) -> Iterator[tuple[Tensor, Batch, int]]:
         """Yield row numbers, the source from which `Data.gather` makes their batch, and their number of steps."""
-        now, size = self.position, self.settings.rows
+        now, most = self.position, self.data.spec.num_data
+        size = min(self.settings.rows, most)
         if self.data.mapped:
-            many = self.settings.accumulate or 1
+            many = min(self.settings.accumulate or 1, most)
             batches = islice(self.data.batches(now.epoch, self.settings.batch_size), now.batch * many, None)
             while some := list(islice(batches, many)):
                 yield torch.cat([rows for rows, _ in some]), tuple(value for _, batch in some for value in batch), 1

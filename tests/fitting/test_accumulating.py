@@ -121,6 +121,16 @@ def test_each_datum_counts_equally(rate):
     assert abs(float(run.params["m"]) - 0.5 * float(x.mean())) < 1e-12
 
 
+@pytest.mark.parametrize("mapped", [False, True])
+def test_more_batches_than_an_epoch_has_are_the_whole_epoch(mapped, tmp_path):
+    np.save(tmp_path / "x.npy", columns(8).numpy())
+    x = load(np.load(tmp_path / "x.npy", mmap_mode="r") if mapped else columns(8), dtype=torch.float64, heldout=0.0)
+    assert x.mapped == mapped
+    options: dict[str, Any] = {"elbo": "trace", "steps": 2, "batch_size": 5, "optimizer": SGD}
+    two, many = (quick(Model(), Point(), x, accumulate=k, **options) for k in (2, 10**30))
+    assert same(two.pair.state_dict(), many.pair.state_dict())
+
+
 @pytest.mark.slow
 @in_main_thread
 def test_a_resumed_fit_has_the_bits_of_an_uninterrupted_one(tmp_path):
