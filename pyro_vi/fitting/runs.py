@@ -229,14 +229,17 @@ def spread(starts: Sequence[Mapping[str, Any]]) -> str:
         >>> one = {"seed": 0, "elbo": -3.0, "error": 0.1, "measure": "training ELBO"}
         >>> spread([one, {**one, "seed": 1, "elbo": -2.0}, {**one, "seed": 2, "elbo": -2.1}])
         'best of 3 starts: seed 1, training ELBO -2.000 ± 0.100 per datum; others -3.000 to -2.100 (seed 2 within the error)'
+        >>> spread([one, {**one, "seed": 1, "elbo": -2.0}])
+        'best of 2 starts: seed 1, training ELBO -2.000 ± 0.100 per datum; other -3.000'
     """
     done = [one for one in starts if "failed" not in one]
     best = max(done, key=lambda one: one["elbo"])
     others = [one for one in done if one is not best]
     value = f"{best['measure']} {best['elbo']:.3f} ± {best['error']:.3f} per datum"
     text = f"best of {len(starts)} starts: seed {best['seed']}, {value}"
+    low, high = (f"{end(one['elbo'] for one in others):.3f}" if others else "" for end in (min, max))
     if others:
-        text += f"; others {min(one['elbo'] for one in others):.3f} to {max(one['elbo'] for one in others):.3f}"
+        text += f"; other {high}" if len(others) == 1 else f"; others {low} to {high}"
     near = [one for one in others if best["elbo"] - one["elbo"] <= 2 * math.hypot(best["error"], one["error"])]
     text += f" (seed {', '.join(str(one['seed']) for one in near)} within the error)" if near else ""
     failed = [str(one["seed"]) for one in starts if "failed" in one]

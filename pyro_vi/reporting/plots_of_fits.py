@@ -19,6 +19,7 @@ from pyro_vi.fitting import LATENT, OBSERVED
 from pyro_vi.reporting.look import LOOK, heading, legend, looks
 
 PARTS = ("model", "guide")
+RANGES = "vertical ranges: 1 to 99 % of the values after the first quarter of the steps"
 
 
 @matplotlib.rc_context(LOOK)
@@ -105,8 +106,7 @@ def training_curves(comparison: Comparison) -> Figure:
         if line == "-" or comparison.data.num_heldout
     }
     legend(figure, entries)
-    what = "Training (vertical ranges: 1 to 99 % of the values after the first quarter of the steps)"
-    heading(figure, comparison, what, drawn)
+    heading(figure, comparison, f"Training ({RANGES})", drawn)
     return figure
 
 
@@ -135,7 +135,7 @@ def terms_by_site(comparison: Comparison) -> Figure:
             axes.set(xlabel="step", ylabel="nats per datum")
             axes.set_title(f"{name}: {what}", parse_math=False)
     legend(figure)
-    heading(figure, comparison, "Terms of the training ELBO by site", fits)
+    heading(figure, comparison, f"Terms of the training ELBO by site ({RANGES})", fits)
     return figure
 
 
