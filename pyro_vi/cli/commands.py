@@ -54,7 +54,7 @@ class PairCommand:
         """The data with their options, as a run's configuration has them."""
         given = {name: getattr(self, name) for name in ("columns", "label", "target", "group", "standardize")}
         if self.labels is not None:
-            if self.labels != "all" and not self.labels.isdecimal():
+            if self.labels != "all" and not (self.labels.isdecimal() and int(self.labels)):
                 raise UsageError(f"--labels {self.labels} is not allowed; give 'all', or how many of each class")
             given["labels"] = self.labels == "all" or int(self.labels)
         return with_data_options(self.data, {name: value for name, value in given.items() if value})
@@ -81,19 +81,17 @@ class FittingCommand(PairCommand):
     optimizer: str | None = Options.optimizer
     """Optimizer of torch or Pyro by name, with options in parentheses ('sgd(momentum=0.9)'); by default adam."""
     average: str | None = Options.average
-    """Average of the parameters over the steps, which is then the result: 'polynomial', or 'none'; by default only dog and
-    dowg average."""
+    """Average over the steps as the result: 'polynomial', or 'none'; by default only the optimizers dog and dowg average."""
     lr: float = 3e-3
-    """Learning rate."""
+    """Learning rate, for optimizers that take one."""
     schedule: str | None = Options.schedule
-    """Learning rate over the steps: constant, a linear or cosine decay to 0, or 'plateau(factor=0.3, patience=10)', which
-    lowers it when the ELBO no longer rises; by default cosine."""
+    """Learning rate over the steps: constant, linear, cosine or plateau; by default cosine, or constant with --stop."""
     clip_norm: float | None = Options.clip_norm
     """Limit on the joint norm of all gradients (nats per datum)."""
     nonfinite: Literal["stop", "skip", "restore"] = "stop"
     """At a loss or gradient that is not finite: stop, leave the step out, or go back to the last record and halve the rate."""
     beta: float = 1.0
-    """Weight of the KL; the unannealed ELBO is reported too."""
+    """Weight of the KL; records show the ELBO without it."""
     warmup: int = Options.warmup
     """Steps over which the weight of the KL rises from 0 to beta."""
     cycles: int | None = Options.cycles
@@ -101,10 +99,9 @@ class FittingCommand(PairCommand):
     free_bits: float | None = Options.free_bits
     """Nats per datum below which the KL of a latent dimension costs nothing more."""
     stop: Literal["converged", "heldout"] | None = None
-    """End the fit when its loss has converged, or when the held-out ELBO no longer rises: the result is then the best record.
-    The schedule is then constant by default."""
+    """End the fit when its loss has converged, or when no record is better (heldout); the best record is then the result."""
     patience: int = Options.patience
-    """Records without a better held-out ELBO after which --stop heldout ends the fit; a fit has about 100 records."""
+    """Records without a higher held-out ELBO after which --stop heldout ends the fit; a fit has about 100 records."""
     compile: Literal["auto", "yes", "no"] = "auto"
     """Compile the steps: if that saves more time than it takes, always (an error if impossible), or never."""
     out: str | None = None
@@ -147,7 +144,7 @@ class Fit(FittingCommand):
     elbo: str = "mean_field"
     """ELBO estimator."""
     starts: int = Options.starts
-    """Fits from other initial parameters, from --seed on; the best by its held-out or training ELBO is kept."""
+    """Number of fits, whose initial parameters have the seeds from --seed on; the one with the highest ELBO is the result."""
 
 
 @dataclass(frozen=True)

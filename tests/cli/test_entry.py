@@ -138,6 +138,11 @@ BAD: dict[str, tuple[tuple[str, ...], int, str]] = {
         "'standardize' is given twice",
     ),
     "labels of no number": (("fit", "--labels", "some"), 2, "--labels some is not allowed; give 'all', or how many"),
+    "labels of no row": (
+        ("fit", "--labels", "0"),
+        2,
+        "--labels 0 is not allowed; give 'all', or how many of each class",
+    ),
     "list of no name": (("list", "diag_norml"), 2, "estimator named 'diag_norml'; did you mean 'diag_normal'?"),
 }
 
