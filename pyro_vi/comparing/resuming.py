@@ -4,15 +4,15 @@ import contextlib
 import inspect
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from pyro_vi.comparing.comparer import compare
 from pyro_vi.comparing.results import Comparison
-from pyro_vi.errors import InputError
-from pyro_vi.fitting import Options, Run, fit, given_of, refuse_code
+from pyro_vi.errors import InputError, UsageError
+from pyro_vi.fitting import Options, Run, config_of, fit, given_of, newest, refuse_code, wrong_state
 
 
 def resume(
@@ -59,6 +59,8 @@ def resume(
             f"'{path}' was made by another version of pyro_vi, with {', '.join(strange)}; resume it with that version"
         )
     changes = {name: value for name, value in (("lr", lr), ("nonfinite", nonfinite)) if value is not None}
+    if changes and call is fit:
+        _refuse_finished(path, changes)
     allow = (allow,) if isinstance(allow, str) else tuple(allow)
     arguments: dict[str, Any] = {
         "average": "none",  # of a run that was made before there were averages
@@ -71,6 +73,17 @@ def resume(
     }
     with _imports_from_here(), contextlib.chdir(start if start.is_dir() else "."):
         return call(**arguments)
+
+
+def _refuse_finished(path: Path, changes: Mapping[str, Any]) -> None:
+    """Raise UsageError if the run has taken all its steps, so that changes would be in its configuration only."""
+    state, _, _ = newest(path, config_of(path).get("run"))
+    if state is not None and not wrong_state(state) and state["position"]["step"] >= state["config"]["steps"]:
+        options = ", ".join(f"{name}={value!r}" for name, value in changes.items())
+        raise UsageError(
+            f"the run in '{path}' has taken all its {state['position']['step']} steps, so {' and '.join(changes)} would change "
+            f"nothing; to go on from it, use pyro_vi.open('{path}').more(steps=..., {options})"
+        )
 
 
 @contextlib.contextmanager

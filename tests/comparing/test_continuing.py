@@ -112,6 +112,18 @@ def test_a_call_that_this_version_does_not_know_is_one_line(tmp_path, monkeypatc
         assert resume(run.out, progress=False).steps == 1
 
 
+def test_a_finished_run_takes_no_other_options(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(40, 3)).astype("f4"))
+    out = tmp_path / "run"
+    fit(LINEAR, DIAGONAL, str(tmp_path / "x.npy"), steps=2, progress=False, compile=False, out=out)
+    before = (out / "config.json").read_bytes()
+    with pytest.raises(
+        UsageError, match=r"all its 2 steps, so lr would change nothing; .*more\(steps=\.\.\., lr=0\.1\)$"
+    ):
+        resume(out, lr=0.1, progress=False)
+    assert (out / "config.json").read_bytes() == before
+
+
 def test_what_was_made_from_objects_needs_them(tmp_path):
     quick(
         out=tmp_path / "run", elbo="trace", optimizer=lambda parameters: __import__("torch").optim.SGD(parameters, 0.1)
