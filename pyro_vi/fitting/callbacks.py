@@ -9,6 +9,10 @@ from pyro_vi.support import kept_generators, shown
 Callback = Callable[[dict[str, Any]], Any]
 
 
+class CallbackFailed(FitError):
+    """A function of the user fails; the fit itself does not."""
+
+
 def callbacks_of(given: Any) -> tuple[Callback, ...]:
     """Return functions as a tuple; a single one may be given by itself.
 
@@ -35,7 +39,7 @@ def tell(callbacks: Sequence[Callback], record: Mapping[str, Any], keep: Callabl
         keep: is called before the fit ends because a function fails: writes a checkpoint.
 
     Raises:
-        FitError: one of them fails.
+        CallbackFailed: one of them fails.
     """
     for callback in callbacks:
         try:
@@ -44,7 +48,7 @@ def tell(callbacks: Sequence[Callback], record: Mapping[str, Any], keep: Callabl
         except Exception as error:
             keep()
             name = getattr(callback, "__qualname__", None) or type(callback).__name__
-            raise FitError(
+            raise CallbackFailed(
                 f"callback {name} fails at step {record['step']}: {of_program(error)}; mend it, and continue the fit with "
                 "resume=True if it has a folder"
             ) from error

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pyro_vi.errors import FitError, UsageError, first_line
 from pyro_vi.estimators.objective import Objective
+from pyro_vi.fitting.callbacks import CallbackFailed
 from pyro_vi.fitting.folder import RunFolder
 from pyro_vi.fitting.plan import Plan
 from pyro_vi.fitting.progress import Progress
@@ -69,7 +70,7 @@ def best_of_starts(first: Plan, other: Callable[[int], Plan], fit: Fit, estimato
 
     Raises:
         UsageError: the initial parameters do not depend on the seed, or the folder holds a run, or none to resume.
-        FitError: all starts fail; the error is that of the first.
+        FitError: all starts fail; the error is that of the first. Or a callback fails.
     """
     out = None if options.out is None else Path(options.out).expanduser()
     more = {"starts": options.starts}
@@ -94,6 +95,8 @@ def best_of_starts(first: Plan, other: Callable[[int], Plan], fit: Fit, estimato
         own = dataclasses.replace(options, out=folder, resume=resume, check=options.check and i == 0)
         try:
             run = fit(planned, {"start": seed}, own, f"start {i + 1} of {options.starts}")
+        except CallbackFailed:
+            raise  # the start itself has not failed
         except FitError as error:
             failure = failure or error
             starts.append({"seed": seed, "elbo": math.nan, "error": math.nan, "failed": first_line(error)})

@@ -151,6 +151,19 @@ def test_a_start_that_fails_is_left_out(few_records):
         run(seed=BAD, starts=2)
 
 
+def test_a_callback_that_fails_ends_the_fit_and_no_start_is_left_out(tmp_path):
+    seen: list[int] = []
+
+    def failing(record: dict[str, Any]) -> None:
+        seen.append(record["step"])
+        if len(seen) == 2:
+            raise ValueError("full")
+
+    with pytest.raises(FitError, match=r"callback .*failing fails at step 2: ValueError: full"):
+        of_digits(tmp_path / "run", starts=2, callbacks=failing)
+    assert "failed" not in str(of_digits(tmp_path / "run", starts=2, resume=True).starts)
+
+
 def test_what_has_no_use_for_starts_refuses_them(tmp_path):
     def model(x: Tensor) -> None:
         loc = pyro.param("loc", torch.zeros((), dtype=x.dtype))
