@@ -116,7 +116,7 @@ class Loop:
             before, self.steps.say = self._restore() if resume else None, bar.say
             if note:
                 bar.say(note)
-            if self.steps.begun:
+            if self.steps.begun and not self.steps.stepper.fresh:
                 bar.say(self.steps.choose(before))
             if self.steps.guard.good is None:
                 self.steps.mark()

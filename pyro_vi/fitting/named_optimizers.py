@@ -84,6 +84,13 @@ def library(optimizer: Optimizer) -> str | None:
     return f"{PACKAGE} {version(PACKAGE)}" if found else None
 
 
+def measured(optimizer: Optimizer) -> set[str]:
+    """Return the names of what an optimizer of that package keeps among its options: numbers of its steps so far."""
+    if library(optimizer) is None:
+        return set()
+    return {*optimizer.defaults} - {*inspect.signature(type(optimizer)).parameters}
+
+
 def _of_library(name: str) -> type[Optimizer]:
     try:
         module = importlib.import_module(MODULE)

@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from pyro_vi.data import Batch
 from pyro_vi.errors import FitError, UsageError, kind_and_line
 from pyro_vi.fitting.averaging import averages_itself, averaging, forget
+from pyro_vi.fitting.named_optimizers import measured
 from pyro_vi.fitting.optimizers import Recipe, described, recipe_of
 from pyro_vi.programs import Pair, isolated
 from pyro_vi.support import fitting_threads
@@ -45,6 +46,7 @@ class Stepper:
         parameters: the parameters that it changes.
         summed: the steps are on the sum of the loss over all data, and not on the loss per datum.
         description: what optimizer and scheduler do at the start, in plain values.
+        fresh: the optimizer lacks state until the next step, because a resumed fit has another one or another average.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Stepper:
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         self.parameters: list[nn.Parameter] = [p for _, p in pair.owned().values() if id(p) in held]
         self.all = [p for _, p in pair.owned().values()]
+        self.fresh = False
         self.factor = 1.0  # of the last loss: the number of data if the steps are on their sum
         self.description = described(self.optimizer, self.scheduler)
 
@@ -181,13 +184,13 @@ class Stepper:
 
         Another optimizer or scheduler starts anew; other options of the same optimizer take the place of those in the state.
         """
-        self.factor = state["factor"]
+        self.factor, self.fresh = state["factor"], bool({"optimizer", "average"} & {*changed})
         if "optimizer" not in changed:
             options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(state["optimizer"])
             if {"lr", "optimizer_groups"} & {*changed}:
                 for group, own in zip(self.optimizer.param_groups, options, strict=True):
-                    group.update(own)
+                    group.update({key: own[key] for key in own if key not in measured(self.optimizer)})
             forget(self.optimizer)
         if self.scheduler is not None and not {"optimizer", "schedule", "scheduler"} & {*changed}:
             self.scheduler.load_state_dict(state["scheduler"])

@@ -182,6 +182,16 @@ def test_compiled_steps_average_as_eager_ones(name, few_records, tmp_path):
         assert same(resumed.last.state_dict(), compiled.last.state_dict())
 
 
+@pytest.mark.slow
+def test_compiled_steps_go_on_with_an_average_or_another_optimizer(few_records, tmp_path):
+    options: dict[str, Any] = {"compile": True, "out": tmp_path / "run", "schedule": "constant"}
+    quick(steps=5, **options)
+    allowed: dict[str, Any] = {"resume": True, "allow": ("steps", "kept", "average", "optimizer")}
+    averaged = quick(steps=15, average="polynomial", **allowed, **options)
+    assert averaged.compiled and averaged.last_state is not None
+    assert quick(steps=25, optimizer="sgd", **allowed, **options).compiled
+
+
 class Normalized(nn.Module):
     """A bias before a batch norm has a gradient of rounding only, which Adam enlarges to whole steps."""
 

@@ -12,6 +12,7 @@ import pyro_vi
 from pyro_vi import InputError, UsageError
 from pyro_vi.fitting.averaging import at_evaluation, evaluated
 from pyro_vi.fitting.named_optimizers import OPTIMIZERS, library, named
+from pyro_vi.fitting.reading import newest
 
 NAMES = ("prodigy", "schedule_free")
 
@@ -86,6 +87,17 @@ def test_a_resumed_fit_has_the_same_bits(name, installed, few_records, tmp_path)
     assert same(whole.last.state_dict(), whole.pair.state_dict()) is not different
     assert same(whole.snapshots[12], whole.pair.state_dict())
     assert ("last_elbo" in whole.history[-1]) is different
+
+
+def test_a_new_rate_leaves_the_average_of_a_schedule_free_optimizer(installed, few_records, tmp_path):
+    options: dict[str, Any] = {"optimizer": "schedule_free", "out": tmp_path / "run"}
+    quick(steps=7, lr=0.01, **options)
+    sums = []
+    for steps in (7, 8):
+        quick(steps=steps, lr=0.001, resume=True, allow=("lr", "steps", "kept"), **options)
+        (group,) = newest(tmp_path / "run", None)[0]["optimizer"]["param_groups"]
+        sums.append(group["weight_sum"])
+    assert group["lr"] == 0.001 and sums[0] > 0 and sums[1] / sums[0] == pytest.approx(8 / 7)
 
 
 def test_records_do_not_change_the_steps_of_a_schedule_free_optimizer(installed, few_records, monkeypatch):
