@@ -99,8 +99,9 @@ def best_of_starts(first: Plan, other: Callable[[int], Plan], fit: Fit, estimato
             raise  # the start itself has not failed
         except FitError as error:
             failure = failure or error
-            starts.append({"seed": seed, "elbo": math.nan, "error": math.nan, "failed": first_line(error)})
-            _say(f"start {i + 1} (seed {seed}) fails and is left out: {first_line(error)}", options)
+            why = first_line(error).partition("; the state before it")[0]  # its folder and how to go on with it alone
+            starts.append({"seed": seed, "elbo": math.nan, "error": math.nan, "failed": why})
+            _say(f"start {i + 1} (seed {seed}) fails and is left out: {why}", options)
             continue
         kind, value, error_of = measured(run, estimator, kind)
         if best is None or value > max(one["elbo"] for one in starts if "failed" not in one):
