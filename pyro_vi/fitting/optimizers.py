@@ -93,8 +93,7 @@ def recipe_of(optimizer: Any = None, lr: Any = Options.lr, schedule: Any = None)
     """Return the recipe for what a caller gave; see `pyro_vi.fit`.
 
     Raises:
-        UsageError: an unknown name or option, something that is no optimizer, learning rate or schedule, or a learning rate
-            for an optimizer that does not take it.
+        UsageError: an unknown name or option, or something that is no optimizer, learning rate or schedule.
 
     Example:
         >>> recipe_of("sgd(momentum=0.9)", 0.1).schedule, recipe_of(torch.optim.SGD, 0.1).schedule
@@ -102,8 +101,6 @@ def recipe_of(optimizer: Any = None, lr: Any = Options.lr, schedule: Any = None)
     """
     rates = _rates(Options.lr if lr is None else lr)
     name, make, own, summed, rated = _maker(optimizer, rates)
-    if not rated and rates != Options.lr:
-        raise UsageError(f"lr does not apply to optimizer {name}, which has a step size of its own; leave lr out")
     steps, scheduler = _schedule(schedule, "cosine" if own else "constant")
     if isinstance(optimizer, PyroLRScheduler):
         if scheduler is not None:

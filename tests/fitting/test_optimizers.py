@@ -319,15 +319,6 @@ def stranger(parameters: Any) -> torch.optim.Optimizer:
         ({"lr": {"model": 0.1}}, "lr has no rate for parameter '"),
         ({"lr": {"model": 0.1, "guide": 0.1, "lok": 0.1}}, "lr names 'lok', which is no parameter of the pair"),
         ({"lr": {"model": "fast"}}, "lr of 'model' must be a number of at least 0, not 'fast'"),
-        (
-            {"optimizer": "dog", "lr": 0.1},
-            "lr does not apply to optimizer dog, which has a step size of its own; leave lr",
-        ),
-        (
-            {"optimizer": "adam(lr=0.01)", "lr": 0.1},
-            "lr does not apply to optimizer adam(lr=0.01), which has a step size",
-        ),
-        ({"optimizer": partial(torch.optim.SGD, lr=0.2), "lr": {"model": 0.1}}, "lr does not apply to optimizer "),
         ({"optimizer": "adagrad_rmsprop", "schedule": "cosine"}, "AdagradRMSProp has no learning rate that a schedule"),
     ],
 )
