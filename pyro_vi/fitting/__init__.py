@@ -1,7 +1,8 @@
 """One fit, from its plan to its last checkpoint.
 
-* `svi` assembles a fit, and `starts` repeats it from other initial parameters; `plan` decides which rows are in each step;
-  `settings` holds the options and their defaults, and `annealing` the weight of the KL over the steps; `loop` takes the steps.
+* `svi` assembles a fit, and `starts` repeats it from other initial parameters; `plan` decides which rows are in each step, and
+  `planned` looks at the fit before its first one; `settings` holds the options and their defaults, and
+  `annealing` the weight of the KL over the steps; `loop` takes the steps.
 * `optimizers`, `named_optimizers` and `pyro_optimizers` make the optimizer, `rate_free` has those without a rate, `averaging`
   averages its iterates, `plateau` lowers the rate when the ELBO no longer rises, `stepping` steps it, and `checkpoints` keeps
   its state; `identity` names what has changed since a run was made.
@@ -22,6 +23,7 @@ from pyro_vi.fitting.interrupt import Terminated
 from pyro_vi.fitting.loop import Loop, Settings
 from pyro_vi.fitting.optimizers import recipe_of
 from pyro_vi.fitting.plan import Plan
+from pyro_vi.fitting.planned import findings_of, refuse_options
 from pyro_vi.fitting.plausible import wrong_state
 from pyro_vi.fitting.reading import (
     BEST,
@@ -39,7 +41,7 @@ from pyro_vi.fitting.records import scored
 from pyro_vi.fitting.runs import Run, described, left_out, parent_of, said_of_best
 from pyro_vi.fitting.settings import Options
 from pyro_vi.fitting.sites import LATENT, OBSERVED
-from pyro_vi.fitting.svi import findings_of, fit, fit_pair, fractions, plan_of, refuse_options
+from pyro_vi.fitting.svi import fit, fit_pair, fractions, plan_of
 from pyro_vi.fitting.trusting import refuse_foreign
 
 __all__ = [

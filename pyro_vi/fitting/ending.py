@@ -1,4 +1,4 @@
-"""What a fit says that ends at a number that is not finite: the cause, what is kept, and how to go on.
+"""The error of a fit that ends at a number that is not finite: the cause, the state that is kept, and the call that goes on.
 
 * `ended` makes the error; `continued` is the call that goes on.
 """

@@ -1,4 +1,4 @@
-"""What a fit does at a step whose loss or gradient is not finite, and at an update that overflowed.
+"""Steps that may be left out: those whose loss or gradient is not finite, and updates that overflowed.
 
 * `Guarded` is the part of `pyro_vi.fitting.steps.Steps` that leaves steps out, goes back, or ends the fit with the cause.
 """

@@ -39,7 +39,7 @@ DETAILS: dict[str, tuple[str, tuple[str, ...]]] = {
 """Parts of a configuration that are too long for a message: what is said, and the settings that may explain a difference."""
 
 ABSENT = {"nonfinite": "stop"}
-"""What older versions did that had no such setting."""
+"""Settings that older versions did not have, with the value by which those versions acted."""
 
 APART = ("given", "run", "checksum", "signature", "changes")
 """Parts of a configuration that do not tell one run from another."""

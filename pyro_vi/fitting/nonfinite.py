@@ -1,4 +1,4 @@
-"""What a fit does about a loss or a gradient that is not finite, by the option ``nonfinite``.
+"""The option ``nonfinite``: leave out steps whose loss or gradient is not finite, or go back to the last good state.
 
 * `Guard` counts the steps that are left out, keeps the state to go back to, and says when there have been too many.
 * `Buffers` keeps what a step changes besides the parameters, for a step that is not taken.

@@ -1,4 +1,4 @@
-"""What files of a run may hold. A checksum tells damage, and not intent: anyone can write a file with a right one.
+"""Bounds on the values in the files of a run. A checksum shows damage only: anyone can write a file with a right checksum.
 
 * `too_much` looks for what would take far more time or memory than the file is long.
 * `wrong_config`, `wrong_records` and `wrong_state` look for entries that no fit writes.

@@ -36,7 +36,7 @@ PLATEAU = {"factor": 0.3, "patience": 10, "threshold": 0.01}
 threshold (in nats) for so many records."""
 
 NONFINITE = ("stop", "skip", "restore")
-"""What a fit may do about a loss or a gradient that is not finite."""
+"""Values of the option ``nonfinite``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,7 @@ MEASURES = (
     ("train", "elbo", "training ELBO"),
     ("train", "log_joint", "training log p(x, z)"),
 )
-"""What starts are compared by, in nats per datum: the first of these that the pair has."""
+"""Numbers by which starts are compared, in nats per datum: the first of them that the pair has decides."""
 
 Fit = Callable[[Plan, Mapping[str, Any], Options, str], Run]
 """Fits a plan: with further entries of its configuration, the options, and a title."""

@@ -1,7 +1,6 @@
 """Fitting of one pair by SVI: `fit` assembles and runs a fit."""
 
 import copy
-import math
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,9 @@ from typing import Any
 import torch
 from pyro.infer import ELBO
 
-from pyro_vi.checking import Finding, Planned, check_pair, refuse
+from pyro_vi.checking import refuse
 from pyro_vi.compiling import Compile
-from pyro_vi.errors import InputError, UsageError
-from pyro_vi.estimators import FreeBits
+from pyro_vi.errors import UsageError
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of
 from pyro_vi.fitting.averaging import average_of
@@ -21,10 +19,11 @@ from pyro_vi.fitting.folder import RunFolder, checksum
 from pyro_vi.fitting.identity import names_of, plain_options
 from pyro_vi.fitting.loop import Loop
 from pyro_vi.fitting.optimizers import recipe_of
-from pyro_vi.fitting.plan import ROW_EACH, Plan, plan
+from pyro_vi.fitting.plan import Plan, plan
+from pyro_vi.fitting.planned import findings_of, refuse_options, total_steps
 from pyro_vi.fitting.reading import load_parameters
 from pyro_vi.fitting.runs import Run, parent_of
-from pyro_vi.fitting.settings import EPOCHS, STEPS, Options, Settings, fractions
+from pyro_vi.fitting.settings import Options, Settings, fractions
 from pyro_vi.fitting.starts import best_of_starts
 from pyro_vi.programs import Source, isolated
 from pyro_vi.support import Real, Whole, versions
@@ -236,7 +235,7 @@ def fit_pair(
     adapted, pair, data, batch_size = estimator_of(estimator), planned.pair, planned.data, planned.batch_size
     schedule = "constant" if options.stop and options.schedule is None else options.schedule
     recipe = recipe_of(options.optimizer, options.lr, schedule)
-    total = _total(planned, options)
+    total = total_steps(planned, options)
     kept = tuple(sorted({round(fraction * total) for fraction in fractions(snapshots)}))
     settings = Settings(
         total,
@@ -309,43 +308,3 @@ def fit_pair(
         chosen=loop.chosen,
         last_state=loop.last,
     )
-
-
-def refuse_options(planned: Plan, estimator: ELBO, options: Options) -> None:
-    """Refuse options that a planned fit under an estimator cannot have; it is unchanged.
-
-    Raises:
-        UsageError: nothing to accumulate, or free bits under an estimator for which they are not defined.
-        InputError: free bits for a pair for which they are not defined, or held-out rows for which it has no parameters.
-    """
-    data, size = planned.data, planned.batch_size
-    if options.accumulate > 1 and data.per_epoch(size) <= size:
-        raise UsageError(
-            f"accumulate={options.accumulate} averages batches of one epoch, and each step sees all rows; give a batch_size of "
-            "fewer rows, or leave accumulate out"
-        )
-    if data.num_heldout and ROW_EACH in planned.reason:
-        raise InputError(
-            f"the guide {ROW_EACH} that it is fitted to, and none for the {data.num_heldout} held-out rows, so they have no "
-            "ELBO; give heldout=0, or use guide 'per_datum'"
-        )
-    if options.free_bits is not None:
-        FreeBits(copy.deepcopy(estimator), options.free_bits).refuse(planned.pair, data.example(size))
-
-
-def findings_of(planned: Plan, estimator: ELBO | None, options: Options) -> list[Finding]:
-    """Return the findings of `pyro_vi.check` on a planned fit; the estimator may store what it learns about the pair."""
-    data, size = planned.data, planned.batch_size
-    smallest = (data.per_epoch(size) % size) or size
-    known = Planned(_total(planned, options), int(options.warmup), options.optimizer, data.shuffle)
-    example, rows = data.example(size), data.spec.num_data
-    return check_pair(planned.pair, example, elbo=estimator, num_data=rows, smallest=smallest, planned=known)
-
-
-def _total(planned: Plan, options: Options) -> int:
-    """Steps of the fit."""
-    size, data = planned.batch_size, planned.data
-    default = STEPS if size == data.spec.num_data else EPOCHS
-    per_epoch = math.ceil(data.per_epoch(size) / (size * int(options.accumulate)))
-    epochs = default if options.epochs is None else int(options.epochs)
-    return int(options.steps) if options.steps is not None else epochs * per_epoch

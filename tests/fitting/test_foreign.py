@@ -225,7 +225,7 @@ def fuzz_state(folder: Path, data: st.DataObject) -> None:
 
 
 def fuzz_bytes(folder: Path, data: st.DataObject) -> None:
-    """Bytes of the archive are others, and the seal is right again."""
+    """A checkpoint whose bytes were changed and which was sealed again."""
     run = state_of(folder)["config"]["run"]
     content = bytearray(unsealed((folder / "checkpoint.pt").read_bytes()))
     for _ in range(data.draw(st.integers(1, 5))):
@@ -242,7 +242,7 @@ def fuzz_records(folder: Path, data: st.DataObject) -> None:
 
 
 def fuzz_call(folder: Path, data: st.DataObject) -> None:
-    """What a run was called with is other, and the run is resumed."""
+    """A run is resumed after the arguments in its configuration were changed."""
     state = state_of(folder)
     config, lengths = state["config"], ("steps", "epochs")
     places = [("given", name) for name in config["given"]]

@@ -16,7 +16,7 @@ from small_fits import (
 
 from pyro_vi import InputError, UsageError
 from pyro_vi.data.loading import load
-from pyro_vi.fitting import settings, svi
+from pyro_vi.fitting import planned, settings
 
 
 def test_an_epoch_is_as_many_steps_as_it_has_batches(few_records, monkeypatch):
@@ -25,8 +25,8 @@ def test_an_epoch_is_as_many_steps_as_it_has_batches(few_records, monkeypatch):
     assert quick(data=data, steps=None, epochs=3, batch_size=16, drop_last=True).steps == 6
     assert quick(data=data, steps=7, batch_size=16).steps == 7
     assert (settings.EPOCHS, settings.STEPS) == (100, 2000)
-    monkeypatch.setattr(svi, "EPOCHS", 4)
-    monkeypatch.setattr(svi, "STEPS", 5)
+    monkeypatch.setattr(planned, "EPOCHS", 4)
+    monkeypatch.setattr(planned, "STEPS", 5)
     for batch_size, steps, epochs in ((16, 12, 4), (1000, 5, 5)):
         run = quick(data=data, steps=None, batch_size=batch_size)
         assert (run.steps, run.history[-1]["epoch"]) == (steps, epochs - 1)
