@@ -53,11 +53,11 @@ def nothing(x: Tensor) -> None:
     pass
 
 
-def interrupting(*steps: int, lr: float = 0.01) -> Callable[..., torch.optim.Optimizer]:
-    """Adam that presses Ctrl-C after some of its steps; all of them have the same name in a run's configuration."""
+def interrupting(*steps: int, lr: float = 0.01, kind: Any = torch.optim.Adam) -> Callable[..., torch.optim.Optimizer]:
+    """An optimizer that presses Ctrl-C after some of its steps; all of them have the same name in a run's configuration."""
 
-    def adam(parameters: Any) -> torch.optim.Optimizer:
-        optimizer, taken = torch.optim.Adam(parameters, lr), [0]
+    def made(parameters: Any) -> torch.optim.Optimizer:
+        optimizer, taken = kind(parameters, lr), [0]
 
         def hook(*_: Any) -> None:
             taken[0] += 1
@@ -67,7 +67,7 @@ def interrupting(*steps: int, lr: float = 0.01) -> Callable[..., torch.optim.Opt
         optimizer.register_step_post_hook(hook)
         return optimizer
 
-    return adam
+    return made
 
 
 def digits(out: Path | None, *stops: int, resume: bool = False, **options: Any) -> Run:

@@ -176,7 +176,7 @@ def _values(run: Run, name: str, what: str, row: int | None) -> str:
     """Return the value of a site at a row, and the parameters of its distributions there; empty if they cannot be told."""
     try:
         return _told(run, name, what, row)
-    except Exception:  # of a distribution that is like no other
+    except Exception:  # of a distribution that is like no other; the cause is told without values
         return ""
 
 

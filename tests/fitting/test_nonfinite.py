@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from catalogue import marked, number, slope
-from small_fits import in_main_thread, nothing, same, untimed
+from small_fits import in_main_thread, interrupting, nothing, same, untimed
 from torch import Tensor, nn
 
 from pyro_vi import Run, UsageError, fit
@@ -52,19 +52,7 @@ def rows(*bad: int) -> Any:
 
 def sgd(*stops: int) -> Callable[[Any], torch.optim.Optimizer]:
     """SGD with the rate 0.1 that presses Ctrl-C after some steps."""
-
-    def made(parameters: Any) -> torch.optim.Optimizer:
-        optimizer, taken = torch.optim.SGD(parameters, 0.1), [0]
-
-        def hook(*_: Any) -> None:
-            taken[0] += 1
-            if taken[0] in stops:
-                os.kill(os.getpid(), signal.SIGINT)
-
-        optimizer.register_step_post_hook(hook)
-        return optimizer
-
-    return made
+    return interrupting(*stops, lr=0.1, kind=torch.optim.SGD)
 
 
 def run(model: Any, data: Any, guide: Any = nothing, **options: Any) -> Run:

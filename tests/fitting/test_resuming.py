@@ -122,7 +122,7 @@ def test_a_folder_that_holds_a_run_is_refused(whole):
         ({"snapshots": (0.0,)}, "kept was [0, 7, 14], is [0]"),
         (
             {"optimizer": None, "lr": 2e-3},
-            "lr was None, is 0.002; optimizer was 'interrupting.<locals>.adam', is 'adam'",
+            "lr was None, is 0.002; optimizer was 'interrupting.<locals>.made', is 'adam'",
         ),
         ({"schedule": "linear", "warmup": 3}, "schedule was 'cosine', is 'linear'; warmup was 6, is 3"),
     ],
