@@ -226,6 +226,54 @@ class Evidence(PairCommand):
 
 
 @dataclass(frozen=True)
+class Gaps(PairCommand):
+    """Split log p(x) - ELBO of a fitted pair into what the guide's family and what its encoder loses, for each datum."""
+
+    run: str | None = None
+    """Folder of a fit, which tells model, guide and data; --data NEW takes rows of new data. By default the initial
+    parameters are used."""
+    trust: bool = False
+    """Run the code of programs that the folder of --run names, though you did not make the run."""
+    rows: int = 100
+    """Most training data, and most held-out data, that are searched for their own best guide; evenly spaced."""
+    out: str | None = None
+    """Folder for the picture gaps.png; by default none is drawn."""
+
+
+@dataclass(frozen=True)
+class Diagnose(PairCommand):
+    """Ask of a fitted pair if its posterior can be used: k-hat, calibration, collapse, and the moments of the posterior."""
+
+    run: str | None = None
+    """Folder of a fit, which tells model, guide and data; --data NEW takes rows of new data. By default the initial
+    parameters are used."""
+    trust: bool = False
+    """Run the code of programs that the folder of --run names, though you did not make the run."""
+    only: tuple[str, ...] = ()
+    """Parts of the diagnosis, such as khat or calibration; by default all that apply."""
+    rows: int = 1000
+    """Most data that are looked at, evenly spaced."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write one HTML page about a fit: whether its posterior can be used, and why."""
+
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Folder of the fit."""
+    trust: bool = False
+    """Run the code of programs that the folder names, though you did not make the run."""
+    out: str | None = None
+    """File to write; by default report.html in the folder of the fit."""
+    rows: int = 500
+    """Most data that each diagnostic looks at, evenly spaced."""
+    json: bool = False
+    """Print one JSON document, and nothing else, on stdout."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
 class Show(PairCommand):
     """Show what pyro_vi takes a pair for: rows, plates, sites, parameters, and where each KL comes from."""
 

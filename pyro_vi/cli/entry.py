@@ -8,26 +8,39 @@ Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 an er
 
 import dataclasses
 import functools
-import json
 import math
 import operator
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
-from pyro_vi.cli.asking import asked_of
-from pyro_vi.cli.commands import Audit, Check, Compare, Evidence, Fit, FittingCommand, List, Plot, Resume, Show
+from pyro_vi.cli.commands import (
+    Audit,
+    Check,
+    Compare,
+    Diagnose,
+    Evidence,
+    Fit,
+    FittingCommand,
+    Gaps,
+    List,
+    Plot,
+    Report,
+    Resume,
+    Show,
+)
+from pyro_vi.cli.judging import diagnose, gaps, report
+from pyro_vi.cli.measuring import audit, check, evidence, show
+from pyro_vi.cli.printing import console, print_json, print_parts, say, table_of
 from pyro_vi.cli.stopping import stopped, terminable
 from pyro_vi.errors import FitError, InputError, UsageError, first_line, kind_and_line
-from pyro_vi.support import finite, slug
+from pyro_vi.support import slug
 
 
 def _compare(command: Compare, made: Any = None) -> int:
@@ -49,17 +62,17 @@ def _compare(command: Compare, made: Any = None) -> int:
         **command.options(),
     )
     written = export_comparison(result, out, format=command.format)
-    _say(written.remarks)
+    say(written.remarks)
     if command.json:
-        _print_json(written.document)
+        print_json(written.document)
         return 0
-    console = _console()
-    console.print(table(result))
+    shown = console()
+    shown.print(table(result))
     for sentence in written.document["conclusion"]:
-        console.print(sentence)
-    console.print()
+        shown.print(sentence)
+    shown.print()
     for path in [*written.plots, out / "result.json", *written.trees]:
-        console.print(str(path), soft_wrap=True)
+        shown.print(str(path), soft_wrap=True)
     return 0
 
 
@@ -72,7 +85,7 @@ def _fit(command: Fit, made: Any = None) -> int:
     run = made or fit(command.model, command.guide, command.source, **asked)
     names = (command.model, command.guide)
     written = export_fit(run, out, names=names, seed=command.seed, format=command.format)
-    _say(written.remarks)
+    say(written.remarks)
     last, shown_of = run.history[-1], run.record
     steps = {} if run.choice is None else {"compiled": run.compiled, "note": run.choice.note, "seconds": run.seconds}
     document = {"elbo": run.elbo, "kl_source": run.kl_source, "out": str(out), "steps": steps, "last": last}
@@ -85,9 +98,11 @@ def _fit(command: Fit, made: Any = None) -> int:
     document |= {"starts": run.starts} if run.starts else {}
     document["plots"] = [str(path) for path in written.plots]
     if command.json:
-        _print_json(document)
+        print_json(document)
         return 0
-    shown = _table(f"{command.model} with guide {command.guide} on {command.source}, {run.elbo}", "", "nats per datum")
+    shown = table_of(
+        f"{command.model} with guide {command.guide} on {command.source}, {run.elbo}", "", "nats per datum"
+    )
     for label, key in (
         ("held-out ELBO", "heldout_elbo"),
         ("held-out log predictive density", "heldout_lpd"),
@@ -105,12 +120,12 @@ def _fit(command: Fit, made: Any = None) -> int:
         shown.add_row(f"  start of seed {one['seed']}: {one['measure']}", f"{one['elbo']:.2f} ± {one['error']:.2f}")
     shown.add_row("converged", {True: "yes", False: "no", None: "cannot be told"}[run.converged])
     note = f" ({run.choice.note})" if run.choice else ""
-    _console().print(shown, f"{run.steps} steps in {run.seconds:.1f} s{note}", sep="\n", soft_wrap=True)
+    console().print(shown, f"{run.steps} steps in {run.seconds:.1f} s{note}", sep="\n", soft_wrap=True)
     if run.skipped or run.restored:
-        _console().print(f"left out: {left_out(run)}", soft_wrap=True)
-    _console().print(*filter(None, (run.evidence, said_of_best(run))), sep="\n", soft_wrap=True)
+        console().print(f"left out: {left_out(run)}", soft_wrap=True)
+    console().print(*filter(None, (run.evidence, said_of_best(run))), sep="\n", soft_wrap=True)
     for path in [*written.plots, out]:
-        _console().print(str(path), soft_wrap=True)
+        console().print(str(path), soft_wrap=True)
     return 0
 
 
@@ -127,97 +142,6 @@ def _resume(command: Resume) -> int:
     return _fit(Fit(given["model"], given["guide"], given["data"], seed=given["seed"], **shown), found)
 
 
-def _audit(command: Audit) -> int:
-    from pyro_vi.auditing import advise, audit_pair
-    from pyro_vi.estimators.table import named
-    from pyro_vi.reporting.summary import audit_table
-
-    asked = asked_of(command, command.run)
-    batch = asked.batch(command.batch_size)
-    found = audit_pair(asked.plan.pair, batch, named(command.elbos), draws=command.draws, seed=command.seed)
-    if command.json:
-        _print_json({**found.to_dict(), "advice": [advice.text for advice in advise(found)]})
-        return 0
-    console = _console()
-    console.print(audit_table(found, asked.title))
-    for advice in advise(found):
-        console.print(advice.text)
-    return 0
-
-
-def _check(command: Check) -> int:
-    from pyro_vi.checking import check_pair
-    from pyro_vi.data import length_of
-    from pyro_vi.estimators.table import named
-    from pyro_vi.fitting import Options, findings_of
-
-    options = Options(steps=command.steps, epochs=command.epochs, warmup=command.warmup)
-    own = {} if command.run else {"shuffle": command.shuffle, "drop_last": command.drop_last}
-    asked = asked_of(command, command.run, **own)
-    batch = asked.batch(command.batch_size)
-    estimator = None if command.elbo is None else named(command.elbo)[command.elbo]
-    if asked.new:
-        findings = check_pair(asked.plan.pair, batch, elbo=estimator, num_data=asked.plan.data.spec.num_data)
-    else:
-        findings = findings_of(dataclasses.replace(asked.plan, batch_size=length_of(batch)), estimator, options)
-    if command.json:
-        _print_json([dataclasses.asdict(finding) for finding in findings])
-    else:
-        for finding in findings:
-            print(f"{finding.severity}: {finding} [{finding.code}]")
-        if not findings:
-            print(f"nothing found: {asked.title}")
-    return int(any(finding.severity == "error" for finding in findings))
-
-
-def _evidence(command: Evidence) -> int:
-    from pyro_vi.data import length_of
-    from pyro_vi.diagnostics import evidence_of_pair
-
-    asked = asked_of(command, command.run)
-    on, args = asked.on, asked.rows
-    options: Any = {"method": command.method, "particles": command.particles, "seed": command.seed}
-    found = evidence_of_pair(asked.plan.pair, args, **options)
-    rows = length_of(args)
-    if command.json:
-        document = {key: found.attrs[key] for key in ("method", "particles", "value", "se", "total", "per")}
-        _print_json({**document, "on": on, "rows": rows})
-        return 0
-    sampled = f"importance sampling, K = {command.particles}"
-    how = {"exact": "exact", "enum": "exact, by enumeration"}.get(found.attrs["method"], sampled)
-    if found.attrs["per"] == "data set":
-        print(
-            f"log p(x) = {found.attrs['total']:.3f} ± {float(found.mc_se.max()):.3f} nats for all {rows} {on} data ({how})"
-        )
-    else:
-        print(f"log p(x) = {found.attrs['value']:.3f} ± {found.attrs['se']:.3f} nats per {on} datum ({how})")
-    if asked.new:
-        print(f"all {rows} rows of {command.source} are scored; none of them is held out")
-    if found.attrs["method"] == "iw":
-        print(f"effective draws: median {float(found.ess.median()):.0f}, least {float(found.ess.min()):.1f}")
-        print(found.attrs["note"])
-    return 0
-
-
-def _show(command: Show) -> int:
-    from pyro_vi.estimators.table import named
-    from pyro_vi.overview import show_pair
-    from pyro_vi.overview.tables import layout_tables
-
-    asked = asked_of(command, command.run, batch_size=command.batch_size)
-    if asked.new:
-        raise UsageError(
-            "show --run shows the rows of that fit; leave --data out, or leave --run out to show other data"
-        )
-    (name, estimator), *_ = named(command.elbo or asked.elbo or "mean_field").items()
-    found = show_pair(asked.plan, asked.names, name, estimator, out=command.out)
-    if command.json:
-        _print_json(found.to_dict())
-    else:
-        _print(layout_tables(found))
-    return 0
-
-
 def _plot(command: Plot) -> int:
     from pyro_vi.afterwards import open
     from pyro_vi.reporting.pictures.plotting import drawn
@@ -225,10 +149,10 @@ def _plot(command: Plot) -> int:
     run = open(command.folder, trust=command.trust).run
     _, paths = drawn(run, out=command.out or command.folder, format=command.format, only=command.only)
     if command.json:
-        _print_json({"plots": [str(path) for path in paths]})
+        print_json({"plots": [str(path) for path in paths]})
         return 0
     for path in paths:
-        _console().print(str(path), soft_wrap=True)
+        console().print(str(path), soft_wrap=True)
     return 0
 
 
@@ -239,14 +163,14 @@ def _list(command: List) -> int:
     if command.name is not None:
         entries = overview.described(command.name)
         if command.json:
-            _print_json([dataclasses.asdict(entry) for entry in entries])
+            print_json([dataclasses.asdict(entry) for entry in entries])
         for entry in () if command.json else entries:
-            _print(described_tables(entry))
+            print_parts(described_tables(entry))
         return 0
     if command.json:
-        _print_json({**overview.names(), "pairs": [dataclasses.asdict(match) for match in overview.matches()]})
+        print_json({**overview.names(), "pairs": [dataclasses.asdict(match) for match in overview.matches()]})
     else:
-        _print(shelf_tables(overview.names(), overview.matches()))
+        print_parts(shelf_tables(overview.names(), overview.matches()))
     return 0
 
 
@@ -254,10 +178,13 @@ COMMANDS: dict[type, Callable[[Any], int]] = {
     Compare: _compare,
     Fit: _fit,
     Resume: _resume,
-    Audit: _audit,
-    Check: _check,
-    Evidence: _evidence,
-    Show: _show,
+    Audit: audit,
+    Check: check,
+    Evidence: evidence,
+    Show: show,
+    Gaps: gaps,
+    Diagnose: diagnose,
+    Report: report,
     Plot: _plot,
     List: _list,
 }
@@ -276,33 +203,6 @@ def _folder(command: FittingCommand) -> Path:
     stem = "-".join(slug(part) for part in parts)
     numbered = (Path("runs") / (stem if i == 1 else f"{stem}-{i}") for i in range(1, 10_000))
     return next(path for path in numbered if not path.exists())
-
-
-def _table(title: str, *columns: str) -> Table:
-    shown = Table(title=title, title_justify="left")
-    for i, column in enumerate(columns):
-        shown.add_column(column, justify="right" if i and column != "what it is" else "left")
-    return shown
-
-
-def _console() -> Console:
-    # A file or a pipe has no width of its own; the tables need about 100.
-    return Console(width=None if sys.stdout.isatty() else 110, highlight=False)
-
-
-def _print(parts: Iterable[Any]) -> None:
-    console = _console()
-    for part in parts:
-        console.print(part, markup=False, soft_wrap=isinstance(part, str))
-
-
-def _say(remarks: Iterable[str]) -> None:
-    for remark in remarks:
-        print(remark, file=sys.stderr)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(finite(value), indent=2, allow_nan=False, default=str))
 
 
 @contextmanager
