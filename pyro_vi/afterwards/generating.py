@@ -14,10 +14,9 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_vi.data import Batch, Data, fresh, length_of
-from pyro_vi.elbo import blocks, facts_of
+from pyro_vi.elbo import blocks, facts_of, posterior_trace
 from pyro_vi.errors import InputError
 from pyro_vi.programs import Give, Pair, evaluating, isolated, role_of, trace_of_guide
-from pyro_vi.reporting.exported import posterior_trace
 from pyro_vi.reporting.of_pairs import moment, observed, posterior_of, rows_of, trace_of
 
 ROWS = 1000

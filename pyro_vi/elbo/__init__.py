@@ -3,10 +3,12 @@
 * `traces` makes one run of a pair; `decomposition` takes it apart into `Terms`, with the closed forms of `kl` where `closed`
   does not refuse them; `draws` makes many draws; `heldout` averages them into the ELBO of given data.
 * `units` splits the KL of a site over its latent dimensions.
-* `weights` sums sites out and gives log-weights; `facts` finds what can be reported of a pair; `measured` reports it.
+* `weights` sums sites out and gives log-weights; `facts` finds what can be reported of a pair; `measured` reports it;
+  `completed` draws summed sites from their posterior.
 """
 
 from pyro_vi.elbo.closed import Reasons, apart, by_dependence, dependence_of, has_closed_form, refused, shared
+from pyro_vi.elbo.completed import posterior_trace
 from pyro_vi.elbo.decomposition import (
     KL,
     UNANNEALED,
@@ -82,6 +84,7 @@ __all__ = [
     "nesting_of",
     "one_run",
     "own_scale",
+    "posterior_trace",
     "predictable",
     "quoted",
     "refuse_no_density",

@@ -11,10 +11,10 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vi.data import Batch, fresh, tensors_in
-from pyro_vi.elbo import MEMORY, Facts, at_once, facts_of, quoted
+from pyro_vi.elbo import MEMORY, Facts, at_once, facts_of, posterior_trace, quoted
 from pyro_vi.errors import UsageError, first_line, naming_programs
 from pyro_vi.programs import Pair, evaluating, isolated, kept_buffers, pair_and_args
-from pyro_vi.reporting.exported import Exported, exported, posterior_trace, refuse_changing_rows
+from pyro_vi.reporting.exported import Exported, exported, refuse_changing_rows
 from pyro_vi.support import Whole, seed_from, shown, versions, whole, write_through
 
 

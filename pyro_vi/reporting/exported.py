@@ -1,7 +1,6 @@
 """The sites of a model as they are exported: their group, shape, dimensions and masks, and draws of them.
 
-* `Exported` describes a site; `exported` reads all of them from one run of a pair.
-* `posterior_trace` runs the model on draws of the guide, and draws the sites that are summed out from their posterior.
+`Exported` describes a site; `exported` reads all of them from one run of a pair.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,18 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import pyro
 import torch
-from pyro import poutine
-from pyro.infer import infer_discrete
-from pyro.poutine.util import prune_subsample_sites
 from torch.distributions import constraints
 
-from pyro_vi.data import Batch, fresh
-from pyro_vi.elbo import Facts, Keep, draw_traces, nesting_of, one_run, own_scale, site_mask
+from pyro_vi.data import Batch
+from pyro_vi.elbo import Facts, one_run, own_scale, site_mask
 from pyro_vi.elbo.traces import PARTICLES
 from pyro_vi.errors import InputError
-from pyro_vi.programs import Pair, role_of, support_of, trace_of_guide
+from pyro_vi.programs import Pair, role_of, support_of
 
 RESERVED = ("chain", "draw", "sample")
 """Dimensions that have a meaning for ArviZ, so that a plate of that name is renamed."""
@@ -127,41 +122,6 @@ def unique(names: Mapping[str, str]) -> dict[str, str]:
         taken.add(label)
         result[name] = label
     return result
-
-
-def posterior_trace(pair: Pair, args: Batch, facts: Facts, count: int | None) -> Any:
-    """A trace of the model on one draw of the guide, or on ``count`` draws at once; nothing in it is a draw from the prior.
-
-    A site that is summed out is drawn from p(k | x, z) given the guide's draw of the others, by `pyro.infer.infer_discrete`.
-    """
-    nesting = nesting_of(pair, args)
-    if not facts.summed:
-        return draw_traces(pair.model, pair.guide, args, count, nesting).model_trace
-    model: Any = pair.model
-    guide: Any = pair.guide
-    if count is not None:
-        plate = pyro.plate(PARTICLES, count, dim=-1 - nesting)
-        model, guide = plate(model), plate(guide)
-    args = fresh(args)
-    guide_trace: Any = trace_of_guide(guide, args)
-    given = _Given(guide_trace)
-    kept = given(model)  # innermost, because infer_discrete hides the handlers around it from the model
-    sampled = infer_discrete(kept, first_available_dim=-1 - nesting - (count is not None), temperature=1)
-    trace = prune_subsample_sites(poutine.trace(sampled).get_trace(*args))
-    for name in given.values:
-        if name in trace.nodes:
-            trace.nodes[name]["is_observed"] = False
-    return trace
-
-
-class _Given(Keep):
-    """Keep the guide's draws as if they were observed: infer_discrete would take their event dimensions for batch dimensions
-    where their prior depends on a discrete site."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        latent = not msg["is_observed"]
-        super()._pyro_sample(msg)
-        msg["is_observed"] = msg["is_observed"] or (latent and msg["name"] in self.values)
 
 
 def refuse_changing_rows(pair: Pair, args: Batch, facts: Facts) -> None:

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from pyro_vi.comparing import Comparison
 from pyro_vi.data import Batch, length_of, tensors_in
-from pyro_vi.elbo import MEMORY, at_once, facts_of, nesting_of
+from pyro_vi.elbo import MEMORY, at_once, facts_of, nesting_of, posterior_trace
 from pyro_vi.errors import InputError
 from pyro_vi.programs import Give, Pair, evaluating, isolated, role_of
-from pyro_vi.reporting.exported import Exported, exported, posterior_trace
+from pyro_vi.reporting.exported import Exported, exported
 
 T = TypeVar("T")
 
