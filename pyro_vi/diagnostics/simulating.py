@@ -31,7 +31,12 @@ class Simulated:
     values: Mapping[str, Tensor]
 
 
-def simulated(pair: Pair, args: Batch, given: Mapping[str, Tensor] | None = None) -> Simulated:
+def simulated(
+    pair: Pair,
+    args: Batch,
+    given: Mapping[str, Tensor] | None = None,
+    places: "Mapping[str, tuple[int, Tensor]] | None" = None,
+) -> Simulated:
     """Draw z ~ p(z) and x ~ p(x | z) once, at the other inputs of the batch.
 
     Uses the generators as they are, and the mode of the programs; call it within `pyro_vi.programs.isolated` and `evaluating`.
@@ -41,12 +46,13 @@ def simulated(pair: Pair, args: Batch, given: Mapping[str, Tensor] | None = None
         pair: model and guide.
         args: the batch, whose observed columns are replaced.
         given: latents that are not drawn, by site, such as those that all data share.
+        places: the `observed_entries` of the batch, if they are known from an earlier draw.
 
     Raises:
         InputError: the model observes nothing, observes numbers that are no entries of the batch, or does not run without its
             observations.
     """
-    places = observed_entries(pair, args)
+    places = observed_entries(pair, args) if places is None else places
     try:
         with torch.no_grad(), Give(dict(given or {})):
             trace: Any = poutine.trace(poutine.uncondition(pair.model)).get_trace(*fresh(args))
