@@ -15,7 +15,7 @@ from pyro_vi.auditing import audit
 from pyro_vi.checking import Finding, check
 from pyro_vi.comparing import Comparison
 from pyro_vi.data import Data, DataSpec, load
-from pyro_vi.diagnostics import evidence
+from pyro_vi.diagnostics import collapse, evidence
 from pyro_vi.elbo import Terms, terms
 from pyro_vi.errors import FitError, InputError, UsageError
 from pyro_vi.fitting import Run, fit
@@ -39,6 +39,7 @@ __all__ = [
     "UsageError",
     "audit",
     "check",
+    "collapse",
     "compare",
     "estimators",
     "evidence",

@@ -1,4 +1,5 @@
 """Evidence of a fitted pair, and whether its posterior can be trusted.
+"""Evidence of a fitted pair, and what its latents know.
 
 * `log_evidence` computes or estimates log p(x) of each datum; `weights` sums the importance weights for the estimate, and
   `tails` says how heavy their tail is.
@@ -9,6 +10,13 @@
 
 from pyro_vi.diagnostics.calibrated import LEVELS, measured_calibration
 from pyro_vi.diagnostics.calibrating import calibration, calibration_of_pair, refuse_unsimulated
+* `collapse` measures which units of the latents have collapsed, and why, in the words of `collapse_sentences`. `local_runs`
+  makes the runs, `units` splits a site into units, `unit_numbers` and `unit_table` have the numbers of each, `aggregate` the
+  information by mixtures over the data, `unit_posteriors` what the posterior of a unit would be, and `linear_decoder` what
+  probabilistic PCA says.
+"""
+
+from pyro_vi.diagnostics.collapse import collapse, collapse_of_pair
 from pyro_vi.diagnostics.log_evidence import evidence, evidence_of_pair
 from pyro_vi.diagnostics.ranks import JOINT, LIKELIHOOD, Ranked, Ranker
 from pyro_vi.diagnostics.simulating import Simulated, observed_entries, simulated
@@ -27,6 +35,8 @@ __all__ = [
     "calibration",
     "calibration_of_pair",
     "edges",
+    "collapse",
+    "collapse_of_pair",
     "evidence",
     "evidence_of_pair",
     "measured_calibration",
