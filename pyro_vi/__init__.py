@@ -16,6 +16,7 @@ from pyro_vi.checking import Finding, check
 from pyro_vi.comparing import Comparison
 from pyro_vi.data import Data, DataSpec, load
 from pyro_vi.diagnostics import collapse, evidence
+from pyro_vi.diagnostics import evidence, gaps
 from pyro_vi.elbo import Terms, terms
 from pyro_vi.errors import FitError, InputError, UsageError
 from pyro_vi.fitting import Run, fit
@@ -44,6 +45,7 @@ __all__ = [
     "estimators",
     "evidence",
     "fit",
+    "gaps",
     "load",
     "open",
     "plot",

@@ -17,6 +17,12 @@ from pyro_vi.diagnostics.calibrating import calibration, calibration_of_pair, re
 """
 
 from pyro_vi.diagnostics.collapse import collapse, collapse_of_pair
+* `gaps` splits log p(x) − ELBO of each datum into what the encoder loses and what the guide's family loses. `gap_search` finds
+  the best member of each family: on a density of `targets`, by `normals`, `local_flows` and `own_family`, with means over draws
+  of `expectations`, and log p(x) of `evidence_from_search`. `gap_words` says what was found.
+"""
+
+from pyro_vi.diagnostics.gaps import gaps, gaps_of_pair
 from pyro_vi.diagnostics.log_evidence import evidence, evidence_of_pair
 from pyro_vi.diagnostics.ranks import JOINT, LIKELIHOOD, Ranked, Ranker
 from pyro_vi.diagnostics.simulating import Simulated, observed_entries, simulated
@@ -43,4 +49,6 @@ __all__ = [
     "observed_entries",
     "refuse_unsimulated",
     "simulated",
+    "gaps",
+    "gaps_of_pair",
 ]
