@@ -9,7 +9,7 @@
   batches. `seeds` makes the random generators for all of this, and `rows` the row numbers of files with very many rows.
 """
 
-from pyro_vi.data.arguments import changed, fresh, numbered, part
+from pyro_vi.data.arguments import changed, evenly, fresh, numbered, part
 from pyro_vi.data.dataset import Batch, Data, device_of, length_of, tensors_in
 from pyro_vi.data.further import rows_like
 from pyro_vi.data.loading import load
@@ -24,6 +24,7 @@ __all__ = [
     "Mapped",
     "changed",
     "device_of",
+    "evenly",
     "fresh",
     "length_of",
     "load",

@@ -131,6 +131,23 @@ def part(args: Batch, start: int, stop: int) -> Batch:
     return rows
 
 
+def evenly(args: Batch, rows: int) -> tuple[Batch, list[int]]:
+    """Return at most ``rows`` rows of arguments, evenly spaced, and their numbers.
+
+    Example:
+        >>> evenly((torch.arange(10), None), 3)
+        ((tensor([0, 4, 9]), None), [0, 4, 9])
+    """
+    length = length_of(args)
+    if rows >= length:
+        return args, list(range(length))
+    index = torch.linspace(0, length - 1, rows, dtype=torch.float64).round().long()
+    taken: Batch = _map(
+        args, lambda v: v[index.to(v.device)] if isinstance(v, Tensor) and v.dim() and len(v) == length else v
+    )
+    return taken, index.tolist()
+
+
 def changed(args: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     """Return arguments with each tensor among them changed.
 

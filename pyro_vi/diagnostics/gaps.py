@@ -113,8 +113,9 @@ def gaps_of_pair(
     particles: Whole = 5000,
     seed: Whole = 0,
     rows: Whole = 250,
+    numbers: Sequence[int] | None = None,
 ) -> xr.Dataset:
-    """Return `gaps` for a pair that is already bound."""
+    """Return `gaps` for a pair that is already bound; ``numbers`` are those of the data, by default from 0."""
     draws, particles = whole_number("draws", draws, 16), whole_number("particles", particles, 30)
     seed, rows = seed_from(seed), whole_number("rows", rows, 1)
     if isinstance(families, str):
@@ -143,7 +144,7 @@ def gaps_of_pair(
         method = found.attrs["method"]
     else:
         method = "iw"
-    return _dataset(_joined(parts), search, method, length_of(args))
+    return _dataset(_joined(parts), search, method, length_of(args), numbers)
 
 
 def _joined(parts: list[Part]) -> Part:
@@ -185,7 +186,7 @@ class _Number:
         return float(self.value.mean()), math.hypot(spread, self.common)
 
 
-def _dataset(part: Part, search: Search, method: str, length: int) -> xr.Dataset:
+def _dataset(part: Part, search: Search, method: str, length: int, numbers: Sequence[int] | None) -> xr.Dataset:
     assert part.evidence is not None and search.own is not None
     value, error, shape = (v.double() for v in part.evidence)
     log_p = _Number(value, error, float(error.square().sum().sqrt()) / len(error))
@@ -204,20 +205,20 @@ def _dataset(part: Part, search: Search, method: str, length: int) -> xr.Dataset
     dims: tuple[str, ...] = () if whole else ("datum",)
 
     def column(x: Tensor) -> np.ndarray:
-        numbers: np.ndarray = x.cpu().double().numpy()
-        return numbers.reshape(()) if whole else numbers
+        values: np.ndarray = x.cpu().double().numpy()
+        return values.reshape(()) if whole else values
 
     variables: dict[str, Any] = {"khat": (dims, column(shape))}
     for name, number in single.items():
         variables[name], variables[f"{name}_se"] = (dims, column(number.value)), (dims, column(number.error))
         variables[f"mean_{name}"], variables[f"mean_{name}_se"] = number.mean
-    for name, numbers in of_families.items():
+    for name, found in of_families.items():
         wide = ("family", *dims)
         empty = np.zeros((0, *column(value).shape))
         for suffix, which in (("", "value"), ("_se", "error")):
-            rows = [column(getattr(number, which)) for number in numbers.values()]
+            rows = [column(getattr(number, which)) for number in found.values()]
             variables[f"{name}{suffix}"] = wide, np.stack(rows) if rows else empty
-        means = np.array([number.mean for number in numbers.values()]).reshape(-1, 2)
+        means = np.array([number.mean for number in found.values()]).reshape(-1, 2)
         variables[f"mean_{name}"], variables[f"mean_{name}_se"] = ("family", means[:, 0]), ("family", means[:, 1])
     heavy, counted = int((shape > UNRELIABLE).sum()), int((~shape.isnan()).sum())
     above = [number.value - 4 * number.error > log_p.value + 4 * log_p.error for number in best.values()]
@@ -230,6 +231,7 @@ def _dataset(part: Part, search: Search, method: str, length: int) -> xr.Dataset
     note = "; ".join(text for text in notes if text)
     gap = single["gap"]
     worst = int(gap.value.argmax())
+    datum = list(range(len(value))) if numbers is None else list(numbers)
     families = {name: number.mean for name, number in of_families["approximation"].items()}
     sentences = sentences_of(
         {
@@ -241,7 +243,9 @@ def _dataset(part: Part, search: Search, method: str, length: int) -> xr.Dataset
             "amortization": amortization.mean,
             "approximation": families.get(own, (math.nan, math.nan)),
             "families": families,
-            "worst": None if whole or len(value) < 2 else (worst, float(gap.value[worst]), float(gap.error[worst])),
+            "worst": None
+            if whole or len(value) < 2
+            else (datum[worst], float(gap.value[worst]), float(gap.error[worst])),
             "heavy": (heavy, len(value)),
             "below": below,
             "exact": method != "iw",
@@ -250,7 +254,7 @@ def _dataset(part: Part, search: Search, method: str, length: int) -> xr.Dataset
     )
     return xr.Dataset(
         variables,
-        coords={"family": list(best)},
+        coords={"family": list(best), **({} if whole else {"datum": datum})},
         attrs={
             "verdict": verdict_of(*gap.mean, search.size, heavy > 0.1 * max(counted, 1) or below > 0),
             "sentences": sentences,

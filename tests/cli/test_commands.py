@@ -134,6 +134,31 @@ def test_evidence_of_a_run_is_that_of_its_parameters_on_what_it_held_out(fitted,
     )
 
 
+@pytest.mark.slow
+def test_gaps_are_split_on_training_and_held_out_data_and_drawn(fitted, capsys, tmp_path):
+    """The evidence and the approximation gap of the model have closed forms."""
+    capsys.readouterr()
+    assert cli.main(on(fitted, "gaps", "--rows", "4", "--json", "--out", str(tmp_path))) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["training", "held-out"]
+    assert (tmp_path / "gaps.png").stat().st_size > 1000
+    data = load(str(fitted / "data.npy"), seed=3)
+    pair = build_pair(*SMALL, data, seed=3)
+    pair.load_state_dict(torch.load(fitted / "run" / "checkpoint.pt", weights_only=True)["pair"])
+    x = data.heldout[0]
+    x = x[torch.linspace(0, len(x) - 1, 4).round().long()]
+    precision = torch.linalg.inv(pair.model.posterior(x)["z"].covariance_matrix[0].detach())
+    best = float(0.5 * (precision.diagonal().log().sum() - precision.logdet()))
+    assert found["held-out"]["method"] == "exact"
+    assert found["held-out"]["approximation"]["diag_normal"] == pytest.approx(best, abs=1e-4)
+    evidence = float(pair.model.log_evidence(x).detach().mean())
+    assert found["held-out"]["log_evidence"] == pytest.approx(evidence, abs=1e-4)
+    assert found["held-out"]["elbo"] + found["held-out"]["gap"] == pytest.approx(evidence, abs=1e-4)
+    assert cli.main(on(fitted, "gaps", "--rows", "4")) == 0
+    out = capsys.readouterr().out
+    assert "held-out: " in out and "amortization" in out and "The gap log p(x)" in out
+
+
 def test_a_run_of_another_pair_or_a_damaged_one_is_refused(fitted, folder, capsys):
     capsys.readouterr()
     args = ["evidence", "linear_gaussian(latent_dim=3)", SMALL[1], "--data", str(fitted / "data.npy")]
