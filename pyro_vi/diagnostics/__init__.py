@@ -3,6 +3,9 @@
 
 * `log_evidence` computes or estimates log p(x) of each datum; `weights` sums the importance weights for the estimate, and
   `tails` says how heavy their tail is.
+* `joint_tails` gives the k-hat of the guide, which `judging` says in sentences; `smoothed_moments` gives moments with the
+  weights of `smoothing` beside the guide's own; both are from the draws of `drawing`.
+* `mean_field` gives linear-response standard deviations, from the normals that `normal_guides` reads and the ELBO of `responding`.
 * `simulating` draws data and latents from the model itself.
 * `calibrating` ranks these latents among draws of the guide: `ranks` makes the ranks, `calibrated` the numbers and the verdict,
   with the exact test of `uniformity`, and `calibration_words` the sentences.
@@ -26,6 +29,10 @@ from pyro_vi.diagnostics.gaps import gaps, gaps_of_pair
 from pyro_vi.diagnostics.log_evidence import evidence, evidence_of_pair
 from pyro_vi.diagnostics.ranks import JOINT, LIKELIHOOD, Ranked, Ranker
 from pyro_vi.diagnostics.simulating import Simulated, observed_entries, simulated
+from pyro_vi.diagnostics.joint_tails import reliability, reliability_of_pair
+from pyro_vi.diagnostics.log_evidence import evidence, evidence_of_pair
+from pyro_vi.diagnostics.mean_field import linear_response, linear_response_of_pair
+from pyro_vi.diagnostics.smoothed_moments import moments, moments_of_pair
 from pyro_vi.diagnostics.tails import UNRELIABLE
 from pyro_vi.diagnostics.uniformity import band, edges
 
@@ -51,4 +58,10 @@ __all__ = [
     "simulated",
     "gaps",
     "gaps_of_pair",
+    "linear_response",
+    "linear_response_of_pair",
+    "moments",
+    "moments_of_pair",
+    "reliability",
+    "reliability_of_pair",
 ]

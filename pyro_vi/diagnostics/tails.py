@@ -1,6 +1,7 @@
 """Pareto k-hat of importance weights: how heavy their tail is, from the largest weights alone.
 
 * `Tail` keeps the largest log-weights of many draws; `khat` gives ArviZ's estimate of the tail's shape from them.
+* `khat_error` is the standard error of the estimate, and `threshold` the k-hat up to which so many draws suffice.
 """
 
 import math
@@ -19,6 +20,26 @@ LEAST = 25
 
 MOST = 500
 """Most data with a k-hat, evenly spaced: ArviZ takes more than a millisecond for each, often longer than the draws take."""
+
+
+def threshold(draws: int) -> float:
+    """k-hat up to which this many draws suffice: min(1 − 1 / log10(S), 0.7) (Vehtari et al. 2024, arXiv:1507.02646).
+
+    Example:
+        >>> round(threshold(1000), 3), threshold(4000)
+        (0.667, 0.7)
+    """
+    return min(1 - 1 / math.log10(draws), UNRELIABLE) if draws > 10 else 0.0
+
+
+def khat_error(k: Tensor, draws: int) -> Tensor:
+    """The standard error of k-hat from S draws: (1 + k) / √M for the M = 3 √S largest weights, or a fifth of few draws.
+
+    It is the asymptotic error of the shape of a generalised Pareto distribution (Smith 1987) from M independent values. It does
+    not include the bias: a tail that is not yet Pareto among the largest weights reads low, and few draws are drawn to 0.5.
+    """
+    count = math.floor(3 * draws**0.5) if draws > 225 else draws // 5
+    return (1 + k).clamp(min=0.5) / max(count, 1) ** 0.5
 
 
 class Tail:
