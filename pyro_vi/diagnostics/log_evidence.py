@@ -1,4 +1,4 @@
-"""The evidence log p(x): exact if the model has a closed form or sums all latents out, otherwise by importance sampling.
+"""The evidence log p(x): in closed form, by sums over all latents, by importance sampling or by annealing.
 
 It is a number for each datum; for a model with latents that all data share, one number for the whole data set.
 """
@@ -6,14 +6,16 @@ It is a number for each datum; for a model with latents that all data share, one
 import math
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
 from pyro_vi.compiling import Compile, check_mode
 from pyro_vi.data import Batch, length_of
-from pyro_vi.diagnostics.tails import MOST, UNRELIABLE, khat
+from pyro_vi.diagnostics.annealing import Annealing, Start, log_weights
+from pyro_vi.diagnostics.estimates import NAMES, Estimate, estimate_of, laid_out, of_log_weights
+from pyro_vi.diagnostics.prior import prior_pair
+from pyro_vi.diagnostics.sandwich import sandwich_of_pair
+from pyro_vi.diagnostics.tails import MOST
 from pyro_vi.diagnostics.weights import Weights
 from pyro_vi.elbo import (
     Facts,
@@ -24,14 +26,14 @@ from pyro_vi.elbo import (
     quoted,
     refuse_no_density,
     refuse_own_minibatch,
-    standard_error,
 )
 from pyro_vi.errors import InputError, naming_programs
 from pyro_vi.programs import Pair, Program, evaluating, isolated, pair_and_args, title, without_numbers
-from pyro_vi.support import Whole, seed_from
+from pyro_vi.support import Whole, seed_from, word
 from pyro_vi.support import whole as whole_number
 
-Method = Literal["iw", "exact", "enum"]
+Method = Literal["iw", "prior", "ais", "sandwich", "exact", "enum"]
+METHODS = ("iw", "prior", "ais", "sandwich", "exact", "enum")
 
 
 def evidence(
@@ -44,12 +46,26 @@ def evidence(
     seed: Whole = 0,
     rows: Whole = 1000,
     compile: Compile = "auto",
+    start: Start = "guide",
+    chains: Whole = 32,
+    steps: Whole = 50,
+    data: Whole = 100,
 ) -> xr.Dataset:
     """Return log p(x_n) of each datum, exactly or as log (1/K) Σ_k p(x_n, z_k) / q(z_k | x_n) with z_k from the guide.
 
     The importance-sampling estimate is below log p(x) on average (Jensen) and rises to it with K (Burda et al. 2016,
     arXiv:1509.00519). ``ess`` says how many of the K draws carry the weight; if it is near 1, the estimate is low. ``khat``
     is the shape of the weights' tail: above 0.7, ``mc_se`` is too small to be trusted (Vehtari et al. 2024, arXiv:1507.02646).
+
+    Annealed importance sampling moves each of few draws from the guide to the posterior, over ``steps`` densities
+    q(z | x) (p(x, z) / q(z | x))^β with β from 0 to 1, by Hamiltonian transitions on the unconstrained scale (Neal 2001,
+    arXiv:physics/9803008). Temperatures, step sizes and scales are fixed in a run before, whose draws do not count. The
+    estimate is below log p(x) on average too, and far closer where the guide is poor.
+
+    The sandwich draws data from the model itself. There the latents that made a datum are an exact draw of its posterior, from
+    which reverse annealing gives an estimate that is above log p(x) on average; forward annealing gives one below it (Grosse,
+    Ghahramani and Adams 2015, arXiv:1511.02543). Both bound what importance sampling misses on such data. On other data nothing
+    bounds log p(x) from above.
 
     A discrete latent that the guide lacks and that is marked for enumeration is summed over its states in each weight. If
     nothing is left to draw, the evidence is exact.
@@ -62,25 +78,34 @@ def evidence(
         guide: variational program.
         batch: a tensor of ``n`` rows, or the tuple that the programs are called with; all the data if latents are shared.
         method: ``"exact"`` calls the model's ``log_evidence(x)``, ``"enum"`` sums all latents out, ``"iw"`` samples; by default
-            the first of these that the pair allows.
-        particles: K.
+            the first of these that the pair allows. ``"prior"`` samples from the prior in place of the guide, ``"ais"``
+            anneals, and ``"sandwich"`` bounds log p(x) of data drawn from the model.
+        particles: K of importance sampling.
         seed: seed of the draws.
         rows: most data that are evaluated at a time, unless latents are shared.
-        compile: True compiles the draws or raises an error; False never compiles; ``"auto"`` compiles if that saves time. The
-            draws are the same in each case.
+        compile: True compiles the draws of importance sampling or raises an error; False never compiles; ``"auto"`` compiles if
+            that saves time. The draws are the same in each case.
+        start: of annealing: ``"guide"``, or ``"prior"``, which takes more steps, but finds what the guide has missed.
+        chains: draws that are annealed, for each datum.
+        steps: temperatures of annealing.
+        data: most data that the sandwich draws, unless latents are shared.
 
     Returns:
         ``log_evidence`` and ``mc_se`` (Monte Carlo standard error, by the delta method) in nats, ``ess`` and ``khat`` (NaN
         without draws, or if the weights are equal; of at most 500 data, evenly spaced), over the dimension ``datum``, or
         without a dimension for a whole data set. Attributes: ``method``; ``value`` and ``se`` in nats per datum (mean and
         standard error over the data; for a whole data set its evidence and Monte Carlo error, divided by N); ``total`` in nats,
-        of all rows; ``per``, which is ``"datum"`` or ``"data set"``; and ``note``, which says whether the draws were compiled,
-        and why, what was summed, and where k-hat is above 0.7.
+        of all rows; ``per``, which is ``"datum"`` or ``"data set"``; ``note``, which says whether the draws were compiled, and
+        why, what was summed, and where k-hat is above 0.7; ``verdict`` and ``sentences``, which say whether the numbers can be
+        used. The sandwich adds ``lower``, ``upper``, ``width`` and ``iw``, the estimate by importance sampling on the same
+        data, each with ``_se``, and their means as attributes, with ``missed_least`` and ``missed_most``, the bounds of
+        log p(x) − iw.
 
     Raises:
         InputError: the weight is no ratio of densities: the guide is a point estimate, has a factor or draws what the model
             observes, a site is scaled by `poutine.scale` or masked in one program only; latents are shared and the batch is a
-            part of the data; or the pair has no such method.
+            part of the data; the pair has no such method; a site cannot be moved, because it is discrete; or no data can be
+            drawn from the model.
 
     Example:
         >>> from pyro_vi import models, guides
@@ -91,10 +116,25 @@ def evidence(
         >>> model = LinearGaussian(DataSpec("x", 1, (1,), "real", torch.float32, "made up"), latent_dim=1, weight=[[1.0]])
         >>> round(float(evidence(model, Exact(model, (x,)), x).log_evidence[0]), 4)
         -1.688
+        >>> found = evidence(model, Exact(model, (x,)), x, method="ais", start="prior", chains=64)
+        >>> abs(float(found.log_evidence[0]) + 1.688) < 4 * float(found.mc_se[0])
+        True
     """
     pair, args = pair_and_args(model, guide, batch)
     with naming_programs("the pair fails in the evidence"):
-        return evidence_of_pair(pair, args, method=method, particles=particles, seed=seed, rows=rows, compile=compile)
+        return evidence_of_pair(
+            pair,
+            args,
+            method=method,
+            particles=particles,
+            seed=seed,
+            rows=rows,
+            compile=compile,
+            start=start,
+            chains=chains,
+            steps=steps,
+            data=data,
+        )
 
 
 def evidence_of_pair(
@@ -106,24 +146,30 @@ def evidence_of_pair(
     seed: Whole = 0,
     rows: Whole = 1000,
     compile: Compile = "auto",
+    start: Start = "guide",
+    chains: Whole = 32,
+    steps: Whole = 50,
+    data: Whole = 100,
 ) -> xr.Dataset:
     """Return `evidence` for a pair that is already bound."""
     check_mode(compile)
     particles, seed, rows = whole_number("particles", particles, 2), seed_from(seed), whole_number("rows", rows, 1)
+    chains, steps, data = (
+        whole_number("chains", chains, 2),
+        whole_number("steps", steps, 1),
+        whole_number("data", data, 1),
+    )
+    word("start", start, ("guide", "prior"))
     closed = getattr(pair.model, "log_evidence", None)
-    if method not in (None, "iw", "exact", "enum"):
-        raise InputError(f"evidence method must be 'iw', 'enum' or 'exact', not {method!r}")
+    if method not in (None, *METHODS):
+        raise InputError(f"evidence method must be {', '.join(map(repr, METHODS[:-1]))} or 'enum', not {method!r}")
     if method == "exact" or (method is None and closed is not None):
         if closed is None:
             raise InputError(f"{title(pair.model)} has no closed form log_evidence(x); use method='iw'")
-        facts = facts_of(pair, args)
-        whole = facts.plate is None or bool(facts.shared)
-        if whole:  # the closed form is one number, of all rows together
-            refuse_part(pair, args, facts)
-        with torch.no_grad(), isolated(seed, validation=False):
-            cut = [args] if whole else blocks(pair, args, rows)
-            values = torch.cat([closed(*without_numbers(pair.model, block)).reshape(-1) for block in cut])
-        return _exact(values, "exact", "no draws", length_of(args) if whole else None)
+        return _closed(pair, args, closed, seed, rows)
+    fitted = pair
+    if method == "prior" or (start == "prior" and method in ("ais", "sandwich")):
+        pair = prior_pair(pair, args, moved=method != "prior")
     facts = facts_of(pair, args)
     refuse_no_density(pair, args, facts)
     whole = facts.plate is None or bool(facts.shared)
@@ -131,27 +177,29 @@ def evidence_of_pair(
         refuse_part(pair, args, facts)
     else:
         refuse_own_minibatch(pair, args)
-        rows = rows if length_of(args) <= rows or pair.separable(args, rows) else length_of(args)
     drawn = [name for name in pair.layouts(args)[0].latents if name not in facts.summed]
     if method == "enum" and drawn:
         raise InputError(f"the guide draws {quoted(drawn)}, so the latents are not all summed out; use method='iw'")
-    if method is None:
-        method = "iw" if drawn else "enum"
-    # Blocks have one length, because each length is compiled separately; the last block may be shorter.
-    length = length_of(args)
-    count = 1 if whole else math.ceil(length / rows)
-    cut = blocks(pair, args, math.ceil(length / count))
-    with evaluating(pair), isolated(seed, validation=False):
-        if method == "enum":
-            weights = Weights(pair, cut[0], 1, False, facts, whole)
-            values = torch.cat([weights.sums(block)[0] for block in cut])
-            return _exact(values, method, _summed(facts) or "no latent sites", length if whole else None)
-        weights = Weights(pair, cut[0], particles, at_once(pair, cut[0], facts), facts, whole)
-        weights.compile(compile, count)
-        parts = [_importance(weights, block, math.ceil(MOST / count)) for block in cut]
-    note = "; ".join(text for text in (weights.note, _summed(facts)) if text)
-    found = (torch.cat(column) for column in zip(*parts, strict=True))
-    return _dataset(*found, method=method, particles=particles, note=note, whole=length if whole else None)
+    if not drawn:
+        if method == "sandwich":
+            raise InputError(
+                "all latents are summed out, so that log p(x) is exact and needs no bounds; use method='enum'"
+            )
+        return _enumerated(pair, args, facts, whole, seed, rows)
+    if method in ("ais", "sandwich"):
+        settings = Annealing(chains, steps, start, seed, rows)
+        if method == "ais":
+            return _annealed(pair, args, facts, whole, settings)
+
+        own = facts if fitted is pair else facts_of(fitted, args)
+        refuse_no_density(fitted, args, own)
+
+        def weighed(others: Batch) -> Estimate:
+            return _sampled(fitted, others, own, whole, particles, seed, rows, False)[0]
+
+        return sandwich_of_pair(pair, args, whole, settings, data, weighed, particles)
+    found, note = _sampled(pair, args, facts, whole, particles, seed, rows, compile)
+    return laid_out(found, method=method or "iw", draws=particles, note=note, rows=length_of(args), whole=whole)
 
 
 def refuse_part(pair: Pair, args: Batch, facts: Facts) -> None:
@@ -167,60 +215,66 @@ def refuse_part(pair: Pair, args: Batch, facts: Facts) -> None:
                     )
 
 
-def _importance(weights: Weights, args: Batch, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    first, second, top = weights.sums(args)
-    ess = (2 * first - second).exp()
-    # Var(w) / (K mean(w)²) = 1/ESS − 1/K: the squared relative error of the mean weight.
-    error = (1 / ess - 1 / weights.draws).clamp(min=0).sqrt()
-    return first - math.log(weights.draws), error, ess, khat(top, weights.draws, most)
+def _closed(pair: Pair, args: Batch, closed: Any, seed: int, rows: int) -> xr.Dataset:
+    facts = facts_of(pair, args)
+    whole = facts.plate is None or bool(facts.shared)
+    if whole:  # the closed form is one number, of all rows together
+        refuse_part(pair, args, facts)
+    with torch.no_grad(), isolated(seed, validation=False):
+        cut = [args] if whole else blocks(pair, args, rows)
+        values = torch.cat([closed(*without_numbers(pair.model, block)).reshape(-1) for block in cut])
+    found = Estimate.exact(values)
+    return laid_out(found, method="exact", draws=0, note="no draws", rows=length_of(args), whole=whole)
+
+
+def _enumerated(pair: Pair, args: Batch, facts: Facts, whole: bool, seed: int, rows: int) -> xr.Dataset:
+    cut = _cut(pair, args, whole, rows)
+    with evaluating(pair), isolated(seed, validation=False):
+        weights = Weights(pair, cut[0], 1, False, facts, whole)
+        found = Estimate.exact(torch.cat([weights.sums(block)[0] for block in cut]))
+    note = _summed(facts) or "no latent sites"
+    return laid_out(found, method="enum", draws=0, note=note, rows=length_of(args), whole=whole)
+
+
+def _sampled(
+    pair: Pair, args: Batch, facts: Facts, whole: bool, particles: int, seed: int, rows: int, compile: Compile
+) -> tuple[Estimate, str]:
+    cut = _cut(pair, args, whole, rows)
+    most = math.ceil(MOST / len(cut))
+    with evaluating(pair), isolated(seed, validation=False):
+        weights = Weights(pair, cut[0], particles, at_once(pair, cut[0], facts), facts, whole)
+        weights.compile(compile, len(cut))
+        found = Estimate.joined([estimate_of(*weights.sums(block), particles, most) for block in cut])
+    return found, "; ".join(text for text in (weights.note, _summed(facts)) if text)
+
+
+def _annealed(pair: Pair, args: Batch, facts: Facts, whole: bool, settings: Annealing) -> xr.Dataset:
+    with evaluating(pair):
+        weights, accepted = log_weights(pair, args, whole, settings)
+    share, length = float(accepted.mean()), length_of(args)
+    from_where = f"annealed from the {settings.start} in {settings.steps} steps"
+    note = "; ".join(text for text in (f"{from_where}, {share:.0%} of the moves accepted", _summed(facts)) if text)
+    how = f"{NAMES['ais']} from the {settings.start} in {settings.steps} steps"
+    found = laid_out(
+        of_log_weights(weights, MOST),
+        method="ais",
+        draws=settings.chains,
+        note=note,
+        rows=length,
+        whole=whole,
+        how=how,
+    )
+    found.attrs |= {"start": settings.start, "steps": settings.steps, "accepted": share}
+    return found
+
+
+def _cut(pair: Pair, args: Batch, whole: bool, rows: int) -> list[Batch]:
+    """The data in blocks of one length, because each length is compiled separately; the last block may be shorter."""
+    length = length_of(args)
+    if whole or length <= rows or not pair.separable(args, rows):
+        return [args]
+    return blocks(pair, args, math.ceil(length / math.ceil(length / rows)))
 
 
 def _summed(facts: Facts) -> str:
     return f"{quoted(facts.summed)} summed over all states" if facts.summed else ""
-
-
-def _exact(values: Tensor, method: Method, note: str, whole: int | None = None) -> xr.Dataset:
-    nothing = torch.full_like(values, math.nan)
-    return _dataset(
-        values, torch.zeros_like(values), nothing, nothing, method=method, particles=0, note=note, whole=whole
-    )
-
-
-def _dataset(
-    values: Tensor,
-    error: Tensor,
-    ess: Tensor,
-    shape: Tensor,
-    *,
-    method: Method,
-    particles: int,
-    note: str,
-    whole: int | None,
-) -> xr.Dataset:
-    """Lay out the columns; ``whole`` is the number of data in the data set of which there is one number, else None."""
-
-    def column(x: Tensor) -> tuple[tuple[str, ...], np.ndarray]:
-        numbers = x.cpu().double().numpy()
-        return ((), numbers.reshape(())) if whole else (("datum",), numbers)
-
-    heavy, count = int((shape > UNRELIABLE).sum()), int((~shape.isnan()).sum())
-    if heavy:
-        where = "" if whole else f" for {heavy} of {count} data"
-        note += (
-            f"; k-hat is above {UNRELIABLE}{where}: the weights have a heavy tail, and mc_se is too small to be trusted"
-        )
-    mean, se = float(values.mean()), standard_error(values)
-    if whole:
-        mean, se = mean / whole, float(error[0]) / whole
-    return xr.Dataset(
-        {"log_evidence": column(values), "mc_se": column(error), "ess": column(ess), "khat": column(shape)},
-        attrs={
-            "method": method,
-            "particles": particles,
-            "note": note,
-            "value": mean,
-            "se": se,
-            "total": float(values.sum()),
-            "per": "data set" if whole else "datum",
-        },
-    )

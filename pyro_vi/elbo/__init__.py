@@ -47,7 +47,7 @@ from pyro_vi.elbo.heldout import Evaluation, evaluate, standard_error
 from pyro_vi.elbo.measured import at_once, blocks, log_predictive, measure, predictable, stream_weights
 from pyro_vi.elbo.traces import Run, draw_traces
 from pyro_vi.elbo.units import Units, units_of
-from pyro_vi.elbo.weights import Keep, Weight, enumerated_run, weight_of_terms
+from pyro_vi.elbo.weights import Keep, Weight, density_of, enumerated_run, summed_weight, weight_of_terms
 
 __all__ = [
     "ELBO",
@@ -69,6 +69,7 @@ __all__ = [
     "blocks",
     "by_dependence",
     "chunk_of",
+    "density_of",
     "dependence_of",
     "draw_terms",
     "draw_traces",
@@ -97,6 +98,7 @@ __all__ = [
     "stream",
     "stream_weights",
     "subsampled",
+    "summed_weight",
     "terms",
     "terms_of_pair",
     "units_of",

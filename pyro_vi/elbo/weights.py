@@ -2,10 +2,12 @@
 
 * `Weight` is the log-weight of draws, split into the part of each datum and the part that all data share.
 * `weight_of_terms` takes it from `Terms`; `enumerated_run` makes a run with enumeration, and `summed_weight` sums it.
+* `density_of` is the log-density of some sites of a trace alone.
 * `summed_at_once` finds out if many such draws can be made in one run.
 """
 
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +104,24 @@ def summed_weight(run: Run) -> Weight:
     return _weight(local, [part for (part, _), here in zip(parts, inside, strict=True) if not here], rows)
 
 
+def density_of(trace: Any, plate: Plate | None, names: Collection[str] | None = None) -> Weight:
+    """The log-density of what a trace has drawn or observed, without any scale, split as a log-weight is.
+
+    Args:
+        trace: of a model or a guide.
+        plate: the data plate.
+        names: the sites that count; by default all.
+    """
+    local: list[Tensor] = []
+    shared: list[Tensor] = []
+    for node in _samples(trace):
+        if names is None or node["name"] in names:
+            inside = plate is not None and plate.name in {f.name for f in node["cond_indep_stack"]}
+            value = scale_and_mask(node["unscaled_log_prob"], mask=node["mask"])
+            (local if inside else shared).append(_reduced(value, node["cond_indep_stack"], plate))
+    return _weight(local, shared, 1 if plate is None else plate.length)
+
+
 def enumerated_run(pair: Pair, args: Batch, particles: int | None = None, nesting: int = 0) -> Run:
     """Run the guide, and the model on its draws, with the marked sites that the guide lacks enumerated.
 
@@ -181,7 +201,9 @@ def _reduced(value: Tensor, frames: Any, plate: Plate | None) -> Tensor:
     if plate is not None and plate.name in {f.name for f in frames}:
         kept[plate.dim] = plate.length  # the frame of a plate without a size does not know it
     if kept:
-        shape = [kept.get(dim, 1) for dim in range(min(kept), 0)]
-        value = value.expand(torch.broadcast_shapes(value.shape, tuple(shape)))
+        # torch.broadcast_shapes takes longer than the sum.
+        wide = max(value.dim(), -min(kept))
+        have = (1,) * (wide - value.dim()) + tuple(value.shape)
+        value = value.expand([kept.get(i - wide, 1) if n == 1 else n for i, n in enumerate(have)])
     others = [dim for dim in range(-value.dim(), 0) if dim not in kept]
     return value.sum(others) if others else value
