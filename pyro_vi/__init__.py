@@ -10,7 +10,7 @@ closed forms of the KL that torch lacks (see `pyro_vi.elbo.kl`).
 from importlib.metadata import version
 
 from pyro_vi import estimators
-from pyro_vi.afterwards import OpenedRun, compare, open, resume, writers
+from pyro_vi.afterwards import OpenedRun, compare, open, report, resume, writers
 from pyro_vi.auditing import audit
 from pyro_vi.checking import Finding, check
 from pyro_vi.comparing import Comparison
@@ -49,6 +49,7 @@ __all__ = [
     "load",
     "open",
     "plot",
+    "report",
     "resume",
     "show",
     "terms",

@@ -226,6 +226,16 @@ class OpenedRun:
         run = continued(self.run, self.plan, asked)
         return OpenedRun(run, dataclasses.replace(self.plan, pair=run.pair, data=run.data))
 
+    def report(self, *, out: str | Path | None = None, rows: Whole = 500, seed: Whole = 0) -> Path:
+        """Write the page that says whether this posterior can be used, and why; return its path: see `pyro_vi.report`.
+
+        Raises:
+            InputError: the page cannot be written, or ``out`` is not given and the run has no folder.
+        """
+        from pyro_vi.afterwards.reported import report  # that module imports this one
+
+        return report(self, out=out, rows=rows, seed=seed)
+
     def save(self, folder: str | Path) -> Path:
         """Write the run into a folder, from which `pyro_vi.open` opens it; return the folder.
 
@@ -249,7 +259,7 @@ class OpenedRun:
         return self.run._repr_html_()
 
 
-_METHODS = ".posterior() .embed() .reconstruct() .sample(n) .log_evidence() .history .more() .save(folder)"
+_METHODS = ".posterior() .embed() .reconstruct() .sample(n) .log_evidence() .history .more() .report() .save(folder)"
 
 
 def bytes_of(pair: Pair, args: Batch) -> int:

@@ -135,6 +135,8 @@ class Compare(FittingCommand):
     """Draws per audit of estimators; 0 for no audits."""
     particles: int = 1000
     """Importance draws for the evidence of each held-out datum, unless the evidence is exact."""
+    report: bool = False
+    """Write report.html too, which says whether the posterior of the best fit can be used."""
 
 
 @dataclass(frozen=True)
@@ -260,13 +262,15 @@ class Report:
     """Write one HTML page about a fit: whether its posterior can be used, and why."""
 
     folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """Folder of the fit."""
+    """Folder of a fit; or of a comparison, whose fit with the highest ELBO is judged."""
     trust: bool = False
     """Run the code of programs that the folder names, though you did not make the run."""
     out: str | None = None
     """File to write; by default report.html in the folder of the fit."""
     rows: int = 500
     """Most data that each diagnostic looks at, evenly spaced."""
+    seed: int = 0
+    """Seed of all draws."""
     json: bool = False
     """Print one JSON document, and nothing else, on stdout."""
     debug: bool = False

@@ -44,7 +44,7 @@ from pyro_vi.support import slug
 
 
 def _compare(command: Compare, made: Any = None) -> int:
-    from pyro_vi.afterwards import export_comparison
+    from pyro_vi.afterwards import export_comparison, report
     from pyro_vi.comparing import compare
     from pyro_vi.reporting.summary import table
 
@@ -63,6 +63,7 @@ def _compare(command: Compare, made: Any = None) -> int:
     )
     written = export_comparison(result, out, format=command.format)
     say(written.remarks)
+    pages = [report(result, out=out)] if command.report else []
     if command.json:
         print_json(written.document)
         return 0
@@ -71,7 +72,7 @@ def _compare(command: Compare, made: Any = None) -> int:
     for sentence in written.document["conclusion"]:
         shown.print(sentence)
     shown.print()
-    for path in [*written.plots, out / "result.json", *written.trees]:
+    for path in [*written.plots, out / "result.json", *written.trees, *pages]:
         shown.print(str(path), soft_wrap=True)
     return 0
 

@@ -1,10 +1,11 @@
 """The commands that say if a posterior can be used: gaps, diagnose and report."""
 
+import dataclasses
 from typing import Any
 
 from pyro_vi.cli.asking import asked_of
 from pyro_vi.cli.commands import Diagnose, Gaps, Report
-from pyro_vi.cli.printing import print_json, print_parts
+from pyro_vi.cli.printing import console, print_json, print_parts
 from pyro_vi.errors import UsageError
 from pyro_vi.support import whole
 
@@ -65,4 +66,15 @@ def diagnose(command: Diagnose) -> int:
 
 def report(command: Report) -> int:
     """Write the report of a run, and print its path."""
-    raise UsageError("report is not there yet")
+    from pyro_vi.afterwards import write_report
+
+    options: dict[str, Any] = {"out": command.out, "rows": command.rows, "seed": command.seed, "trust": command.trust}
+    path, judgement = write_report(command.folder, **options)
+    if command.json:
+        print_json({"report": str(path), **dataclasses.asdict(judgement)})
+        return 0
+    shown = console()
+    for line in (judgement.headline, *(f"{reason.title}: {reason.sentence}" for reason in judgement.reasons)):
+        shown.print(line, markup=False, soft_wrap=True)
+    shown.print(str(path), soft_wrap=True)
+    return 0

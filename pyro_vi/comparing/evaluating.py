@@ -6,7 +6,7 @@ from pyro_vi.comparing.asked import Asked
 from pyro_vi.comparing.results import ROWS, On, Result
 from pyro_vi.data import Batch, Data
 from pyro_vi.diagnostics import evidence_of_pair
-from pyro_vi.elbo import Evaluation, Facts, length_of, log_predictive, measure
+from pyro_vi.elbo import KL, Evaluation, Facts, length_of, log_predictive, measure
 from pyro_vi.errors import InputError
 from pyro_vi.fitting import Run
 from pyro_vi.programs import Pair
@@ -30,11 +30,13 @@ def undivided(facts: Facts) -> bool:
     return bool(facts.shared) or facts.plate is None
 
 
-def measured(pair: Pair, args: Batch, facts: Facts, data: Data, *, draws: int, seed: int) -> Evaluation:
-    """Return the ELBO and its parts of each row of ``args``, which are some of ``data``."""
+def measured(
+    pair: Pair, args: Batch, facts: Facts, data: Data, *, draws: int, seed: int, kl: KL = "analytic"
+) -> Evaluation:
+    """Return the ELBO and its parts of each row of ``args``, which are some of ``data``; ``kl`` as in `measure`."""
     size, rows = pair.rows(args)[1], data.spec.num_data
     num_data = size if length_of(args) == rows else max(size, rows)
-    return measure(pair, args, facts, num_data=num_data, draws=draws, seed=seed, rows=ROWS)
+    return measure(pair, args, facts, num_data=num_data, draws=draws, kl=kl, seed=seed, rows=ROWS)
 
 
 def result_of(run: Run, cls: str, target: str, example: Batch, facts: Facts, asked: Asked) -> Result:
