@@ -40,6 +40,12 @@ def check_fit() -> None:
     demand(math.isfinite(last) and last < first, f"the loss of the fit went from {first} to {last}")
 
 
+def check_report() -> None:
+    """Demand a whole page of the fit, whose templates are in the wheel."""
+    page = pyro_vi.report("fit", rows=50).read_text(encoding="utf-8")
+    demand("</html>" in page and "k-hat by datum" in page, "the report of the fit is no whole page")
+
+
 def check_commands() -> None:
     """Demand an answer of both forms of the command line."""
     said, expected = output(BIN / "pyro-vi", "--version"), f"pyro-vi {version('pyro-vi')}\n"
@@ -63,6 +69,6 @@ def check_results() -> None:
             az.loo(found)
 
 
-for check in (check_import, check_fit, check_commands, check_results):
+for check in (check_import, check_fit, check_report, check_commands, check_results):
     check()
     print(f"smoke: {check.__name__} passed", flush=True)

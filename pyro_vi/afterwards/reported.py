@@ -8,6 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from pyro_vi.afterwards.opened import OpenedRun
 from pyro_vi.afterwards.opening import open as opened_from
 from pyro_vi.comparing import Comparison
 from pyro_vi.comparing.evaluating import measured, undivided
-from pyro_vi.data import Data, length_of
+from pyro_vi.data import Batch, Data, length_of
 from pyro_vi.diagnostics import evidence_of_pair
 from pyro_vi.elbo import Facts, facts_of
 from pyro_vi.errors import InputError, kind_and_line
 from pyro_vi.fitting import Run, fits_in, holds_run
-from pyro_vi.programs import name_of
+from pyro_vi.programs import Pair, name_of
 from pyro_vi.reporting.document import to_dict
 from pyro_vi.reporting.of_pairs import rows_of
 from pyro_vi.reporting.page import (
@@ -164,7 +165,7 @@ def page_of(
     pictures = _safely("pictures", "Pictures", lambda: pictures_section(subject))
     of_comparison = [comparison_section(document, judged_name)] if document is not None else []
     on = f", fit {judged_name}" if judged_name else ""
-    used = "; ".join(subject.rows_in_words.values())
+    used = next(iter(subject.rows_in_words.values()), "")
     known = ", ".join(f"{name} {value}" for name, value in versions().items())
     return Page(
         f"{model} with guide {guide} on {data}{on}",
@@ -175,30 +176,77 @@ def page_of(
     )
 
 
+@dataclass(frozen=True)
+class Measure:
+    """A diagnostic as the page calls it.
+
+    Attributes:
+        compute: gives the dataset of a pair on some rows, from draws with a seed.
+        rows: most rows, evenly spaced among those of the page; None for all of these.
+        apart: it is asked of training rows too, if the page is about held-out ones.
+    """
+
+    compute: Callable[[Pair, Batch, int], xr.Dataset]
+    rows: int | None = None
+    apart: bool = False
+
+
+MEASURES: Mapping[str, Measure] = {
+    "evidence": Measure(lambda pair, args, seed: evidence_of_pair(pair, args, particles=DRAWS, seed=seed)),
+}
+"""What is computed for the page, by the name of its section."""
+
+
 def diagnosed(subject: Subject, facts: Facts, seed: int) -> dict[str, Mapping[str, xr.Dataset] | Failed]:
     """Return the datasets of all diagnostics by name of their rows, or why there are none."""
-    pair, found = subject.run.pair, {}
-    name, args = next(iter(subject.args.items()))
+    pair = subject.run.pair
+    main, args = next(iter(subject.args.items()))
     if not facts.points:
         # Near the posterior, the draws' log p − log q vary far less than log p(x | z) does beside a closed-form KL.
-        subject.bounds[name] = measured(pair, args, facts, subject.run.data, draws=100, seed=seed, kl="sampled")
-    found["evidence"] = _tried(name, lambda: evidence_of_pair(pair, args, particles=DRAWS, seed=seed))
+        subject.bounds[main] = measured(pair, args, facts, subject.run.data, draws=100, seed=seed, kl="sampled")
+    found: dict[str, Mapping[str, xr.Dataset] | Failed] = {}
+    for name, measure in MEASURES.items():
+        of = [_measured(measure, subject, facts, rows, seed) for rows in (subject.args if measure.apart else [main])]
+        datasets = {rows: one for rows, one in zip(subject.args, of, strict=False) if not isinstance(one, Failed)}
+        found[name] = datasets or next(one for one in of if isinstance(one, Failed))
     weights = found["evidence"]
-    if not isinstance(weights, Failed) and weights[name].attrs.get("method") != "iw":
-        weights = _tried(name, lambda: evidence_of_pair(pair, args, method="iw", particles=DRAWS, seed=seed))
-    found["reliability"] = weights if isinstance(weights, Failed) else {name: khat_verdict(weights[name])}
+    if not isinstance(weights, Failed) and weights[main].attrs.get("method") != "iw":
+        sampled = Measure(
+            lambda pair, args, seed: evidence_of_pair(pair, args, method="iw", particles=DRAWS, seed=seed)
+        )
+        one = _measured(sampled, subject, facts, main, seed)
+        weights = one if isinstance(one, Failed) else {main: one}
+    found.setdefault("reliability", weights if isinstance(weights, Failed) else {main: khat_verdict(weights[main])})
     return found
 
 
-def _tried(name: str, compute: Callable[[], xr.Dataset]) -> Mapping[str, xr.Dataset] | Failed:
-    start = time.perf_counter()
+def _measured(measure: Measure, subject: Subject, facts: Facts, rows: str, seed: int) -> xr.Dataset | Failed:
+    """Compute a diagnostic on some of the page's rows; its dimension ``datum`` gets the places among these."""
+    pair, args, start = subject.run.pair, subject.args[rows], time.perf_counter()
+    count, index = length_of(args), np.arange(length_of(args))
+    if (
+        measure.rows is not None
+        and count > measure.rows
+        and not undivided(facts)
+        and pair.separable(args, measure.rows)
+    ):
+        index = np.linspace(0, count - 1, measure.rows).round().astype(int)
+        args = rows_of(args, index.tolist())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = compute()
+            found = measure.compute(pair, args, seed)
+        if "datum" in found.dims:
+            places = found["datum"].values if "datum" in found.coords else np.arange(found.sizes["datum"])
+            found = found.assign_coords(datum=index[places.astype(int)])
     except Exception as error:  # what does not apply is said on the page
         return Failed.by(error)
-    return {name: found.assign_attrs(seconds=time.perf_counter() - start)}
+    rests = (
+        {"rests_on": f"{len(index):,} of {subject.counts[rows]:,} {rows} rows, evenly spaced"}
+        if len(index) < count
+        else {}
+    )
+    return found.assign_attrs(seconds=time.perf_counter() - start, **rests)
 
 
 def _safely(anchor: str, title: str, make: Callable[[], Section]) -> Section:
@@ -213,18 +261,22 @@ def _rows_into(subject: Subject, opened: OpenedRun, rows: int) -> Facts:
     pair, data = opened.pair, opened.data
     facts = facts_of(pair, data.example(opened.plan.batch_size))
     args = opened.rows()
-    held = args is data.heldout and data.num_heldout
-    name = "held-out" if held else "training"
-    count = length_of(args)
-    index = np.arange(count)
-    if count > rows and not undivided(facts) and pair.separable(args, rows):
-        index = np.linspace(0, count - 1, rows).round().astype(int)
-        args = rows_of(args, index.tolist())
-    subject.args = {name: args}
-    subject.counts = {name: count}
-    numbers, known = _numbers(data, bool(held))
-    subject.numbers = {name: numbers[index]}
-    subject.counted = {name: "the data" if known else f"the {name} rows"}
+    held = args is data.heldout and bool(data.num_heldout)
+    batches = {"held-out" if held else "training": args}
+    if held:  # what is asked of both, is asked of training rows from the start of the data
+        batches["training"] = data.example(min(rows, data.spec.num_data))
+    chosen, numbers, counts, counted = {}, {}, {}, {}
+    for name, batch in batches.items():
+        count = length_of(batch)
+        index = np.arange(count)
+        if count > rows and not undivided(facts) and pair.separable(batch, rows):
+            index = np.linspace(0, count - 1, rows).round().astype(int)
+            batch = rows_of(batch, index.tolist())
+        every, known = _numbers(data, name == "held-out")
+        chosen[name], numbers[name] = batch, every[:count][index]
+        counts[name] = data.spec.num_data if name == "training" else count
+        counted[name] = "the data" if known else f"the {name} rows"
+    subject.args, subject.numbers, subject.counts, subject.counted = chosen, numbers, counts, counted
     return facts
 
 

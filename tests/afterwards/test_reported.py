@@ -71,7 +71,7 @@ def test_rows_are_numbered_as_they_were_handed_over(tmp_path: Path) -> None:
     x[:, 0] = torch.arange(60)
     run = pyro_vi.fit(model, guide, x, steps=2, heldout=0.5, progress=False, compile=False)
     page = page_of(pyro_vi.open(run), rows=7)
-    assert "7 of 30 held-out rows, evenly spaced" in page.about
+    assert "7 of 30, evenly spaced, held-out rows" in page.about
     numbers, values = section(page, "reliability").tables[-2:]
     assert [row[0].order for row in values.rows] == [row[1].order for row in values.rows]
     assert [row[0].order for row in numbers.rows] == [row[0].order for row in values.rows]

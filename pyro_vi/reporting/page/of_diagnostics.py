@@ -47,17 +47,20 @@ class Diagnostic:
     Attributes:
         title: the heading.
         shows: makes tables and pictures from the datasets by name of their rows, such as ``"held-out"``.
-        draws: makes a figure of a dataset, with its caption and a text for those who do not see it.
+        draws: makes a figure of the datasets; None if there is none.
+        caption: of this figure; by default the title.
+        alt: what it shows, in words; its numbers follow, if there are any.
     """
 
     title: str
     shows: Callable[[Found, Subject], tuple[list[Table], list[Shown]]]
-    draws: Callable[[xr.Dataset], Figure] | None = None
+    draws: Callable[[Found], Figure] | None = None
+    caption: str = ""
     alt: str = ""
 
 
 def section_of(
-    name: str, found: Found | Failed | None, subject: Subject, figure: Callable[[xr.Dataset], Figure] | None = None
+    name: str, found: Found | Failed | None, subject: Subject, figure: Callable[[Found], Figure] | None = None
 ) -> Section:
     """Return the section of a diagnostic.
 
@@ -65,7 +68,7 @@ def section_of(
         name: its name, a key of `DIAGNOSTICS`.
         found: its datasets by name of their rows; or why there are none.
         subject: what the page is about.
-        figure: draws a dataset; a picture that fails is left out.
+        figure: draws the datasets, in the place of the diagnostic's own picture; one that fails is left out.
     """
     one = DIAGNOSTICS[name]
     if found is None or not found:
@@ -77,12 +80,10 @@ def section_of(
         absent = ""
     except Exception as error:  # a table is never a reason to lose the page
         tables, pictures, absent = [], [], f"The tables could not be made: {kind_and_line(error)}."
-    for rows, dataset in found.items():
-        if figure is None or dataset.attrs.get("verdict") == "none":
-            continue
+    draw = figure or one.draws
+    if draw is not None and any(dataset.attrs.get("verdict") != "none" for dataset in found.values()):
         try:
-            caption = one.title if len(found) == 1 else f"{one.title}, {rows} rows"
-            pictures.insert(0, drawing.shown(figure(dataset), caption, one.alt or caption))
+            pictures.insert(0, drawing.shown(draw(found), one.caption or one.title, _alt(one, found)))
         except Exception as error:
             absent = absent or f"The picture could not be drawn: {kind_and_line(error)}."
     verdicts = [str(dataset.attrs.get("verdict", "none")) for dataset in found.values()]
@@ -126,46 +127,42 @@ def _rests(rows: str, found: xr.Dataset, subject: Subject) -> str:
         said.append(f"seed {found.attrs['seed']}")
     if "seconds" in found.attrs:
         said.append(f"{float(found.attrs['seconds']):.1f} s")
-    which = subject.rows_in_words.get(rows, f"{rows} data")
+    which = found.attrs.get("rests_on") or subject.rows_in_words.get(rows, f"{rows} data")
     return f"Rests on {which}" + (f": {', '.join(said)}." if said else ".")
 
 
-def _gaps(found: Found, subject: Subject) -> tuple[list[Table], list[Shown]]:
-    shows, bars = plain(found, subject), {}
+def _gap_parts(found: Found) -> dict[str, dict[str, tuple[float, float]]]:
+    """The parts of the gap of the guide's own family, each with its error, by name of the rows."""
+    bars = {}
     for rows, one in found.items():
-        parts = {}
-        for part in ("amortization", "approximation"):
-            name = part if part in one.attrs or part in one else f"{part}_gap"
-            value, error = _mean_of(one, name)
-            if np.isfinite(value):
-                parts[part] = (value, error)
-        if parts:
+        parts = {"amortization": _mean(one, "amortization"), "approximation": _mean(one, "approximation")}
+        if all(np.isfinite(value) for value, _ in parts.values()):
             bars[rows] = parts
-    if bars:
-        said = "; ".join(
-            f"{rows}: " + ", ".join(f"{part} {value:.3f}" for part, (value, _) in bar.items())
-            for rows, bar in bars.items()
-        )
-        picture = drawing.shown(
-            drawing.gap_bar(bars), "The parts of the gap, with one standard error", f"The gap: {said}"
-        )
-        shows[1].insert(0, picture)
-    return shows
+    return bars
 
 
-def _mean_of(found: xr.Dataset, name: str) -> tuple[float, float]:
-    """A number with its error: from the attributes, or the mean over data."""
-    if name in found.attrs and isinstance(found.attrs[name], (int, float)):
-        return float(found.attrs[name]), float(found.attrs.get(f"{name}_se", np.nan))
-    if name not in found or found[name].dims not in ((), ("datum",)):
+def _mean(found: xr.Dataset, name: str) -> tuple[float, float]:
+    """A mean over the data with its error; of several families, that of the guide's own."""
+    if f"mean_{name}" not in found:
         return float("nan"), float("nan")
-    values = found[name].values.astype(float).reshape(-1)
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return float("nan"), float("nan")
-    if found[name].dims == ():
-        return float(values[0]), float(found[f"{name}_se"]) if f"{name}_se" in found else float("nan")
-    return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
+    pair = found[f"mean_{name}"], found[f"mean_{name}_se"]
+    if "family" in pair[0].dims:
+        if found.attrs.get("own") not in found["family"].values:
+            return float("nan"), float("nan")
+        pair = pair[0].sel(family=found.attrs["own"]), pair[1].sel(family=found.attrs["own"])
+    return float(pair[0]), float(pair[1])
+
+
+def _gap_figure(found: Found) -> Figure:
+    return drawing.gap_bar(_gap_parts(found) or {rows: {"gap": _mean(one, "gap")} for rows, one in found.items()})
+
+
+def _alt(one: Diagnostic, found: Found) -> str:
+    said = [
+        f"{rows}: " + ", ".join(f"{part} {value:.3f} ± {error:.3f}" for part, (value, error) in bar.items())
+        for rows, bar in _gap_parts(found).items()
+    ]
+    return ". ".join([one.alt or one.title, *said])
 
 
 def _calibration(found: Found, subject: Subject) -> tuple[list[Table], list[Shown]]:
@@ -220,7 +217,13 @@ def _probability(value: float) -> Cell:
 
 DIAGNOSTICS: Mapping[str, Diagnostic] = {
     "evidence": Diagnostic("Bound and evidence", evidence),
-    "gaps": Diagnostic("The gap and its parts", _gaps, alt="The parts of the gap"),
+    "gaps": Diagnostic(
+        "The gap and its parts",
+        plain,
+        _gap_figure,
+        "The mean gap of the guide in its parts, each with one standard error",
+        "The parts of the gap",
+    ),
     "reliability": Diagnostic("k-hat by datum", reliability),
     "calibration": Diagnostic(
         "Calibration", _calibration, alt="Distribution of the ranks with bands, and coverage of the intervals"

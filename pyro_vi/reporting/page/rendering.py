@@ -9,7 +9,7 @@ from pyro_vi.reporting.page.parts import Page, Section, Verdict
 from pyro_vi.reporting.page.terms import TERMS
 
 MARKS: Mapping[Verdict, str] = {"pass": "✓", "care": "!", "fail": "✕", "none": "?"}
-WORDS: Mapping[Verdict, str] = {"pass": "nothing wrong", "care": "with care", "fail": "wrong", "none": "cannot be told"}
+WORDS: Mapping[Verdict, str] = {"pass": "nothing wrong", "care": "with care", "fail": "fails", "none": "cannot be told"}
 OVERALL: Mapping[Verdict, str] = {
     "pass": "can be used",
     "care": "with care",

@@ -45,9 +45,9 @@ class Subject:
         found = {}
         for name, args in self.args.items():
             some, every = length_of(args), self.counts.get(name, 0)
-            found[name] = (
-                f"all {every:,} {name} rows" if some == every else f"{some:,} of {every:,} {name} rows, evenly spaced"
-            )
+            first = name == "training" and "held-out" in self.args
+            part = f"the first {some:,} of {every:,}" if first else f"{some:,} of {every:,}, evenly spaced,"
+            found[name] = f"all {every:,} {name} rows" if some == every else f"{part} {name} rows"
         return found
 
     def numbers_of(self, rows: str, places: Any) -> list[int]:

@@ -140,11 +140,20 @@ def plain(found: Found, subject: Subject) -> tuple[list[Table], list[Shown]]:
         for dimension in map(str, one.dims):
             if dimension in ("simulation", "chain", "draw", "sample"):
                 continue
-            labels = None
+            labels, order = None, None
             if dimension == "datum":
+                order = _worst_first(one)
                 places = one["datum"].values if "datum" in one.coords else np.arange(one.sizes["datum"])
                 labels = subject.numbers_of(rows, places)
             caption = f"By {'row' if dimension == 'datum' else dimension.replace('_', ' ')}{of}"
             most = WORST if dimension == "datum" else 60
-            shows.add(by_dimension(one, dimension, caption, labels=labels, most=most))
+            shows.add(by_dimension(one, dimension, caption, order=order, labels=labels, most=most))
     return shows.both()
+
+
+def _worst_first(found: xr.Dataset) -> list[int] | None:
+    """Places of the data from the worst on; None if no variable says which these are."""
+    name = next((name for name in ("gap", "khat") if name in found and found[name].dims == ("datum",)), None)
+    if name is None:
+        return None
+    return np.argsort(-np.nan_to_num(found[name].values.astype(float), nan=-np.inf), kind="stable").tolist()

@@ -167,6 +167,10 @@ ALIASES: Mapping[str, str] = {
     "family_elbo": "approximation",
     "mi": "mutual_information",
     "rank": "ranks",
+    "information_lower": "mutual_information",
+    "information_upper": "mutual_information",
+    "best_elbo": "approximation",
+    "level": "coverage",
     "nominal": "coverage",
     "elpd": "loo",
     "elpd_loo": "loo",
@@ -177,14 +181,17 @@ def term_of(name: str) -> str:
     """Return the name of the entry for a variable, or an empty string if it has none.
 
     Example:
-        >>> term_of("khat"), term_of("p_value"), term_of("kl_units"), term_of("temperature")
-        ('khat', 'p', 'kl', '')
+        >>> term_of("khat"), term_of("p_value"), term_of("mean_gap"), term_of("temperature")
+        ('khat', 'p', 'gap', '')
     """
     lowered = name.lower()
     if lowered in TERMS:
         return lowered
     if lowered in ALIASES:
         return ALIASES[lowered]
+    for prefix in ("mean_", "total_", "shared_", "psis_", "site_"):
+        if lowered.startswith(prefix) and term_of(lowered.removeprefix(prefix)):
+            return term_of(lowered.removeprefix(prefix))
     begun = [key for key in TERMS if len(key) > 1 and lowered.startswith(f"{key}_")]
     return max(begun, key=len) if begun else ""
 

@@ -70,8 +70,15 @@ MADE_UP = {
         attrs={**SAID, "method": "ais", "value": -1.5, "se": 0.25},
     ),
     "gaps": xr.Dataset(
-        {"amortization": ("datum", [0.1, 0.3]), "approximation": ("datum", [1.0, 3.0])},
-        attrs={**SAID, "verdict": "fail"},
+        {
+            **{f"mean_{name}": ((), value) for name, value in (("gap", 2.2), ("amortization", 0.2))},
+            **{f"mean_{name}_se": ((), 0.05) for name in ("gap", "amortization")},
+            "mean_approximation": ("family", [2.0, 1.5]),
+            "mean_approximation_se": ("family", [0.1, 0.1]),
+            "gap": ("datum", [1.1, 3.3]),
+        },
+        {"family": ["diag_normal", "flow"], "datum": [0, 1]},
+        {**SAID, "verdict": "fail", "own": "diag_normal"},
     ),
     "reliability": reliability(),
     "calibration": calibration(),
@@ -142,7 +149,8 @@ def test_moments_of_data_are_summed_up_without_cancelling(subject: Subject) -> N
 
 def test_the_parts_of_the_gap_are_drawn_for_training_and_held_out_apart(subject: Subject) -> None:
     section = section_of("gaps", {"training": MADE_UP["gaps"], "held-out": MADE_UP["gaps"]}, subject)
-    assert "training: amortization 0.200, approximation 2.000; held-out: amortization 0.200" in section.pictures[0].alt
+    parts = "amortization 0.200 ± 0.050, approximation 2.000 ± 0.100"
+    assert f"training: {parts}. held-out: {parts}" in section.pictures[0].alt
     assert section.sentences[0] == "On training rows: First, 0.5 ± 0.1."
 
 
