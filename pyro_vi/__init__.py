@@ -15,8 +15,7 @@ from pyro_vi.auditing import audit
 from pyro_vi.checking import Finding, check
 from pyro_vi.comparing import Comparison
 from pyro_vi.data import Data, DataSpec, load
-from pyro_vi.diagnostics import collapse, evidence
-from pyro_vi.diagnostics import evidence, gaps
+from pyro_vi.diagnostics import calibration, collapse, diagnose, evidence, gaps, linear_response, moments, reliability
 from pyro_vi.elbo import Terms, terms
 from pyro_vi.errors import FitError, InputError, UsageError
 from pyro_vi.fitting import Run, fit
@@ -39,16 +38,21 @@ __all__ = [
     "Terms",
     "UsageError",
     "audit",
+    "calibration",
     "check",
     "collapse",
     "compare",
+    "diagnose",
     "estimators",
     "evidence",
     "fit",
     "gaps",
+    "linear_response",
     "load",
+    "moments",
     "open",
     "plot",
+    "reliability",
     "report",
     "resume",
     "show",

@@ -6,7 +6,6 @@ from typing import Any
 from pyro_vi.cli.asking import asked_of
 from pyro_vi.cli.commands import Diagnose, Gaps, Report
 from pyro_vi.cli.printing import console, print_json, print_parts
-from pyro_vi.errors import UsageError
 from pyro_vi.support import whole
 
 
@@ -61,7 +60,24 @@ def _document(found: Any) -> dict[str, Any]:
 
 def diagnose(command: Diagnose) -> int:
     """Diagnose a pair, and print what was found."""
-    raise UsageError("diagnose is not there yet")
+    from pyro_vi.data import evenly, length_of
+    from pyro_vi.diagnostics import chosen, diagnose_pair
+
+    only = chosen(command.only)
+    rows = whole("rows", command.rows, 1)
+    asked = asked_of(command, command.run)
+    pair, args = asked.plan.pair, asked.rows
+    # Where latents are shared, the posterior is that of all data.
+    some = rows if pair.separable(args, min(rows, length_of(args))) else length_of(args)
+    taken, _ = evenly(args, some)
+    tree = diagnose_pair(pair, taken, only=only, seed=command.seed)
+    if command.json:
+        print_json({name: dict(part.attrs) for name, part in tree.children.items()})
+        return 0
+    print_parts([f"{asked.title}: {length_of(taken)} of {length_of(args)} {asked.on} rows"])
+    for name, part in tree.children.items():
+        print_parts(["", f"{name}: {part.attrs['verdict']}", *(f"  {text}" for text in part.attrs["sentences"])])
+    return 0
 
 
 def report(command: Report) -> int:

@@ -11,10 +11,10 @@ import xarray as xr
 
 from pyro_vi.compiling import Compile, check_mode
 from pyro_vi.data import Batch, length_of
-from pyro_vi.diagnostics.annealing import Annealing, Start, log_weights
+from pyro_vi.diagnostics.annealing.chains import Annealing, Start, log_weights
+from pyro_vi.diagnostics.annealing.sandwich import sandwich_of_pair
 from pyro_vi.diagnostics.estimates import NAMES, Estimate, estimate_of, laid_out, of_log_weights
 from pyro_vi.diagnostics.prior import prior_pair
-from pyro_vi.diagnostics.sandwich import sandwich_of_pair
 from pyro_vi.diagnostics.tails import MOST
 from pyro_vi.diagnostics.weights import Weights
 from pyro_vi.elbo import (

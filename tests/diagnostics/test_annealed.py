@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_vi.diagnostics.annealed import forward, reverse
-from pyro_vi.diagnostics.transitions import hamiltonian, moves_of, pilot
+from pyro_vi.diagnostics.annealing.annealed import forward, reverse
+from pyro_vi.diagnostics.annealing.transitions import hamiltonian, moves_of, pilot
 
 LOG_P = -4.630510
 """z ~ N(0, 1), x | z ~ N(z, .25), x = 3: log N(3; 0, 1.25)."""

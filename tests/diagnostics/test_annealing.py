@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_vi.data import DataSpec
 from pyro_vi.diagnostics import annealing
-from pyro_vi.diagnostics.annealing import Annealing, bounds
+from pyro_vi.diagnostics.annealing.chains import Annealing, bounds
 from pyro_vi.diagnostics.estimates import Estimate, of_log_weights, verdict_of
 from pyro_vi.diagnostics.log_evidence import evidence
 from pyro_vi.diagnostics.prior import prior_pair

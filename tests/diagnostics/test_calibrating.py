@@ -14,8 +14,8 @@ from pyro import poutine
 from scipy import stats
 from torch import Tensor
 
-from pyro_vi.diagnostics.calibrated import LEVELS, width_and_bias
-from pyro_vi.diagnostics.calibrating import calibration, calibration_of_pair
+from pyro_vi.diagnostics.ranking.calibrated import LEVELS, width_and_bias
+from pyro_vi.diagnostics.ranking.calibrating import calibration, calibration_of_pair
 from pyro_vi.errors import InputError
 from pyro_vi.programs.build import build_pair
 from pyro_vi.programs.layout import data_plate

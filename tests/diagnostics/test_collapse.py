@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from pyro_vi.data import DataSpec
-from pyro_vi.diagnostics.collapse import collapse, collapse_of_pair
+from pyro_vi.diagnostics.collapsing.collapsed import collapse, collapse_of_pair
 from pyro_vi.elbo import terms_of_pair
 from pyro_vi.errors import InputError
 from pyro_vi.guides.exact import Exact

@@ -25,7 +25,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 from pyro_vi.data import load
-from pyro_vi.diagnostics.gaps import gaps
+from pyro_vi.diagnostics.splitting.parts import gaps
 from pyro_vi.errors import InputError
 from pyro_vi.fitting import fit
 from pyro_vi.guides.flow import Flow

@@ -9,7 +9,7 @@ from catalogue import number, scalars
 from torch import Tensor
 
 from pyro_vi.diagnostics import moments
-from pyro_vi.diagnostics.smoothing import moments_with, smoothed
+from pyro_vi.diagnostics.reweighting.smoothing import moments_with, smoothed
 
 
 def standard(x: Tensor) -> None:

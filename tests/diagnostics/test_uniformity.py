@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pyro_vi.diagnostics.uniformity import band, edges, outside, p_value
+from pyro_vi.diagnostics.ranking.uniformity import band, edges, outside, p_value
 
 
 def test_the_p_value_is_that_of_all_possible_ranks() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from pyro_vi.diagnostics.units import UnitSite, factorises, law_of, moment
+from pyro_vi.diagnostics.collapsing.units import UnitSite, factorises, law_of, moment
 from pyro_vi.elbo import Run
 
 Source = Literal["closed", "marginal", "sampled", "least", "none"]

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pyro_vi.diagnostics.local_flows import Flows
-from pyro_vi.diagnostics.normals import Normals
+from pyro_vi.diagnostics.splitting.local_flows import Flows
+from pyro_vi.diagnostics.splitting.normals import Normals
+from pyro_vi.diagnostics.splitting.targets import LOG_2PI, Target
 from pyro_vi.diagnostics.tails import MOST, Tail, khat
-from pyro_vi.diagnostics.targets import LOG_2PI, Target
 
 Evidence = tuple[Tensor, Tensor, Tensor]
 """log p(x), its standard error by the delta method, and k-hat of the weights, (R,) each."""

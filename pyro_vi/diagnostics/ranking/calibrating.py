@@ -13,8 +13,8 @@ from pyro.distributions import Unit
 from torch import Tensor
 
 from pyro_vi.data import Batch, changed, fresh, length_of
-from pyro_vi.diagnostics.calibrated import measured_calibration
-from pyro_vi.diagnostics.ranks import Ranked, Ranker
+from pyro_vi.diagnostics.ranking.calibrated import measured_calibration
+from pyro_vi.diagnostics.ranking.ranks import Ranked, Ranker
 from pyro_vi.diagnostics.simulating import Simulated, observed_entries, simulated
 from pyro_vi.elbo import Facts, facts_of, one_run, own_scale, quoted, refuse_own_minibatch
 from pyro_vi.errors import InputError, naming_programs

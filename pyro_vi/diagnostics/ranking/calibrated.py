@@ -12,9 +12,9 @@ import xarray as xr
 from scipy import optimize, special, stats
 
 from pyro_vi.auditing import holm
-from pyro_vi.diagnostics.calibration_words import sentences_of
-from pyro_vi.diagnostics.ranks import Ranked
-from pyro_vi.diagnostics.uniformity import p_value
+from pyro_vi.diagnostics.ranking.ranks import Ranked
+from pyro_vi.diagnostics.ranking.uniformity import p_value
+from pyro_vi.diagnostics.ranking.words import sentences_of
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 """Probabilities of the central intervals whose coverage is computed."""

@@ -1,7 +1,7 @@
 """The draws of a guide as positions on the unconstrained scale, (chains, rows, directions), with log q and log w at them.
 
-`Positions` is the path from a guide to the posterior that `pyro_vi.diagnostics.annealed` takes. A row is a datum; of latents
-that all data share, the whole data set is one row, with its local latents among the directions.
+`Positions` is the path from a guide to the posterior that `annealed` takes. A row is a datum; of latents that all data share,
+the whole data set is one row, with its local latents among the directions.
 """
 
 import math

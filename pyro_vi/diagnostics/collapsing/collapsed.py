@@ -11,11 +11,11 @@ import torch
 import xarray as xr
 
 from pyro_vi.data import Batch, tensors_in
-from pyro_vi.diagnostics.collapse_sentences import conclude
-from pyro_vi.diagnostics.linear_decoder import Spectrum, linear_decoder
-from pyro_vi.diagnostics.local_runs import spread
-from pyro_vi.diagnostics.unit_posteriors import posteriors_of
-from pyro_vi.diagnostics.unit_table import Columns, Measured, measured, over_data, summed_units, table_of
+from pyro_vi.diagnostics.collapsing.linear_decoder import Spectrum, linear_decoder
+from pyro_vi.diagnostics.collapsing.local_runs import spread
+from pyro_vi.diagnostics.collapsing.unit_posteriors import posteriors_of
+from pyro_vi.diagnostics.collapsing.unit_table import Columns, Measured, measured, over_data, summed_units, table_of
+from pyro_vi.diagnostics.collapsing.words import conclude
 from pyro_vi.elbo import Facts, facts_of, refuse_no_density, refuse_own_minibatch
 from pyro_vi.errors import InputError, naming_programs
 from pyro_vi.programs import Pair, Program, evaluating, isolated, kept_buffers, pair_and_args

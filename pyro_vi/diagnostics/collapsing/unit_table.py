@@ -18,10 +18,10 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_vi.data import Batch, fresh
-from pyro_vi.diagnostics.aggregate import Mixtures, information_of, information_of_units
-from pyro_vi.diagnostics.local_runs import LocalRun, local_run
-from pyro_vi.diagnostics.unit_numbers import UnitNumbers, UnitSums, unchanged, variance_of_means
-from pyro_vi.diagnostics.units import UnitSite, law_of, sites_of
+from pyro_vi.diagnostics.collapsing.aggregate import Mixtures, information_of, information_of_units
+from pyro_vi.diagnostics.collapsing.local_runs import LocalRun, local_run
+from pyro_vi.diagnostics.collapsing.unit_numbers import UnitNumbers, UnitSums, unchanged, variance_of_means
+from pyro_vi.diagnostics.collapsing.units import UnitSite, law_of, sites_of
 from pyro_vi.elbo import Facts, nesting_of
 from pyro_vi.programs import Give, Pair, data_plate_of
 

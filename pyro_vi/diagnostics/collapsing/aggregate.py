@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from pyro_vi.data import Batch
-from pyro_vi.diagnostics.local_runs import LocalRun, log_q_of, with_particles
-from pyro_vi.diagnostics.units import UnitSite
+from pyro_vi.diagnostics.collapsing.local_runs import LocalRun, log_q_of, with_particles
+from pyro_vi.diagnostics.collapsing.units import UnitSite
 from pyro_vi.elbo import MEMORY, nesting_of
 from pyro_vi.programs import Pair
 

@@ -10,12 +10,21 @@ import torch
 from torch import Tensor
 
 from pyro_vi.data import Batch, length_of
-from pyro_vi.diagnostics.evidence_from_search import Evidence, evidence_by_flows, evidence_by_normals, higher
-from pyro_vi.diagnostics.expectations import Draws
-from pyro_vi.diagnostics.local_flows import Flows, best_flows
-from pyro_vi.diagnostics.normals import Normals, projected, read_normals, refined, searched, starts_of
-from pyro_vi.diagnostics.own_family import BLOCKS, DIAGONAL, FLOW, FULL, LOW_RANK, Own, best_low_rank, family_of
-from pyro_vi.diagnostics.targets import Target, target_of
+from pyro_vi.diagnostics.splitting.evidence_from_search import Evidence, evidence_by_flows, evidence_by_normals, higher
+from pyro_vi.diagnostics.splitting.expectations import Draws
+from pyro_vi.diagnostics.splitting.local_flows import Flows, best_flows
+from pyro_vi.diagnostics.splitting.normals import Normals, projected, read_normals, refined, searched, starts_of
+from pyro_vi.diagnostics.splitting.own_family import (
+    BLOCKS,
+    DIAGONAL,
+    FLOW,
+    FULL,
+    LOW_RANK,
+    Own,
+    best_low_rank,
+    family_of,
+)
+from pyro_vi.diagnostics.splitting.targets import Target, target_of
 from pyro_vi.elbo import Facts, stream_weights
 from pyro_vi.errors import InputError
 from pyro_vi.programs import Pair

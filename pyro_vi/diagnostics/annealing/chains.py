@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from pyro_vi.data import Batch, length_of, tensors_in
-from pyro_vi.diagnostics.annealed import forward, reverse
-from pyro_vi.diagnostics.positions import Positions
+from pyro_vi.diagnostics.annealing.annealed import forward, reverse
+from pyro_vi.diagnostics.annealing.positions import Positions
+from pyro_vi.diagnostics.annealing.transitions import DENSE, Plan, moves_of, pilot
 from pyro_vi.diagnostics.simulating import simulated
-from pyro_vi.diagnostics.transitions import DENSE, Plan, moves_of, pilot
 from pyro_vi.elbo import MEMORY, at_once, blocks, facts_of
 from pyro_vi.programs import Pair, isolated
 

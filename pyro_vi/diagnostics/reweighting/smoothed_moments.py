@@ -12,9 +12,9 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vi.data import Batch, length_of
-from pyro_vi.diagnostics.drawing import Asked, Draws, asked
-from pyro_vi.diagnostics.joint_tails import INNER, shared_weights
-from pyro_vi.diagnostics.smoothing import moments_with, smoothed
+from pyro_vi.diagnostics.reweighting.drawing import Asked, Draws, asked
+from pyro_vi.diagnostics.reweighting.joint_tails import INNER, shared_weights
+from pyro_vi.diagnostics.reweighting.smoothing import moments_with, smoothed
 from pyro_vi.diagnostics.tails import threshold
 from pyro_vi.errors import naming_programs
 from pyro_vi.programs import Pair, Program, evaluating, isolated, pair_and_args

@@ -11,9 +11,9 @@ from pyro.distributions import Delta, LowRankMultivariateNormal, MultivariateNor
 from torch import Tensor
 
 from pyro_vi.data import Batch, fresh
-from pyro_vi.diagnostics.expectations import matched
-from pyro_vi.diagnostics.normals import Normals, blocks_of
-from pyro_vi.diagnostics.targets import Target
+from pyro_vi.diagnostics.splitting.expectations import matched
+from pyro_vi.diagnostics.splitting.normals import Normals, blocks_of
+from pyro_vi.diagnostics.splitting.targets import Target
 from pyro_vi.elbo import quoted, unwrapped
 from pyro_vi.programs import Pair, describe, trace_of_guide
 

@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 
 from pyro_vi.data import Batch, length_of, part
-from pyro_vi.diagnostics.annealing import Annealing, bounds
+from pyro_vi.diagnostics.annealing.chains import Annealing, bounds
 from pyro_vi.diagnostics.estimates import Estimate, column, of_log_weights
 from pyro_vi.elbo import standard_error
 from pyro_vi.programs import Pair, evaluating

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_vi.diagnostics.annealed import Density, Transition
+from pyro_vi.diagnostics.annealing.annealed import Density, Transition
 
 LEAPS = 4
 """Leapfrog steps of a transition."""

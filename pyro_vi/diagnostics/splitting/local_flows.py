@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pyro_vi.amortized.flows import MonotonicRQSTransform
-from pyro_vi.diagnostics.normals import Normals
-from pyro_vi.diagnostics.targets import LOG_2PI, Target
+from pyro_vi.diagnostics.splitting.normals import Normals
+from pyro_vi.diagnostics.splitting.targets import LOG_2PI, Target
 
 BINS, HIDDEN = 8, 16
 STEPS, DRAWS, RATE = 300, 32, 0.03

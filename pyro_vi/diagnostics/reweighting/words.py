@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vi.diagnostics.drawing import Asked
+from pyro_vi.diagnostics.reweighting.drawing import Asked
 from pyro_vi.diagnostics.tails import threshold
 from pyro_vi.elbo import Facts, quoted
 

@@ -1,4 +1,4 @@
-"""What the numbers of `pyro_vi.diagnostics.collapse` mean, in sentences, with a verdict."""
+"""What the numbers of `pyro_vi.diagnostics.collapsing.collapsed` mean, in sentences, with a verdict."""
 
 import math
 from collections.abc import Sequence

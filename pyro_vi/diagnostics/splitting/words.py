@@ -6,7 +6,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pyro_vi.diagnostics.own_family import WORDS
+from pyro_vi.diagnostics.splitting.own_family import WORDS
 from pyro_vi.diagnostics.tails import UNRELIABLE
 
 GOOD, POOR = 0.02, 0.125

@@ -17,8 +17,8 @@ import torch
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from pyro_vi.diagnostics.expectations import matched
-from pyro_vi.diagnostics.targets import LOG_2PI, Target
+from pyro_vi.diagnostics.splitting.expectations import matched
+from pyro_vi.diagnostics.splitting.targets import LOG_2PI, Target
 
 SEARCH, REFINE, MOST = 64, 512, 2048
 """Draws of the search from each start; fewest and most draws of the refinement."""

@@ -14,8 +14,8 @@ from torch import Tensor
 from pyro_vi.amortized.frame import Frame
 from pyro_vi.data import Batch
 from pyro_vi.diagnostics.log_evidence import refuse_part
-from pyro_vi.diagnostics.normal_guides import normals_of
-from pyro_vi.diagnostics.responding import Response, Surface
+from pyro_vi.diagnostics.responses.normal_guides import normals_of
+from pyro_vi.diagnostics.responses.responding import Response, Surface
 from pyro_vi.elbo import Facts, facts_of, quoted, refuse_no_density, refuse_own_minibatch
 from pyro_vi.errors import InputError, naming_programs
 from pyro_vi.programs import Pair, Program, evaluating, isolated, kept_buffers, pair_and_args

@@ -14,11 +14,11 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vi.data import Batch, length_of
-from pyro_vi.diagnostics.expectations import mean_and_error
-from pyro_vi.diagnostics.gap_search import Part, Search
-from pyro_vi.diagnostics.gap_words import sentences_of, verdict_of
 from pyro_vi.diagnostics.log_evidence import evidence_of_pair, refuse_part
-from pyro_vi.diagnostics.own_family import DIAGONAL, FLOW, FULL
+from pyro_vi.diagnostics.splitting.expectations import mean_and_error
+from pyro_vi.diagnostics.splitting.own_family import DIAGONAL, FLOW, FULL
+from pyro_vi.diagnostics.splitting.search import Part, Search
+from pyro_vi.diagnostics.splitting.words import sentences_of, verdict_of
 from pyro_vi.diagnostics.tails import UNRELIABLE
 from pyro_vi.elbo import blocks, facts_of, refuse_no_density, refuse_own_minibatch
 from pyro_vi.errors import InputError, naming_programs

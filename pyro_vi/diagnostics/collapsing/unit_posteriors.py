@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from pyro_vi.data import Batch
-from pyro_vi.diagnostics.local_runs import LocalRun, local_run, log_joint_of, with_particles
-from pyro_vi.diagnostics.unit_numbers import prior_law
-from pyro_vi.diagnostics.units import UnitSite, law_of, sites_of
+from pyro_vi.diagnostics.collapsing.local_runs import LocalRun, local_run, log_joint_of, with_particles
+from pyro_vi.diagnostics.collapsing.unit_numbers import prior_law
+from pyro_vi.diagnostics.collapsing.units import UnitSite, law_of, sites_of
 from pyro_vi.elbo import MEMORY, Facts, at_once, nesting_of
 from pyro_vi.programs import Pair
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from pyro_vi.data import Batch, fresh
-from pyro_vi.diagnostics.local_runs import LocalRun, spread
-from pyro_vi.diagnostics.unit_numbers import prior_law
-from pyro_vi.diagnostics.units import UnitSite, sites_of
+from pyro_vi.diagnostics.collapsing.local_runs import LocalRun, spread
+from pyro_vi.diagnostics.collapsing.unit_numbers import prior_law
+from pyro_vi.diagnostics.collapsing.units import UnitSite, sites_of
 from pyro_vi.elbo import Facts, one_run, site_mask, unwrapped
 from pyro_vi.programs import Give, Pair, role_of
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from pyro_vi.diagnostics.ranks import JOINT, LIKELIHOOD
+from pyro_vi.diagnostics.ranking.ranks import JOINT, LIKELIHOOD
 
 NAMED = 3
 """Most latent numbers that sentences name."""
@@ -19,7 +19,7 @@ def sentences_of(found: xr.Dataset, error: float, fewest: int) -> list[str]:
     """Return the sentences about a calibration, the most important first.
 
     Args:
-        found: the numbers, of `pyro_vi.diagnostics.calibrated`, with the attributes ``verdict``, ``p_value``, ``simulations``
+        found: the numbers, of `calibrated`, with the attributes ``verdict``, ``p_value``, ``simulations``
             and ``per``.
         error: p-value up to which a quantity is rejected.
         fewest: fewest simulations of which anything is said.

@@ -14,8 +14,8 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_vi.data import Batch
-from pyro_vi.diagnostics.drawing import Asked, Drawn, Draws, Picked, asked, shown_name
-from pyro_vi.diagnostics.judging import Kept, of_data, of_sites, of_whole, worst_of
+from pyro_vi.diagnostics.reweighting.drawing import Asked, Drawn, Draws, Picked, asked, shown_name
+from pyro_vi.diagnostics.reweighting.words import Kept, of_data, of_sites, of_whole, worst_of
 from pyro_vi.diagnostics.tails import MOST, Tail, khat, khat_error, threshold
 from pyro_vi.errors import naming_programs
 from pyro_vi.programs import Pair, Program, evaluating, isolated, pair_and_args

@@ -1,0 +1,1 @@
+"""Collapse of latent units, and its cause."""

@@ -1,0 +1,1 @@
+"""Linear-response standard deviations of a mean-field guide."""
