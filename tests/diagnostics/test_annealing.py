@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from torch import Tensor
 
 from pyro_vi.data import DataSpec
-from pyro_vi.diagnostics import annealing
+from pyro_vi.diagnostics.annealing import chains as annealing
 from pyro_vi.diagnostics.annealing.chains import Annealing, bounds
 from pyro_vi.diagnostics.estimates import Estimate, of_log_weights, verdict_of
 from pyro_vi.diagnostics.log_evidence import evidence
