@@ -10,7 +10,7 @@ closed forms of the KL that torch lacks (see `pyro_vi.elbo.kl`).
 from importlib.metadata import version
 
 from pyro_vi import estimators
-from pyro_vi.afterwards import OpenedRun, compare, open, report, resume, writers
+from pyro_vi.afterwards import OpenedRun, compare, open, refitted_calibration, report, resume, writers
 from pyro_vi.auditing import audit
 from pyro_vi.checking import Finding, check
 from pyro_vi.comparing import Comparison
@@ -22,6 +22,7 @@ from pyro_vi.fitting import Run, fit
 from pyro_vi.overview import Layout, show
 from pyro_vi.reporting.datatree import to_datatree
 from pyro_vi.reporting.pictures.plotting import plot
+from pyro_vi.reporting.plots_of_calibration import plot_calibration
 
 __version__ = version("pyro-vi")
 
@@ -52,6 +53,8 @@ __all__ = [
     "moments",
     "open",
     "plot",
+    "plot_calibration",
+    "refitted_calibration",
     "reliability",
     "report",
     "resume",

@@ -22,6 +22,8 @@ ERROR = 0.05
 """Probability that a guide which is the posterior is rejected."""
 LARGE = 0.08
 """KS distance above which a quantity fails: standard deviations wrong by two fifths, or means by a fifth of one."""
+LARGE_DENSITY = 0.15
+"""The same for a log-density, in which the faults of all latents add up."""
 SURE = 0.01
 """Adjusted p-value up to which it fails; between this and .05, the distance may be chance."""
 FEWEST = 20
@@ -84,7 +86,8 @@ def measured_calibration(ranked: Ranked, *, seed: int, attrs: dict[str, Any], no
     )
     joint = float(np.nanmin(adjusted)) if not np.isnan(adjusted).all() else math.nan
     rejected = (adjusted <= ERROR) & ~np.isnan(adjusted)
-    large = (adjusted <= SURE) & (found.ks.values > LARGE)
+    limit = np.where(found.kind.values == "density", LARGE_DENSITY, LARGE)
+    large = (adjusted <= SURE) & (found.ks.values > limit)
     verdict = "none" if math.isnan(joint) else "fail" if large.any() else "care" if rejected.any() else "pass"
     found.attrs = {
         "verdict": verdict,

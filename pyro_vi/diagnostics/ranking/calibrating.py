@@ -81,14 +81,15 @@ def calibration(
         rows: most data that are simulated at a time.
 
     Returns:
-        Over ``simulation`` and ``quantity``: ``rank``, 0 to K, and ``pit``, (rank + U) / (K + 1) with U uniform, in (0, 1); NaN
-        where an entry is masked. Over ``quantity`` and ``level``: ``coverage`` of the central intervals of 50, 80, 90 and 95 %,
-        with the binomial ``coverage_se``. Over ``quantity``: ``mean_pit`` and its standard error; ``ks``, the largest
-        distance of the distribution function of the PIT from that of uniform numbers, and its exact ``ks_p_value``; ``p_value``
-        and ``p_adjusted``; ``number`` of simulations; and for continuous latents, as for normal ones, ``width``, the standard
-        deviation of the guide in units of the right one, and ``bias``, how many right standard deviations its mean is too
-        high, with errors. Attributes: ``verdict``: ``"fail"`` if a rejected quantity has a KS distance above .08, ``"care"`` if
-        all have less, ``"pass"``, or ``"none"``; ``p_value``, the smallest adjusted; ``sentences``; ``simulations``; ``draws``.
+        Over ``simulation`` and ``quantity``: ``rank``, 0 to K, and ``pit``, (rank + U) / (K + 1) with U uniform, in (0, 1);
+        NaN where an entry is masked. Over ``quantity`` and ``level``: ``coverage`` of the central intervals of 50,
+        80, 90 and 95 %, with the binomial ``coverage_se``. Over ``quantity``: ``mean_pit`` and its standard error;
+        ``ks``, the largest distance of the distribution function of the PIT from that of uniform numbers, and its
+        exact ``ks_p_value``; ``p_value`` and ``p_adjusted``; ``number`` of simulations; and for continuous latents,
+        as for normal ones, ``width``, the standard deviation of the guide in units of the right one, and ``bias``,
+        how many right standard deviations its mean is too high, with errors. Attributes: ``verdict``: ``"fail"`` if
+        a rejected quantity has a KS distance above .08 (of a log-density, .15), ``"care"`` if all have less,
+        ``"pass"``, or ``"none"``; ``p_value``, the smallest adjusted; ``sentences``; ``simulations``; ``draws``.
 
     Raises:
         InputError: no data can be drawn from the model, as it has an improper prior, a factor or a scale, or observes no entry

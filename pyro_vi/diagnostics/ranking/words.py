@@ -83,7 +83,7 @@ def _latents(latent: xr.Dataset) -> list[str]:
     order = np.argsort(-latent.ks.values)
     said = [_latent(latent.isel(quantity=int(i))) for i in order[:NAMED]]
     left = len(order) - len(said)
-    return [*said, f"So do not those of {_counted(left, 'further latent number')}."] if left > 0 else said
+    return [*said, f"{_counted(left, 'further latent number')} fail in the same test."] if left > 0 else said
 
 
 def _latent(one: xr.Dataset) -> str:
