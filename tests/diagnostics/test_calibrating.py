@@ -249,6 +249,7 @@ def shared_guide(ratio: float = 1.0, amortized: bool = False) -> Callable[[Tenso
     return guide
 
 
+@pytest.mark.slow
 def test_latents_of_data_are_calibrated_given_those_that_the_guide_fitted_to_one_data_set() -> None:
     found = calibration(shared_model, shared_guide(), scalars(), simulations=800)
     assert list(found.quantity.values) == ["z", "log p(x | z)", "log p(x, z)"]
