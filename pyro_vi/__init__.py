@@ -23,6 +23,7 @@ from pyro_vi.overview import Layout, show
 from pyro_vi.reporting.datatree import to_datatree
 from pyro_vi.reporting.pictures.plotting import plot
 from pyro_vi.reporting.plots_of_calibration import plot_calibration
+from pyro_vi.reporting.predicting import predictive
 
 __version__ = version("pyro-vi")
 
@@ -55,6 +56,7 @@ __all__ = [
     "plot",
     "plot_calibration",
     "refitted_calibration",
+    "predictive",
     "reliability",
     "report",
     "resume",

@@ -6,4 +6,6 @@
   those of model and data, and chooses among all; `saving` writes them. `of_pairs` reads pairs for them, and `mosaics` lays
   out images.
 * `datatree` exports a fitted pair to ArviZ, with the sites that `exported` describes.
+* `predicting` compares drawn with observed data, by the quantities of `checked_quantities`, in the words of
+  `predictive_sentences`. `plots_of_predictions` and `plots_of_collapse` draw these checks.
 """

@@ -10,9 +10,23 @@ import xarray as xr
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vi.data import Batch, fresh, tensors_in
-from pyro_vi.elbo import MEMORY, Facts, at_once, facts_of, posterior_trace, quoted
-from pyro_vi.errors import UsageError, first_line, naming_programs
+from pyro_vi.data import Batch, fresh, length_of, tensors_in
+from pyro_vi.elbo import (
+    MEMORY,
+    Facts,
+    Run,
+    at_once,
+    draw_traces,
+    facts_of,
+    from_run,
+    nesting_of,
+    one_run,
+    posterior_trace,
+    quoted,
+    refuse_no_density,
+    subsampled,
+)
+from pyro_vi.errors import InputError, UsageError, first_line, naming_programs
 from pyro_vi.programs import Pair, evaluating, isolated, kept_buffers, pair_and_args
 from pyro_vi.reporting.exported import Exported, exported, refuse_changing_rows
 from pyro_vi.support import Whole, seed_from, shown, versions, whole, write_through
@@ -30,15 +44,18 @@ def to_datatree(
 ) -> xr.DataTree:
     """Draw z ~ q(z | x), predict and score x by p(x | z), and return the results as a DataTree that ArviZ reads.
 
-    Groups: ``posterior``, ``posterior_predictive``, ``prior``, ``log_likelihood``, ``observed_data`` and, for a batch of
-    several columns, ``constant_data``. Batch dimensions are named after the model's plates. Draws of a guide are independent
-    and form one chain, so their R-hat and ESS say nothing about the fit.
+    Groups: ``posterior``, ``posterior_predictive``, ``prior``, ``log_likelihood``, ``observed_data``, ``sample_stats`` and,
+    for a batch of several columns, ``constant_data``. ``sample_stats`` has ``log_p``, log p(x, z), and ``log_q``, log q(z | x),
+    of each draw of all latents, in nats: what `arviz_stats.loo_approximate_posterior` asks for. Batch dimensions are named
+    after the model's plates. Draws of a guide are independent and form one chain, so their R-hat and ESS say nothing about
+    the fit.
 
     A `pyro.deterministic` site is in ``posterior`` and ``prior``, a `pyro.factor` in no group. A discrete site that the guide
     leaves to enumeration is drawn from its posterior given the guide's draws. Entries that a mask takes out of the model are
     NaN, and left out of ``log_likelihood``, so that LOO and WAIC do not count them: its coordinates then say which entry is
     which. A factor by `poutine.scale` is not in ``log_likelihood``. A model that cannot run from its prior has no group
-    ``prior``. Attributes say so in each case. Names have '.' for '/', and a plate named ``chain``, ``draw`` or as a site
+    ``prior``, and a pair whose weights p(x, z) / q(z | x) are none, or a part of the data, no ``sample_stats``. Attributes
+    say so in each case. Names have '.' for '/', and a plate named ``chain``, ``draw`` or as a site
     has ``_plate`` added.
 
     Args:
@@ -86,6 +103,7 @@ def datatree_of_pair(
     refuse_changing_rows(pair, args, facts)
     groups_of_draws = ("posterior", "posterior_predictive", "log_likelihood", "prior")
     found: dict[str, dict[str, list[np.ndarray]]] = {group: {} for group in groups_of_draws}
+    unweighed, weights = _unweighed(pair, args, facts), []
     with evaluating(pair), isolated(seed, validation=False), kept_buffers(pair), torch.no_grad():
         single = posterior_trace(pair, args, facts, None)
         sites = exported(single)
@@ -96,7 +114,13 @@ def datatree_of_pair(
         chunk = max(1, min(draws, MEMORY // widest)) if vectorized else 1
         for start in range(0, draws, chunk):
             count = min(chunk, draws - start)
-            trace = posterior_trace(pair, args, facts, count if vectorized else None)
+            particles = count if vectorized else None
+            if facts.summed:
+                trace = posterior_trace(pair, args, facts, particles)
+            else:
+                run = draw_traces(pair.model, pair.guide, args, particles, nesting_of(pair, args))
+                trace = run.model_trace
+                weights += [] if unweighed else [_densities(run, args)]
             for name, site in sites.items():
                 node = trace.nodes[name]
                 if site.kind != "data":
@@ -126,7 +150,13 @@ def datatree_of_pair(
     if densities:
         tree["log_likelihood"] = xr.DataTree(_log_likelihood(densities, sites))
     tree.attrs.update({f"version_{name}": version for name, version in versions().items()}, draws=draws, seed=seed)
-    tree.attrs.update(_remarks(sites, facts, without))
+    if weights:
+        columns = {
+            name: (["chain", "draw"], np.concatenate(parts)[None])
+            for name, parts in zip(("log_p", "log_q"), zip(*weights, strict=True), strict=True)
+        }
+        tree["sample_stats"] = xr.DataTree(xr.Dataset(columns, coords={"chain": [0], "draw": np.arange(draws)}))
+    tree.attrs.update(_remarks(sites, facts, without, unweighed))
     for name, dataset in (groups or {}).items():
         tree[name] = xr.DataTree(dataset)
     return tree
@@ -176,7 +206,37 @@ def _log_likelihood(densities: Mapping[str, np.ndarray], sites: Mapping[str, Exp
     return dataset.assign_coords({str(d): np.arange(n) for d, n in dataset.sizes.items()})
 
 
-def _remarks(sites: Mapping[str, Exported], facts: Facts, without: str) -> dict[str, str]:
+def _unweighed(pair: Pair, args: Batch, facts: Facts) -> str:
+    """The reason why a draw has no weight p(x, z) / q(z | x) that is that of all data; empty if it has one."""
+    if facts.summed:
+        return "left out, as latents are summed out"
+    if not pair.layouts(args)[0].latents:
+        return "left out, as there are no latents"
+    try:
+        refuse_no_density(pair, args, facts)
+    except InputError as error:
+        return f"left out: {error}"
+    run = one_run(pair, args, False)
+    plate = subsampled(run.model_trace, run.guide_trace)
+    if plate is None or (facts.plate is not None and plate == facts.plate.name and not facts.shared):
+        return ""  # rows that have latents of their own have a weight of their own
+    return f"left out, as plate '{plate}' holds a part of the data"
+
+
+def _densities(run: Run, args: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """log p(x, z) and log q(z | x) of each draw of a run, of all latents and data, in double precision."""
+    sites = from_run(run, length_of(args), kl="sampled").sites.values()
+
+    def summed(name: str) -> np.ndarray:
+        terms = [(getattr(site, name).double(), site.local) for site in sites if getattr(site, name) is not None]
+        total = sum((term.sum(-1) if local else term for term, local in terms), torch.zeros((), dtype=torch.float64))
+        found: np.ndarray = total.reshape(-1).cpu().numpy()
+        return found
+
+    return summed("log_p"), summed("log_q")
+
+
+def _remarks(sites: Mapping[str, Exported], facts: Facts, without: str, unweighed: str) -> dict[str, str]:
     """Return the attributes that say what a number means where that is not the usual."""
     found = {}
     if facts.remark:
@@ -196,6 +256,8 @@ def _remarks(sites: Mapping[str, Exported], facts: Facts, without: str) -> dict[
         found["renamed"] = renamed
     if without:
         found["prior"] = without
+    if unweighed:
+        found["weights"] = unweighed
     return found
 
 

@@ -20,6 +20,7 @@ from pyro_vi.errors import InputError
 from pyro_vi.reporting.datatree import history_dataset, write
 
 DRAWS = 4000
+GROUPS = ("posterior", "posterior_predictive", "prior", "log_likelihood", "observed_data")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def exact() -> tuple:
 
 def test_groups_and_dimensions(exact):
     _, tree = exact
-    assert set(tree.children) == {"posterior", "posterior_predictive", "prior", "log_likelihood", "observed_data"}
+    assert set(tree.children) == {*GROUPS, "sample_stats"}
     assert dict(tree.posterior.z.sizes) == {"chain": 1, "draw": DRAWS, "data": BATCH, "z_dim_0": 2}
     assert dict(tree.posterior_predictive.x.sizes) == {"chain": 1, "draw": DRAWS, "data": BATCH, "x_dim_0": 3}
     assert dict(tree.log_likelihood.x.sizes) == {"chain": 1, "draw": DRAWS, "data": BATCH}

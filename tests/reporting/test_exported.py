@@ -41,6 +41,7 @@ def test_a_deterministic_site_is_in_the_posterior_and_a_factor_nowhere():
         "posterior": {"w", "b", "v"},
         "prior": {"w", "b", "v"},
         **{group: {"x"} for group in ("posterior_predictive", "log_likelihood", "observed_data")},
+        "sample_stats": {"log_p", "log_q"},
     }
     np.testing.assert_allclose(tree.posterior.b, 2 * tree.posterior.w, rtol=1e-6)
     np.testing.assert_allclose(tree.posterior.v.isel(data=6), tree.posterior.w, rtol=1e-6)

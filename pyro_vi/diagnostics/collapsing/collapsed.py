@@ -24,8 +24,9 @@ from pyro_vi.support import whole as whole_number
 
 ACTIVE = 0.01
 """Variance of the posterior mean over the data, in units of the prior's, from which a unit is active (arXiv:1509.00519)."""
-PRIOR = 0.01
-"""KL in nats below which a unit is said to be at its prior."""
+PRIOR = 0.005
+"""KL in nats below which a unit is said to be at its prior: that of a unit whose posterior mean has a variance of 0.01, if all
+its KL is information, ½ log 1 / (1 − 0.01)."""
 LOOKED_AT = 100
 """Most data at which the cause of a collapse is looked for."""
 
@@ -46,13 +47,13 @@ def collapse(
     * KL(q(z_u | x_n) ‖ p(z_u)), mean over the data. Its closed form is used if there is one. If units depend on each other
       in the guide, it is the KL of each by itself, and their sum is below the whole.
     * The variance of the posterior mean, Var_x(E[z_u | x]), in units of the prior's. The unit is *active* if it is above 0.01
-      (Burda et al. 2016, arXiv:1509.00519). A state without a mean is active if its information is above 0.01 nats.
+      (Burda et al. 2016, arXiv:1509.00519). A state without a mean is active if its information is above 0.005 nats.
     * The mutual information I(x; z_u) under q. With that of all latents together, mean KL = I(x; z) + KL(q(z) ‖ p(z)), where
       q(z) = E_x q(z | x) (Hoffman and Johnson 2016, "ELBO surgery"). The expectation over x is a mean over the data. If it
       includes the datum of z, I is too small, and at most log N; if not, too large (Poole et al. 2019, arXiv:1905.06922).
       Both are given.
 
-    A unit with a KL or an information below 0.01 nats has collapsed. The cause is
+    A unit with a KL or an information below 0.005 nats, ½ log 1 / (1 − 0.01), has collapsed. The cause is
 
     * ``"model"``: the posterior of the unit given the others is what the guide has, so the decoder ignores the unit;
     * ``"guide"``: the ELBO would gain if q(z_u | x_n) alone changed;
@@ -72,7 +73,7 @@ def collapse(
         Over the dimension ``unit``: ``kl``, ``variance``, ``information_lower``, ``information_upper``, ``gain`` (what the ELBO
         gains if the unit's factor becomes the best one) and ``use`` (KL from the guide to the posterior given the other
         latents), each with its standard error over the data ``..._se``; ``entropy`` of a discrete unit; ``active``, ``prior``
-        (the KL is below 0.01), ``cause`` and ``site``. All but ``variance`` and flags are in nats. For all local latents:
+        (the KL is below 0.005), ``cause`` and ``site``. All but ``variance`` and flags are in nats. For all local latents:
         ``total_kl``, ``information_lower``, ``information_upper`` with the prefix ``total_``, ``marginal_kl_lower`` and
         ``marginal_kl_upper``, per datum; ``sampled_kl``, from the draws of the mixtures, is the sum of information and
         marginal KL. For a linear decoder: ``eigenvalue`` of the covariance in units of the noise and ``signal``, what the

@@ -15,7 +15,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_vi.data import Batch, changed, fresh, length_of
+from pyro_vi.data import Batch, evenly, fresh, length_of
 from pyro_vi.elbo import Facts, Run, dependence_of, draw_traces, enumerated_run, from_run, nesting_of
 from pyro_vi.elbo.traces import PARTICLES
 from pyro_vi.elbo.weights import summed_weight
@@ -138,9 +138,4 @@ def with_particles(value: Tensor, rank: int, nesting: int) -> Tensor:
 
 def spread(pair: Pair, args: Batch, count: int) -> Batch:
     """At most ``count`` rows of a batch, evenly spaced; all of them where rows cannot be taken by themselves."""
-    length = length_of(args)
-    if count >= length or not pair.separable(args, count):
-        return args
-    rows = torch.linspace(0, length - 1, count).round().long()
-
-    return changed(args, lambda v: v[rows.to(v.device)] if v.dim() and len(v) == length else v)
+    return evenly(args, count)[0] if count < length_of(args) and pair.separable(args, count) else args
