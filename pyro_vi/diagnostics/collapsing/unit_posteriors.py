@@ -147,6 +147,7 @@ def _numbers(log_w: Tensor, present: Tensor, common: bool) -> UnitPosterior:
     use = ((weight * (log_w - mean)).sum(0)).mean(0)
     centre = log_w.mean(1, keepdim=True) if common else log_w
     gain = (centre.logsumexp(0) - math.log(len(centre)) - centre.mean(0)).mean(0)
+    use, gain = use.clamp(min=0), gain.clamp(min=0)  # but for rounding, they are
     count = max(1, int(present.sum()))
     error = [float(x.std()) / count**0.5 if count > 1 else math.nan for x in (use, gain)]
     return UnitPosterior(float(use.mean()), error[0], float(gain.mean()), error[1])

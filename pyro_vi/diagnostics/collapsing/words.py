@@ -114,7 +114,7 @@ def _optimiser(found: xr.Dataset, units: np.ndarray, chosen: np.ndarray) -> str:
 
 def _model(found: xr.Dataset, units: np.ndarray, chosen: np.ndarray) -> str:
     use = found.use.values[chosen]
-    size = "" if np.isnan(use).all() else f", from which it differs by at most {np.nanmax(use):.2g} nats"
+    size = "" if np.isnan(use).all() else f", from which it differs by at most {max(1e-4, np.nanmax(use)):.2g} nats"
     text = (
         f"The decoder ignores {_names(units)}. The posterior there is what the guide has{size}, so that the collapse does "
         "no harm to the posterior."
