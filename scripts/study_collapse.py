@@ -2,8 +2,8 @@
 
 The model is probabilistic PCA with 8 latents on digits / 16, centred, with A in closed form (Tipping and Bishop 1999), so that
 the number of units in use is known: that of the eigenvalues of the covariance above the noise (Lucas et al. 2019,
-arXiv:1911.02469). The script prints what `pyro_vi.collapse` says of it with the exact posterior and with the prior as the guide,
-and of a decoder that uses 2 directions.
+arXiv:1911.02469). The script prints what `pyro_vi.collapse` says of it with the exact posterior and with the prior as the
+guide, and of a decoder that uses 2 directions.
 """
 
 from collections import Counter
