@@ -20,6 +20,7 @@ from pyro_vi.afterwards.opened import OpenedRun
 from pyro_vi.afterwards.opening import open as opened_from
 from pyro_vi.comparing import Comparison
 from pyro_vi.comparing.evaluating import measured, undivided
+from pyro_vi.comparing.results import folders
 from pyro_vi.data import Batch, Data, length_of
 from pyro_vi.diagnostics import evidence_of_pair
 from pyro_vi.elbo import Facts, facts_of
@@ -313,14 +314,11 @@ def _of_folder(path: Path) -> tuple[Mapping[str, Any] | None, str, Path]:
         document = json.loads(file.read_text(encoding="utf-8"))
         listed = document.get("estimators") or document.get("guides")
         scored = {name: one["elbo"] for name, one in listed.items() if isinstance(one.get("elbo"), (int, float))}
-        best = max(scored, key=scored.__getitem__) if scored else next(iter(listed))
+        best = max(scored, key=scored.__getitem__) if scored else next(name for name, one in listed.items() if "refused" not in one)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
         raise InputError(
             f"'{path}' has no result.json of a comparison that is done; give the folder of a fit: {fits[0]}"
         ) from None
-    from pyro_vi.comparing.results import folders
-
-    names = [*listed, *(document.get("refused") or {})]
-    place = folders(names)[best]
+    place = folders([*listed])[best]
     folder = next((fit for fit in fits if fit.name == place), fits[0])
     return document, best, folder

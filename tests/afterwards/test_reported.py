@@ -101,7 +101,7 @@ def test_a_point_estimate_cannot_be_judged(tmp_path: Path) -> None:
     run = pyro_vi.fit("linear_gaussian(latent_dim=1)", "point", x, steps=2, progress=False, compile=False)
     page = page_of(pyro_vi.open(run))
     assert page.judgement.level == "none"
-    assert section(page, "evidence").absent.startswith("Not applicable: ")
+    assert section(page, "reliability").absent.startswith("Not applicable: ")
 
 
 @pytest.mark.slow

@@ -14,7 +14,8 @@ def comparison_section(document: Mapping[str, Any], judged: str) -> Section:
         document: its JSON document, as in ``result.json``.
         judged: name of the fit that the rest of the page is about.
     """
-    fits: Mapping[str, Any] = document.get("estimators") or document.get("guides") or {}
+    every: Mapping[str, Any] = document.get("estimators") or document.get("guides") or {}
+    fits = {name: one for name, one in every.items() if "refused" not in one}
     kind = "estimator" if "estimators" in document else "guide"
     on = document.get("evaluated_on", "")
     columns = (
@@ -46,7 +47,7 @@ def comparison_section(document: Mapping[str, Any], judged: str) -> Section:
         tuple(tuple(row[i] for i in kept) for row in rows),
     )
     sentences = [str(line) for line in document.get("conclusion", ())]
-    refused = [f"{name} has no numbers: {why}." for name, why in (document.get("refused") or {}).items()]
+    refused = [f"{name} has no numbers: {one['refused']}." for name, one in every.items() if "refused" in one]
     return Section("comparison", "The comparison", sentences=(*sentences, *refused), tables=(table,))
 
 

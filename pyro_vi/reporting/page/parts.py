@@ -5,7 +5,7 @@
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from pyro_vi.reporting.cells import figure
@@ -179,4 +179,3 @@ class Page:
     judgement: Judgement
     sections: tuple[Section, ...] = ()
     made: str = ""
-    others: tuple[tuple[str, str], ...] = field(default=())
