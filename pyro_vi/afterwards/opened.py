@@ -187,15 +187,24 @@ class OpenedRun:
             found, first = new_rows(self.pair, self.data, whole("n", n, 1), seed=seed_from(seed))
         return self._in_units(found) if first else found
 
-    def log_evidence(self, x: Any = None, method: Any = None, particles: Whole = 5000, seed: Whole = 0) -> xr.Dataset:
-        """Return log p(x) of each row, exactly or by importance sampling: see `pyro_vi.evidence`.
+    def log_evidence(
+        self, x: Any = None, method: Any = None, particles: Whole = 5000, seed: Whole = 0, **options: Any
+    ) -> xr.Dataset:
+        """Return log p(x) of each row, exactly, by importance sampling or by annealing: see `pyro_vi.evidence`.
+
+        Args:
+            x: rows; by default those that the fit held out.
+            method: as in `pyro_vi.evidence`.
+            particles: draws of importance sampling.
+            seed: seed of the draws.
+            options: further ones, such as ``start``, ``chains`` and ``steps``.
 
         Raises:
             InputError: rows that cannot be used, or a pair that has no evidence.
         """
         args = self.rows(x)
         with naming_programs("the pair fails in the evidence"):
-            return evidence_of_pair(self.pair, args, method=method, particles=particles, seed=seed)
+            return evidence_of_pair(self.pair, args, method=method, particles=particles, seed=seed, **options)
 
     def more(
         self,

@@ -221,10 +221,20 @@ class Evidence(PairCommand):
     parameters are used."""
     trust: bool = False
     """Run the code of programs that the folder of --run names, though you did not make the run."""
-    method: Literal["iw", "enum", "exact"] | None = None
-    """Importance sampling, sums over discrete sites, or the closed form; by default the most exact one that the pair has."""
+    method: Literal["iw", "prior", "ais", "sandwich", "enum", "exact"] | None = None
+    """Importance sampling from the guide (iw) or the prior, annealed importance sampling (ais), bounds from both sides on data
+    drawn from the model (sandwich), sums over discrete sites (enum), or the closed form; by default the most exact of iw, enum
+    and exact that the pair has."""
     particles: int = 5000
     """Importance draws per datum."""
+    start: Literal["guide", "prior"] = "guide"
+    """Where annealing starts. From the prior it takes more steps, and finds what the guide has missed."""
+    chains: int = 32
+    """Draws that are annealed, per datum."""
+    steps: int = 50
+    """Temperatures of annealing."""
+    drawn: int = 100
+    """Most data that the sandwich draws from the model."""
 
 
 @dataclass(frozen=True)

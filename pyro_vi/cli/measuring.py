@@ -1,7 +1,6 @@
 """The commands that measure or show a pair: audit, check, evidence and show."""
 
 import dataclasses
-from typing import Any
 
 from pyro_vi.cli.asking import asked_of
 from pyro_vi.cli.commands import Audit, Check, Evidence, Show
@@ -61,26 +60,42 @@ def evidence(command: Evidence) -> int:
 
     asked = asked_of(command, command.run)
     on, args = asked.on, asked.rows
-    options: Any = {"method": command.method, "particles": command.particles, "seed": command.seed}
-    found = evidence_of_pair(asked.plan.pair, args, **options)
-    rows = length_of(args)
+    found = evidence_of_pair(
+        asked.plan.pair,
+        args,
+        method=command.method,
+        particles=command.particles,
+        seed=command.seed,
+        start=command.start,
+        chains=command.chains,
+        steps=command.steps,
+        data=command.drawn,
+    )
+    rows, attrs = length_of(args), found.attrs
     if command.json:
-        document = {key: found.attrs[key] for key in ("method", "particles", "value", "se", "total", "per")}
-        print_json({**document, "on": on, "rows": rows})
+        print_json({"on": on, "rows": rows, **attrs})
         return 0
-    sampled = f"importance sampling, K = {command.particles}"
-    how = {"exact": "exact", "enum": "exact, by enumeration"}.get(found.attrs["method"], sampled)
-    if found.attrs["per"] == "data set":
-        print(
-            f"log p(x) = {found.attrs['total']:.3f} ± {float(found.mc_se.max()):.3f} nats for all {rows} {on} data ({how})"
-        )
-    else:
-        print(f"log p(x) = {found.attrs['value']:.3f} ± {found.attrs['se']:.3f} nats per {on} datum ({how})")
-    if asked.new:
-        print(f"all {rows} rows of {command.source} are scored; none of them is held out")
-    if found.attrs["method"] == "iw":
+    if attrs["method"] != "sandwich":
+        sampled = f"importance sampling, K = {command.particles}"
+        how = {
+            "exact": "exact",
+            "enum": "exact, by enumeration",
+            "prior": f"importance sampling from the prior, K = {command.particles}",
+            "ais": f"annealed importance sampling, {command.chains} chains, {command.steps} steps",
+        }.get(attrs["method"], sampled)
+        if attrs["per"] == "data set":
+            error = float(found.mc_se.max())
+            print(f"log p(x) = {attrs['total']:.3f} ± {error:.3f} nats for all {rows} {on} data ({how})")
+        else:
+            print(f"log p(x) = {attrs['value']:.3f} ± {attrs['se']:.3f} nats per {on} datum ({how})")
+        if asked.new:
+            print(f"all {rows} rows of {command.source} are scored; none of them is held out")
+    if attrs["method"] in ("iw", "prior", "ais"):
         print(f"effective draws: median {float(found.ess.median()):.0f}, least {float(found.ess.min()):.1f}")
-        print(found.attrs["note"])
+        print(attrs["note"])
+    # The first sentence on an estimate is its number, which is above.
+    for sentence in attrs["sentences"][attrs["method"] != "sandwich" :]:
+        print(sentence)
     return 0
 
 

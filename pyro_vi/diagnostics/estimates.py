@@ -23,6 +23,10 @@ ENOUGH = 100
 RARE, COMMON = 0.05, 0.2
 """Share of the data that cannot be trusted up to which a verdict is "pass", and up to which it is "care"."""
 
+BLIND = (
+    "Neither k-hat nor the errors show a part of the posterior that no draw has reached, such as another mode: compare with "
+    "start='prior' (method 'ais'), or with method='sandwich'."
+)
 NAMES = {
     "iw": "importance sampling from the guide",
     "prior": "importance sampling from the prior",
@@ -78,9 +82,28 @@ def of_log_weights(log_weight: Tensor, most: int) -> Estimate:
 
 
 def laid_out(
-    found: Estimate, *, method: str, draws: int, note: str, rows: int, whole: bool, how: str = ""
+    found: Estimate,
+    *,
+    method: str,
+    draws: int,
+    note: str,
+    rows: int,
+    whole: bool,
+    how: str = "",
+    from_prior: bool = False,
 ) -> xr.Dataset:
-    """Lay out an estimate, with its verdict; ``whole`` if there is one number of all ``rows`` data."""
+    """Lay out an estimate, with its verdict.
+
+    Args:
+        found: the estimate.
+        method: its name.
+        draws: K, or 0 without draws.
+        note: what the attribute says.
+        rows: number of data.
+        whole: there is one number of all of them.
+        how: the method in words, if it is more than its name.
+        from_prior: the draws start from the prior, so that none of the posterior is out of reach.
+    """
     heavy, count = int(heavy_tails(found, draws).sum()), int((~found.khat.isnan()).sum())
     if heavy:
         where = "" if whole else f" for {heavy} of {count} data"
@@ -90,7 +113,9 @@ def laid_out(
     mean, se = float(found.values.mean()), standard_error(found.values)
     if whole:
         mean, se = mean / rows, float(found.error[0]) / rows
-    verdict, sentences = verdict_of(found, method=method, draws=draws, rows=rows, whole=whole, how=how)
+    verdict, sentences = verdict_of(
+        found, method=method, draws=draws, rows=rows, whole=whole, how=how, from_prior=from_prior
+    )
     columns = {"log_evidence": found.values, "mc_se": found.error, "ess": found.ess, "khat": found.khat}
     return xr.Dataset(
         {name: column(value, whole) for name, value in columns.items()},
@@ -117,9 +142,9 @@ def column(values: Tensor, whole: bool) -> tuple[tuple[str, ...], np.ndarray]:
 
 
 def verdict_of(
-    found: Estimate, *, method: str, draws: int, rows: int, whole: bool, how: str = ""
+    found: Estimate, *, method: str, draws: int, rows: int, whole: bool, how: str = "", from_prior: bool = False
 ) -> tuple[str, list[str]]:
-    """Return the verdict on an estimate, and sentences with the numbers that it rests on."""
+    """Return the verdict on an estimate, and sentences with the numbers that it rests on; see `laid_out`."""
     how = how or NAMES[method]
     values, error = found.values.double(), found.error.double()
     if bool(values.isnan().any()):
@@ -143,15 +168,13 @@ def verdict_of(
     few = min(FEW, draws / 2)
     bad = heavy_tails(found, draws) | (found.ess < few) | ~found.values.isfinite()
     low = _low(error)
-    good = (
-        f"the largest k-hat is {_text(found.khat, max)}, and at least {_text(found.ess, min, 0)} draws carry the weight"
-    )
+    carry = f"at least {_text(found.ess, min, 0)} draws carry the weight"
+    tail = f"the largest k-hat is {_text(found.khat, max)}, and {carry}"
+    good = tail if draws >= ENOUGH else f"{carry} (k-hat of so few draws is too rough to be used here)"
     if not bool(bad.any()):
-        kind = "it can" if whole else "the numbers can"
-        return "pass", [
-            *sentences,
-            f"Of {draws} draws, {good}: {kind} be used. By the spread of the weights they are about {low:.1g} nats too low.",
-        ]
+        kind, are = ("it can", "it is") if whole else ("the numbers can", "they are")
+        said = f"Of {draws} draws, {good}: {kind} be used. By the spread of the weights {are} about {low:.1g} nats too low."
+        return "pass", [*sentences, said, *([] if from_prior else [BLIND])]
     remedy = _remedy(method)
     if whole:
         sentences.append(
@@ -162,10 +185,11 @@ def verdict_of(
     share = float(bad.double().mean())
     se = (share * (1 - share) / len(bad)) ** 0.5
     worst = [str(i) for i in _worst(found, bad)]
+    rest = ". They are few, and the mean can be used" if share <= RARE else ", and so is the mean"
     sentences.append(
         f"For {int(bad.sum())} of {len(bad)} data ({100 * share:.1f} ± {100 * se:.1f} %) it cannot be trusted: k-hat is above "
         f"{UNRELIABLE}, or fewer than {few:.0f} draws carry the weight (worst: data {', '.join(worst)}). Their log p(x) is too "
-        f"low on average, by an amount that the errors do not show, and so is the mean. {remedy}"
+        f"low on average, by an amount that the errors do not show{rest}. {remedy}"
     )
     return ("pass" if share <= RARE else "care" if share <= COMMON else "fail"), sentences
 

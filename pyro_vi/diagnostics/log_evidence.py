@@ -199,7 +199,15 @@ def evidence_of_pair(
 
         return sandwich_of_pair(pair, args, whole, settings, data, weighed, particles)
     found, note = _sampled(pair, args, facts, whole, particles, seed, rows, compile)
-    return laid_out(found, method=method or "iw", draws=particles, note=note, rows=length_of(args), whole=whole)
+    return laid_out(
+        found,
+        method=method or "iw",
+        draws=particles,
+        note=note,
+        rows=length_of(args),
+        whole=whole,
+        from_prior=method == "prior",
+    )
 
 
 def refuse_part(pair: Pair, args: Batch, facts: Facts) -> None:
@@ -263,6 +271,7 @@ def _annealed(pair: Pair, args: Batch, facts: Facts, whole: bool, settings: Anne
         rows=length,
         whole=whole,
         how=how,
+        from_prior=settings.start == "prior",
     )
     found.attrs |= {"start": settings.start, "steps": settings.steps, "accepted": share}
     return found
