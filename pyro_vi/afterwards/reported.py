@@ -314,7 +314,11 @@ def _of_folder(path: Path) -> tuple[Mapping[str, Any] | None, str, Path]:
         document = json.loads(file.read_text(encoding="utf-8"))
         listed = document.get("estimators") or document.get("guides")
         scored = {name: one["elbo"] for name, one in listed.items() if isinstance(one.get("elbo"), (int, float))}
-        best = max(scored, key=scored.__getitem__) if scored else next(name for name, one in listed.items() if "refused" not in one)
+        best = (
+            max(scored, key=scored.__getitem__)
+            if scored
+            else next(name for name, one in listed.items() if "refused" not in one)
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
         raise InputError(
             f"'{path}' has no result.json of a comparison that is done; give the folder of a fit: {fits[0]}"
