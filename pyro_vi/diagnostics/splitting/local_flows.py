@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from pyro_vi.amortized.flows import MonotonicRQSTransform
+from pyro_vi.diagnostics.splitting.descent import descend
 from pyro_vi.diagnostics.splitting.normals import Normals
 from pyro_vi.diagnostics.splitting.targets import LOG_2PI, Target
 
 BINS, HIDDEN = 8, 16
-STEPS, DRAWS, RATE = 300, 32, 0.03
+STEPS, DRAWS, RATE = 400, 32, 0.02
 LONGEST = 1e4
 """Longest gradient of a draw, in units of the normal that the flow starts from; a longer one comes from a draw far out."""
 
@@ -65,20 +66,16 @@ def best_flows(target: Target, base: Normals, seed: int, steps: int = STEPS) -> 
     start = _start(target.rows, target.size, generator)
     numbers = {name: value.to(target.dtype).requires_grad_() for name, value in start.items()}
     flows = Flows(base, numbers)
-    optimizer = torch.optim.Adam(list(numbers.values()), lr=RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
+
+    def loss() -> Tensor:
         half = torch.randn(DRAWS // 2, target.size, generator=generator, dtype=torch.float64)
-        with torch.enable_grad():
-            u, ladj = flows.at(torch.cat([half, -half]))
-            slope = target.value_and_gradient(u.detach())[1].nan_to_num(0.0, 0.0, 0.0)
-            length = torch.einsum("krd,rde->kre", slope, base.root).norm(dim=-1, keepdim=True)
-            slope = slope * (LONGEST / length.clamp(min=LONGEST))
-            loss = -((u * slope).sum(-1) + ladj).mean(0).sum()
-            optimizer.zero_grad()
-            loss.backward()
-        optimizer.step()
-        schedule.step()
+        u, ladj = flows.at(torch.cat([half, -half]))
+        slope = target.value_and_gradient(u.detach())[1].nan_to_num(0.0, 0.0, 0.0)
+        length = torch.einsum("krd,rde->kre", slope, base.root).norm(dim=-1, keepdim=True)
+        slope = slope * (LONGEST / length.clamp(min=LONGEST))
+        return -((u * slope).sum(-1) + ladj).mean(0).sum()
+
+    descend(list(numbers.values()), loss, steps, RATE)
     return Flows(base, {name: value.detach() for name, value in numbers.items()})
 
 

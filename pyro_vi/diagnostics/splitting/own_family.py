@@ -11,6 +11,7 @@ from pyro.distributions import Delta, LowRankMultivariateNormal, MultivariateNor
 from torch import Tensor
 
 from pyro_vi.data import Batch, fresh
+from pyro_vi.diagnostics.splitting.descent import descend
 from pyro_vi.diagnostics.splitting.expectations import matched
 from pyro_vi.diagnostics.splitting.normals import Normals, blocks_of
 from pyro_vi.diagnostics.splitting.targets import Target
@@ -106,18 +107,13 @@ def best_low_rank(target: Target, start: Normals, rank: int, seed: int) -> Norma
         within = factor @ factor.mT + (2 * log_scale).exp().diag_embed()
         return Normals(start.loc + unit * loc, unit.unsqueeze(-1) * torch.linalg.cholesky(within))
 
-    optimizer = torch.optim.Adam(numbers, lr=0.03)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, LOW_RANK_STEPS)
-    for _ in range(LOW_RANK_STEPS):
-        with torch.enable_grad():
-            now = normals()
-            u = now.at(noise)
-            _, slope = target.value_and_gradient(u.detach())
-            loss = -((u * slope.nan_to_num()).sum(-1).mean(0) + now.log_scale).sum()
-            optimizer.zero_grad()
-            loss.backward()
-        optimizer.step()
-        schedule.step()
+    def loss() -> Tensor:
+        now = normals()
+        u = now.at(noise)
+        slope = target.value_and_gradient(u.detach())[1].nan_to_num(0.0, 0.0, 0.0)
+        return -((u * slope).sum(-1).mean(0) + now.log_scale).sum()
+
+    descend(numbers, loss, LOW_RANK_STEPS, 0.03)
     with torch.no_grad():
         return normals()
 

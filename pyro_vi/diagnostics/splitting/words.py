@@ -86,13 +86,14 @@ def _shown(value: tuple[float, float]) -> str:
     mean, error = value
     if abs(mean) < 1e-6 and error < 1e-6:
         return "0"
-    return f"{mean:.3g} ± {error:.1g}" if error > 1e-9 * abs(mean) else f"{mean:.3g}"
+    return f"{mean:.3g} ± {error:.1g}" if error > 1e-6 * abs(mean) else f"{mean:.3g}"
 
 
 def _each(gap: float, size: int) -> str:
     each = max(gap, 0.0) / size
     shift = (2 * each) ** 0.5
-    return f"as much as a shift of each of the {size} latent numbers by {shift:.2g} posterior standard deviations"
+    what = "the latent number" if size == 1 else f"each of the {size} latent numbers"
+    return f"as much as a shift of {what} by {shift:.2g} posterior standard deviations"
 
 
 def _advice(
