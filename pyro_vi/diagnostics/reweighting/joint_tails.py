@@ -31,7 +31,7 @@ def reliability(
     guide: Program,
     batch: Any,
     *,
-    draws: Whole = 4000,
+    draws: Whole = 2500,
     seed: Whole = 0,
     rows: Whole = 1000,
     most: Whole | None = MOST,
@@ -97,7 +97,7 @@ def reliability_of_pair(
     pair: Pair,
     args: Batch,
     *,
-    draws: Whole = 4000,
+    draws: Whole = 2500,
     seed: Whole = 0,
     rows: Whole = 1000,
     most: Whole | None = MOST,
@@ -152,25 +152,27 @@ class _Part:
 
 def _weighed(pair: Pair, args: Batch, asking: Asked, draws: int, inner: int, places: np.ndarray) -> _Part:
     maker, part, index = Draws(pair, args, asking.facts), _Part(), torch.as_tensor(places)
-    whole = not all(maker.sources.values())
-    local = any(maker.sources.values())
+    kinds = list(maker.sources.values())
+    whole, local, several = not all(kinds), any(kinds), max(kinds.count(True), kinds.count(False)) > 1
     held: dict[str, Tensor] = {}
     if whole:
         shape, picked, noise = _Shape(draws), Picked(maker, local=False), 0.0
         for drawn, weight, spread in shared_weights(maker, draws, inner if local else 0):
             shape.add(weight.unsqueeze(-1))
-            picked.add(weight.unsqueeze(-1), drawn.sources)
+            if local or several:
+                picked.add(weight.unsqueeze(-1), drawn.sources)
             noise += float(spread.sum()) / draws
         part.shared, part.noise, held = shape.kept(), noise**0.5, picked.values
     if local:
         shape, picked = _Shape(draws), Picked(maker, local=True)
         for drawn in maker.stream(draws, held):
             shape.add(drawn.local[:, index])
-            picked.add(drawn.local, drawn.sources)
+            if several:
+                picked.add(drawn.local, drawn.sources)
         part.data, held = shape.kept(), {**held, **picked.values}
     for name, inside in maker.sources.items():
         # A site that is the only one of its kind has the number of the datum, or of the data set.
-        if list(maker.sources.values()).count(inside) > 1:
+        if kinds.count(inside) > 1:
             into = part.sites if inside else part.shared_sites
             into[shown_name(name, maker.latents)] = _given_others(maker, name, held, draws, index)
     return part
