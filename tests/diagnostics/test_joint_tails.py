@@ -294,8 +294,8 @@ KNOWN = {
     "mixture": (0.54, 0.20),
 }
 """k-hat of the best mean-field and the best full-rank guide, of the joint weight of all latents."""
-REPEATS = 8
-"""Sets of draws that are averaged: one k-hat has a standard error of about .08."""
+REPEATS = 4
+"""Sets of draws that are averaged: one k-hat has a standard error of about .05, and reads lower from fewer draws."""
 
 
 @pytest.mark.slow
@@ -304,7 +304,7 @@ REPEATS = 8
 @pytest.mark.parametrize("full", [False, True])
 def test_posteriors_have_the_known_k_hat(name: str, full: bool) -> None:
     target: Target = TARGETS[name]
-    draws = 20_000 if name != "mixture" else 5000
+    draws = 100_000 if name != "mixture" else 20_000
     guide = "full_normal" if full else "diag_normal"
     run = fit(
         target.model,
@@ -320,4 +320,4 @@ def test_posteriors_have_the_known_k_hat(name: str, full: bool) -> None:
     k = np.array([float(one.shared_khat) for one in found])
     error = float(np.mean([float(one.shared_khat_se) for one in found]))
     assert abs(k.mean() - KNOWN[name][full]) < 0.08, k
-    assert k.std(ddof=1) < 2 * error  # the stated error is that of repeated draws
+    assert k.std(ddof=1) < 2.4 * error  # χ² of 3: below 2.4 but for 1 in 1600
