@@ -2,8 +2,8 @@
 
 * `checks` runs the pair; `rules` is the table of the rules; each rule makes a `Finding` of `findings`.
 * The rules are on `sites`, `values`, `gradients`, `scaling` (masks, scales, plates), `closed_forms` (KL), `logarithms` (bounds
-  of many draws), `encoders`, `collapse` (scales that go to 0) and `options` of the fit; those in `probes` run the pair on other
-  rows. `estimates` are the two numbers that show a fault.
+  of many draws), `encoders`, `vanishing` (scales that go to 0) and `options` of the fit; those in `probes` run the pair on
+  other rows. `estimates` are the two numbers that show a fault.
 """
 
 from pyro_vi.checking.checks import check, check_pair, refuse

@@ -12,7 +12,6 @@ An error in one part ends the check, for the same reason.
 from collections.abc import Callable, Iterator
 
 from pyro_vi.checking.closed_forms import fallback, points, site_order
-from pyro_vi.checking.collapse import unbounded
 from pyro_vi.checking.encoders import ignores_data, saturated
 from pyro_vi.checking.findings import Finding, View
 from pyro_vi.checking.gradients import idle, no_gradient, reparametrized, unregistered
@@ -22,6 +21,7 @@ from pyro_vi.checking.probes import batch_norm, last_batch, rows_shuffled, vecto
 from pyro_vi.checking.scaling import masks, scales, sizes
 from pyro_vi.checking.sites import missing, nesting, observed_shape, observed_twice, plates, shapes, undeclared
 from pyro_vi.checking.values import counts, guide_support, not_finite, observed_support, unknown_support
+from pyro_vi.checking.vanishing import unbounded
 
 Rule = Callable[[View], Iterator[Finding]]
 

@@ -1,6 +1,6 @@
 """Collapse of latents to their prior: how much each unit of z_n knows about its datum, and why some know nothing.
 
-* `collapse` measures it for the local latents of a pair; the sentences are those of `collapse_sentences`.
+* `collapse` measures it for the local latents of a pair; the sentences are those of `words`.
 """
 
 import math

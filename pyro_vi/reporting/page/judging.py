@@ -119,7 +119,14 @@ RULES = (
     ),
     Rule(
         "collapse",
-        ("care", "fail"),
+        ("fail",),
+        "care",
+        "The guide says nothing about some latent dimensions, but the model's posterior does: do not use its draws of these.",
+        "Fit the guide again with the model fixed, or give it a larger encoder; the section names the dimensions.",
+    ),
+    Rule(
+        "collapse",
+        ("care",),
         "pass",
         "Some latent dimensions carry nothing: fewer are used than there are. This is no fault of the posterior by itself.",
         "If you want to use all of them: more data, fewer dimensions, a warm-up of the KL, or free bits.",

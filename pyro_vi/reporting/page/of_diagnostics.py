@@ -19,6 +19,7 @@ from pyro_vi.reporting.page.parts import Cell, Column, Section, Shown, Table, Ve
 from pyro_vi.reporting.page.subject import Subject
 from pyro_vi.reporting.page.tabulating import Found, Shows, by_dimension, plain
 from pyro_vi.reporting.page.terms import term_of, title_of
+from pyro_vi.reporting.plots_of_collapse import plot_collapse
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,13 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
     ),
     "moments": Diagnostic("Moments corrected by weights", moments),
     "linear_response": Diagnostic("Linear-response standard deviations", plain),
-    "collapse": Diagnostic("Collapse of latent dimensions", plain, alt="KL and activity of each latent dimension"),
+    "collapse": Diagnostic(
+        "Collapse of latent dimensions",
+        plain,
+        lambda found: plot_collapse(next(iter(found.values()))),
+        "KL of each latent dimension from its prior, with two standard errors",
+        "KL and activity of each latent dimension",
+    ),
     "predictive": Diagnostic("Does the model fit the data", plain, alt="Predictive checks"),
 }
 """All diagnostics, in reading order."""

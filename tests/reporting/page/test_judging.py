@@ -27,7 +27,8 @@ def sections(**verdicts: str) -> list[Section]:
         ({"reliability": "pass", "training": "care"}, "care"),
         ({"reliability": "pass", "gaps": "fail"}, "care"),
         ({"reliability": "pass", "evidence": "fail"}, "care"),
-        ({"reliability": "pass", "collapse": "fail"}, "pass"),
+        ({"reliability": "pass", "collapse": "care"}, "pass"),
+        ({"reliability": "pass", "collapse": "fail"}, "care"),
         ({"reliability": "pass", "predictive": "fail"}, "care"),
         # Nothing else shows that a guide is near its posterior.
         ({"evidence": "pass", "gaps": "pass", "training": "pass"}, "none"),
