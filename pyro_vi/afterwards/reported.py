@@ -22,7 +22,15 @@ from pyro_vi.comparing import Comparison
 from pyro_vi.comparing.evaluating import measured, undivided
 from pyro_vi.comparing.results import folders
 from pyro_vi.data import Batch, Data, length_of
-from pyro_vi.diagnostics import evidence_of_pair
+from pyro_vi.diagnostics import (
+    calibration_of_pair,
+    collapse_of_pair,
+    evidence_of_pair,
+    gaps_of_pair,
+    linear_response_of_pair,
+    moments_of_pair,
+    reliability_of_pair,
+)
 from pyro_vi.elbo import Facts, facts_of
 from pyro_vi.errors import InputError, kind_and_line
 from pyro_vi.fitting import Run, fits_in, holds_run
@@ -44,15 +52,16 @@ from pyro_vi.reporting.page import (
     section_of,
     training_section,
 )
-from pyro_vi.reporting.page.of_weights import khat_verdict
 from pyro_vi.reporting.pictures.plotting import comparison_of
 from pyro_vi.support import Whole, finite, make_folder, seed_from, versions, whole, write_through
 
 NAME = "report.html"
 ROWS = 500
 """Most data that each diagnostic looks at."""
-DRAWS = 4000
-"""Draws of each datum for its evidence."""
+DRAWS = 2000
+"""Draws of each datum for its evidence and its k-hat."""
+FEW = 30
+"""Most data of which the parts of the gap are found, which are searched for datum by datum."""
 
 
 def report(
@@ -194,6 +203,18 @@ class Measure:
 
 MEASURES: Mapping[str, Measure] = {
     "evidence": Measure(lambda pair, args, seed: evidence_of_pair(pair, args, particles=DRAWS, seed=seed)),
+    "gaps": Measure(
+        lambda pair, args, seed: gaps_of_pair(
+            pair, args, families=("diag_normal", "full_normal"), draws=200, seed=seed
+        ),
+        rows=FEW,
+        apart=True,
+    ),
+    "reliability": Measure(lambda pair, args, seed: reliability_of_pair(pair, args, draws=DRAWS, seed=seed)),
+    "calibration": Measure(lambda pair, args, seed: calibration_of_pair(pair, args, seed=seed)),
+    "moments": Measure(lambda pair, args, seed: moments_of_pair(pair, args, draws=DRAWS, seed=seed, most=FEW)),
+    "linear_response": Measure(lambda pair, args, seed: linear_response_of_pair(pair, args, seed=seed)),
+    "collapse": Measure(lambda pair, args, seed: collapse_of_pair(pair, args, seed=seed)),
 }
 """What is computed for the page, by the name of its section."""
 
@@ -210,14 +231,6 @@ def diagnosed(subject: Subject, facts: Facts, seed: int) -> dict[str, Mapping[st
         of = [_measured(measure, subject, facts, rows, seed) for rows in (subject.args if measure.apart else [main])]
         datasets = {rows: one for rows, one in zip(subject.args, of, strict=False) if not isinstance(one, Failed)}
         found[name] = datasets or next(one for one in of if isinstance(one, Failed))
-    weights = found["evidence"]
-    if not isinstance(weights, Failed) and weights[main].attrs.get("method") != "iw":
-        sampled = Measure(
-            lambda pair, args, seed: evidence_of_pair(pair, args, method="iw", particles=DRAWS, seed=seed)
-        )
-        one = _measured(sampled, subject, facts, main, seed)
-        weights = one if isinstance(one, Failed) else {main: one}
-    found.setdefault("reliability", weights if isinstance(weights, Failed) else {main: khat_verdict(weights[main])})
     return found
 
 
@@ -321,7 +334,7 @@ def _of_folder(path: Path) -> tuple[Mapping[str, Any] | None, str, Path]:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
         raise InputError(
-            f"'{path}' has no result.json of a comparison that is done; give the folder of a fit: {fits[0]}"
+            f"'{path}' has no result.json of a finished comparison; give the folder of a fit: {fits[0]}"
         ) from None
     place = folders([*listed])[best]
     folder = next((fit for fit in fits if fit.name == place), fits[0])

@@ -93,7 +93,7 @@ RULES = (
         "gaps",
         ("care", "fail"),
         "care",
-        "The ELBO lies well below the evidence: do not compare models by their ELBO.",
+        "The ELBO lies below the evidence by the gap: differences of ELBOs that are smaller say nothing about models.",
         "Look which part is large: a better encoder or more steps close the amortization gap, a richer guide the other.",
     ),
     Rule(

@@ -129,7 +129,10 @@ def _rests(rows: str, found: xr.Dataset, subject: Subject) -> str:
     if "seconds" in found.attrs:
         said.append(f"{float(found.attrs['seconds']):.1f} s")
     which = found.attrs.get("rests_on") or subject.rows_in_words.get(rows, f"{rows} data")
-    return f"Rests on {which}" + (f": {', '.join(said)}." if said else ".")
+    own = subject.numbers.get(rows)
+    counted = own is not None and ("rests_on" in found.attrs or not np.array_equal(own, np.arange(len(own))))
+    within = " Sentences count rows within these, from 0; tables give the numbers in the data." if counted else ""
+    return f"Rests on {which}" + (f": {', '.join(said)}." if said else ".") + within
 
 
 def _gap_parts(found: Found) -> dict[str, dict[str, tuple[float, float]]]:
