@@ -36,7 +36,7 @@ FROM_GUIDE: list[dict[str, Any]] = [
     [
         *((name, options) for name in ("sblrc", "arK", "kidiq", "mixture") for options in FROM_GUIDE),
         ("schools", {"method": "ais", "start": "prior", "chains": 4000, "steps": 50}),
-        ("centred schools", {"method": "ais", "start": "prior", "chains": 10_000, "steps": 300}),
+        ("centred schools", {"method": "ais", "start": "prior", "chains": 30_000, "steps": 150}),
     ],
 )
 def test_log_z_is_within_002(name: str, options: dict[str, Any]) -> None:
