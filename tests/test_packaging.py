@@ -108,7 +108,8 @@ def test_top_level_import_names_the_right_one(name):
 def test_wheel_holds_every_module_once(wheel):
     with zipfile.ZipFile(wheel) as archive:
         held = Counter(name for name in archive.namelist() if ".dist-info/" not in name)
-    assert held == Counter(module_files() | {"pyro_vi/py.typed"})
+    templates = {f"pyro_vi/reporting/page/templates/{name}" for name in ("report.html.jinja", "script.js", "style.css")}
+    assert held == Counter(module_files() | templates | {"pyro_vi/py.typed"})
 
 
 def test_installed_wheel_imports_from_elsewhere(wheel, tmp_path):

@@ -14,8 +14,8 @@ import xarray as xr
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_vi.auditing.accumulating import GROUPS, Difference, Moments
 from pyro_vi.auditing.evaluator import Evaluator, stacked
-from pyro_vi.auditing.moments import GROUPS, Difference, Moments
 from pyro_vi.auditing.result import Record, dataset_of
 from pyro_vi.auditing.timing import costs
 from pyro_vi.data import Batch, device_of, length_of

@@ -10,8 +10,8 @@ import xarray as xr
 from scipy import special
 from torch import Tensor
 
+from pyro_vi.auditing.accumulating import Difference, Moments, holm
 from pyro_vi.auditing.evaluator import Evaluator
-from pyro_vi.auditing.moments import Difference, Moments, holm
 from pyro_vi.auditing.timing import Cost
 
 PARTS = ("model", "guide")

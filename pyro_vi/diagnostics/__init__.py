@@ -3,8 +3,8 @@
 * `log_evidence` computes or estimates log p(x) of each datum: by sums of importance `weights`, whose tail `tails`
   describes, from the guide or from the prior (`prior`), or by the chains of `annealing`. `estimates` lays the numbers out.
 * `simulating` draws data and latents from the model itself.
-* `annealing` anneals from the guide or from the prior to the posterior (`chains`): `positions` are the draws on the unconstrained
-  scale, `transitions` moves them, `annealed` adds up the weights. `sandwich` bounds log p(x) from both sides on simulated data.
+* `annealing` anneals from guide or prior to the posterior (`chains`): `positions` are the draws on the unconstrained scale,
+  `transitions` moves them, `annealed` adds up the weights. `sandwich` bounds log p(x) from both sides on simulated data.
 * `splitting` splits log p(x) − ELBO into what the encoder loses and what the guide's family loses (`parts`).
 * `reweighting` has the k-hat of the guide (`joint_tails`), and moments with smoothed weights (`smoothed_moments`).
 * `responses` has linear-response standard deviations of shared latents (`mean_field`).

@@ -26,8 +26,8 @@ from catalogue import (
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
+from pyro_vi.auditing.accumulating import GROUPS
 from pyro_vi.auditing.auditor import audit
-from pyro_vi.auditing.moments import GROUPS
 from pyro_vi.data.loading import load
 from pyro_vi.errors import InputError, UsageError
 from pyro_vi.guides.diag_normal import DiagNormal

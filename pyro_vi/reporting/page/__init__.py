@@ -1,7 +1,7 @@
 """The page that says whether a fitted posterior can be used: one HTML file that needs nothing else.
 
 * `parts`: what a page consists of, as plain values: sections with sentences, tables and pictures.
-* `terms`: what each number means, in a sentence or two.
+* `glossary`: what each number means, in a sentence or two.
 * `drawing`: pictures as data URIs, and the figures of the page's own. `subject`: the fit and its rows. `tabulating`: tables
   from datasets.
 * `of_diagnostics`: a section for each diagnostic, with `of_weights`; `of_run`: those of the fit, its records and its pictures,

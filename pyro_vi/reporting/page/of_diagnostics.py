@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 
 from pyro_vi.errors import InputError, kind_and_line
 from pyro_vi.reporting.page import drawing
+from pyro_vi.reporting.page.glossary import term_of, title_of
 from pyro_vi.reporting.page.of_weights import evidence, moments, reliability
 from pyro_vi.reporting.page.parts import Cell, Column, Section, Shown, Table, Verdict
 from pyro_vi.reporting.page.subject import Subject
 from pyro_vi.reporting.page.tabulating import Found, Shows, by_dimension, plain
-from pyro_vi.reporting.page.terms import term_of, title_of
 from pyro_vi.reporting.plots_of_collapse import plot_collapse
 
 

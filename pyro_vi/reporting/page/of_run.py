@@ -12,11 +12,11 @@ from typing import Any
 from pyro_vi.errors import kind_and_line
 from pyro_vi.fitting import left_out, said_of_best
 from pyro_vi.reporting.page import drawing
+from pyro_vi.reporting.page.glossary import term_of, title_of
 from pyro_vi.reporting.page.parts import Cell, Column, Section, Shown, Table, Verdict, number
 from pyro_vi.reporting.page.recalled import commands_of
 from pyro_vi.reporting.page.subject import Subject
 from pyro_vi.reporting.page.tabulating import of_numbers
-from pyro_vi.reporting.page.terms import term_of, title_of
 from pyro_vi.reporting.pictures.plotting import PICTURES, chosen
 
 CURVES = ("training_curves", "terms_by_site")

@@ -5,8 +5,8 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
+from pyro_vi.reporting.page.glossary import TERMS
 from pyro_vi.reporting.page.parts import Page, Section, Verdict
-from pyro_vi.reporting.page.terms import TERMS
 
 MARKS: Mapping[Verdict, str] = {"pass": "✓", "care": "!", "fail": "✕", "none": "?"}
 WORDS: Mapping[Verdict, str] = {"pass": "nothing wrong", "care": "with care", "fail": "fails", "none": "cannot be told"}

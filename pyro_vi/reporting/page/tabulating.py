@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from pyro_vi.reporting.page.glossary import term_of, title_of
 from pyro_vi.reporting.page.parts import Cell, Column, Shown, Table, number
 from pyro_vi.reporting.page.subject import Subject
-from pyro_vi.reporting.page.terms import term_of, title_of
 
 MOST = 40
 """Most rows of a table."""

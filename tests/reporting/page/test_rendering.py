@@ -8,8 +8,8 @@ from page_checks import checked
 
 from pyro_vi.reporting.page import Page, Section, judged, rendered
 from pyro_vi.reporting.page.drawing import gap_bar, khat_by_datum, shown
+from pyro_vi.reporting.page.glossary import TERMS
 from pyro_vi.reporting.page.parts import Cell, Column, Command, Table, number
-from pyro_vi.reporting.page.terms import TERMS
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;{{ 7 * 7 }}"
 

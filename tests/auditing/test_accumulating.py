@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from pyro_vi.auditing.moments import Difference, Moments, holm
+from pyro_vi.auditing.accumulating import Difference, Moments, holm
 from pyro_vi.auditing.result import _columns
 
 
