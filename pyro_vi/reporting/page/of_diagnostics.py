@@ -19,6 +19,7 @@ from pyro_vi.reporting.page.of_weights import evidence, moments, reliability
 from pyro_vi.reporting.page.parts import Cell, Column, Section, Shown, Table, Verdict
 from pyro_vi.reporting.page.subject import Subject
 from pyro_vi.reporting.page.tabulating import Found, Shows, by_dimension, plain
+from pyro_vi.reporting.plots_of_calibration import plot_calibration
 from pyro_vi.reporting.plots_of_collapse import plot_collapse
 
 
@@ -208,6 +209,10 @@ def _calibration(found: Found, subject: Subject) -> tuple[list[Table], list[Show
     return shows.both()
 
 
+def _calibration_figure(found: Found) -> Figure:
+    return plot_calibration(next(one for one in found.values() if "rank" in one))
+
+
 def _percent(value: float, error: float) -> Cell:
     if not np.isfinite(value):
         return Cell("none")
@@ -230,7 +235,11 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
     ),
     "reliability": Diagnostic("k-hat by datum", reliability),
     "calibration": Diagnostic(
-        "Calibration", _calibration, alt="Distribution of the ranks with bands, and coverage of the intervals"
+        "Calibration",
+        _calibration,
+        _calibration_figure,
+        "Distribution functions of the ranks minus that of uniform ones, with their band, and coverage of the intervals",
+        "Distribution of the ranks with bands, and coverage of the intervals",
     ),
     "moments": Diagnostic("Moments corrected by weights", moments),
     "linear_response": Diagnostic("Linear-response standard deviations", plain),
