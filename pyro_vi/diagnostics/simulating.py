@@ -49,10 +49,10 @@ def simulated(
         places: the `observed_entries` of the batch, if they are known from an earlier draw.
 
     Raises:
-        InputError: the model observes nothing, observes numbers that are no entries of the batch, or does not run without its
-            observations.
+        InputError: the model observes nothing, observes numbers that are no entries of the batch, does not run without its
+            observations, or reads data that it also observes (looked for unless ``places`` is given).
     """
-    places = observed_entries(pair, args) if places is None else places
+    known, places = places is not None, observed_entries(pair, args) if places is None else places
     try:
         with torch.no_grad(), Give(dict(given or {})):
             trace: Any = poutine.trace(poutine.uncondition(pair.model)).get_trace(*fresh(args))
@@ -75,7 +75,7 @@ def simulated(
         flat[index[mask]] = value[mask].to(flat.dtype)
         columns[column] = flat.reshape(columns[column].shape)
     following = iter(columns)
-    return Simulated(
+    made = Simulated(
         changed(args, lambda _: next(following)),
         {
             name: node["value"]
@@ -83,6 +83,35 @@ def simulated(
             if node["type"] == "sample" and name not in places and role_of(node) == "latent"
         },
     )
+    if not known:
+        _refuse_read_data(pair, made, trace)
+    return made
+
+
+def _refuse_read_data(pair: Pair, made: Simulated, drawn: Any) -> None:
+    """Raise InputError if a site has another density at the data than it had when they were drawn.
+
+    It reads the observed column as an input too, as a model that looks up the last step in the data, or labels in a column that
+    it also observes: what was drawn was drawn at the old column.
+    """
+    # Plates that draw their rows take the same ones again.
+    kept = {
+        n: node["value"] for n, node in drawn.nodes.items() if node["type"] == "sample" and role_of(node) == "subsample"
+    }
+    with torch.no_grad(), Give({**kept, **made.values}):
+        scored: Any = prune_subsample_sites(poutine.trace(pair.model).get_trace(*fresh(made.args)))
+    drawn = prune_subsample_sites(drawn)
+    for trace in (drawn, scored):
+        trace.compute_log_prob()
+    for name, node in drawn.nodes.items():
+        if node["type"] != "sample" or role_of(node) == "deterministic" or name not in scored.nodes:
+            continue
+        one, two = (trace.nodes[name]["log_prob"].double() for trace in (drawn, scored))
+        if one.shape != two.shape or not torch.allclose(one, two, rtol=1e-3, atol=1e-3, equal_nan=True):
+            raise InputError(
+                f"site '{name}' has another density at the drawn data than where they were drawn: the model reads data that it "
+                "also observes, so that none can be drawn from it; let it use what pyro.sample returns, not the column"
+            )
 
 
 def observed_entries(pair: Pair, args: Batch) -> dict[str, tuple[int, Tensor]]:

@@ -14,6 +14,7 @@ from pyro import poutine
 from scipy import stats
 from torch import Tensor
 
+from pyro_vi.data import load
 from pyro_vi.diagnostics.ranking.calibrated import LEVELS, width_and_bias
 from pyro_vi.diagnostics.ranking.calibrating import calibration, calibration_of_pair
 from pyro_vi.errors import InputError
@@ -291,8 +292,6 @@ def test_a_guide_that_was_fitted_to_one_data_set_is_not_calibrated_in_one_pass()
     ],
 )
 def test_guides_without_calibration_are_refused_in_one_line(model: str, guide: str, words: str) -> None:
-    from pyro_vi.data import load
-
     data = load(columns(), heldout=0)
     pair = build_pair(model, guide, data)
     args = data.example(8) if guide == "point" else (*data.example(8), torch.arange(8))
@@ -310,6 +309,30 @@ def test_models_that_make_no_data_are_refused() -> None:
         calibration(weighted, normal_guide(), scalars())
     with pytest.raises(InputError, match=r"site 'z' is scaled \(poutine.scale\)"):
         calibration(poutine.scale(conjugate_model, 0.5), poutine.scale(normal_guide(), 0.5), scalars())
+
+
+def test_a_model_that_reads_what_it_observes_is_refused() -> None:
+    """The ranks would be wrong without a word: z is drawn at the old column, and scored at the new one."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.sign(), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(InputError, match="site 'z' has another density at the drawn data than where they were drawn"):
+        calibration(model, normal_guide(), scalars())
+    labels = torch.arange(12) % 4 - 1
+    data = load(((columns(12, 4) > 0).double(), labels), heldout=0)
+    pair = build_pair("semi_supervised_vae(latent_dim=2, hidden=(4,))", "diag_normal", data)
+    with pytest.raises(InputError, match="the model reads data that it also observes"):
+        calibration_of_pair(pair, data.example(12))
+
+
+def test_the_parameters_of_a_model_that_a_guide_holds_are_no_parameters_of_rows() -> None:
+    rows = columns(4)
+    data = load(rows, heldout=0)
+    pair = build_pair("vae(latent_dim=2, hidden=(4,), likelihood='gaussian')", "prior", data)
+    assert calibration_of_pair(pair, data.example(4), simulations=52, draws=9).attrs["simulations"] == 52
 
 
 def test_width_and_bias_of_a_pit_without_error() -> None:

@@ -12,7 +12,7 @@ import xarray as xr
 from pyro.distributions import Unit
 from torch import Tensor
 
-from pyro_vi.data import Batch, changed, fresh, length_of
+from pyro_vi.data import Batch, changed, fresh, length_of, tensors_in
 from pyro_vi.diagnostics.ranking.calibrated import measured_calibration
 from pyro_vi.diagnostics.ranking.ranks import Ranked, Ranker
 from pyro_vi.diagnostics.simulating import Simulated, observed_entries, simulated
@@ -92,8 +92,8 @@ def calibration(
         ``"pass"``, or ``"none"``; ``p_value``, the smallest adjusted; ``sentences``; ``simulations``; ``draws``.
 
     Raises:
-        InputError: no data can be drawn from the model, as it has an improper prior, a factor or a scale, or observes no entry
-            of the batch; the guide is a point estimate, or has parameters for each row.
+        InputError: no data can be drawn from the model, as it has an improper prior, a factor or a scale, observes no entry of
+            the batch, or reads data that it also observes; the guide is a point estimate, or has parameters for each row.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -127,8 +127,11 @@ def calibration_of_pair(
     draws, seed, rows = whole_number("draws", draws, 9), seed_from(seed), whole_number("rows", rows, 1)
     facts = facts_of(pair, args)
     refuse_unsimulated(pair, args, facts)
+    if (
+        next(tensors_in(args), None) is not None
+    ):  # a program that holds its data itself is refused with the right reason
+        refuse_own_minibatch(pair, args)
     free = _free_sites(pair, args, seed)
-    refuse_own_minibatch(pair, args)
     local = [name for name in pair.layouts(args)[0].latents if name not in facts.shared]
     if local and free.issuperset(set(local) - set(facts.summed)) and _row_parameters(pair, args):
         raise InputError(
@@ -212,8 +215,9 @@ def _same(one: Tensor, two: Tensor) -> bool:
 
 def _row_parameters(pair: Pair, args: Batch) -> bool:
     """True if the guide has parameters for each row of the data."""
-    length = length_of(args)
-    return takes_row_numbers(pair.guide) or any(length > 1 and length in p.shape for p in pair.guide.parameters())
+    length, models = length_of(args), {id(p) for p in pair.model.parameters()}
+    own = [p for p in pair.guide.parameters() if id(p) not in models]  # a guide may hold the model
+    return takes_row_numbers(pair.guide) or any(length > 1 and length in p.shape for p in own)
 
 
 def _simulations(
