@@ -5,7 +5,7 @@
 * `continuing` starts a new run from the parameters of another one; `storing` writes a run that is in memory only.
 * `exporting` writes the pictures and results of a fit or a comparison; `compared` is `compare` and `resume` with these files.
 * `refitting` fits a guide to many data sets from the model, and says whether it is calibrated.
-* `reported` writes the page that says whether a posterior can be used.
+* `reported` writes the page that says whether a posterior can be used, from what `measuring` measures.
 * `writers` hand the records of a fit to TensorBoard, Weights & Biases and MLflow.
 """
 

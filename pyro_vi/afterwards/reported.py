@@ -1,14 +1,12 @@
 """`report` writes the page that says whether the posterior of a fit can be used, from the fit or its folder.
 
-* `page_of` computes all that the page shows; `diagnosed` calls the diagnostics, each of which may fail without the others.
+* `page_of` puts together all that the page shows; `measuring` calls the diagnostics.
 """
 
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +14,17 @@ import numpy as np
 import torch
 import xarray as xr
 
+from pyro_vi.afterwards.measuring import diagnosed, draw_of
 from pyro_vi.afterwards.opened import OpenedRun
 from pyro_vi.afterwards.opening import open as opened_from
 from pyro_vi.comparing import Comparison
-from pyro_vi.comparing.evaluating import measured, undivided
+from pyro_vi.comparing.evaluating import undivided
 from pyro_vi.comparing.results import folders
-from pyro_vi.data import Batch, Data, length_of
-from pyro_vi.diagnostics import (
-    calibration_of_pair,
-    collapse_of_pair,
-    evidence_of_pair,
-    gaps_of_pair,
-    linear_response_of_pair,
-    moments_of_pair,
-    reliability_of_pair,
-)
+from pyro_vi.data import Data, length_of
 from pyro_vi.elbo import Facts, facts_of
 from pyro_vi.errors import InputError, kind_and_line
 from pyro_vi.fitting import Run, fits_in, holds_run
-from pyro_vi.programs import Pair, name_of
+from pyro_vi.programs import name_of
 from pyro_vi.reporting.document import to_dict
 from pyro_vi.reporting.of_pairs import rows_of
 from pyro_vi.reporting.page import (
@@ -58,10 +48,6 @@ from pyro_vi.support import Whole, finite, make_folder, seed_from, versions, who
 NAME = "report.html"
 ROWS = 500
 """Most data that each diagnostic looks at."""
-DRAWS = 2000
-"""Draws of each datum for its evidence and its k-hat."""
-FEW = 30
-"""Most data of which the parts of the gap are found, which are searched for datum by datum."""
 
 
 def report(
@@ -167,7 +153,7 @@ def page_of(
         found = diagnosed(subject, facts, seed)
     except Exception as error:  # the page is still written
         found = dict.fromkeys(DIAGNOSTICS, Failed.by(error))
-    sections = [section_of(name, found.get(name), subject) for name in DIAGNOSTICS]
+    sections = [section_of(name, found.get(name), subject, draw_of(name, subject)) for name in DIAGNOSTICS]
     training = _safely("training", "Training", lambda: training_section(subject))
     fit = _safely(
         "fit", "What was fitted, and how to repeat it", lambda: fit_section(subject, (model, guide), data, parameters)
@@ -184,83 +170,6 @@ def page_of(
         (*of_comparison, fit, *sections, training, pictures),
         f"Made by pyro_vi.report in {time.perf_counter() - start:.0f} s, with seed {seed}; {known}.",
     )
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A diagnostic as the page calls it.
-
-    Attributes:
-        compute: gives the dataset of a pair on some rows, from draws with a seed.
-        rows: most rows, evenly spaced among those of the page; None for all of these.
-        apart: it is asked of training rows too, if the page is about held-out ones.
-    """
-
-    compute: Callable[[Pair, Batch, int], xr.Dataset]
-    rows: int | None = None
-    apart: bool = False
-
-
-MEASURES: Mapping[str, Measure] = {
-    "evidence": Measure(lambda pair, args, seed: evidence_of_pair(pair, args, particles=DRAWS, seed=seed)),
-    "gaps": Measure(
-        lambda pair, args, seed: gaps_of_pair(
-            pair, args, families=("diag_normal", "full_normal"), draws=200, seed=seed
-        ),
-        rows=FEW,
-        apart=True,
-    ),
-    "reliability": Measure(lambda pair, args, seed: reliability_of_pair(pair, args, draws=DRAWS, seed=seed)),
-    "calibration": Measure(lambda pair, args, seed: calibration_of_pair(pair, args, seed=seed)),
-    "moments": Measure(lambda pair, args, seed: moments_of_pair(pair, args, draws=DRAWS, seed=seed, most=FEW)),
-    "linear_response": Measure(lambda pair, args, seed: linear_response_of_pair(pair, args, seed=seed)),
-    "collapse": Measure(lambda pair, args, seed: collapse_of_pair(pair, args, seed=seed)),
-}
-"""What is computed for the page, by the name of its section."""
-
-
-def diagnosed(subject: Subject, facts: Facts, seed: int) -> dict[str, Mapping[str, xr.Dataset] | Failed]:
-    """Return the datasets of all diagnostics by name of their rows, or why there are none."""
-    pair = subject.run.pair
-    main, args = next(iter(subject.args.items()))
-    if not facts.points:
-        # Near the posterior, the draws' log p − log q vary far less than log p(x | z) does beside a closed-form KL.
-        subject.bounds[main] = measured(pair, args, facts, subject.run.data, draws=100, seed=seed, kl="sampled")
-    found: dict[str, Mapping[str, xr.Dataset] | Failed] = {}
-    for name, measure in MEASURES.items():
-        of = [_measured(measure, subject, facts, rows, seed) for rows in (subject.args if measure.apart else [main])]
-        datasets = {rows: one for rows, one in zip(subject.args, of, strict=False) if not isinstance(one, Failed)}
-        found[name] = datasets or next(one for one in of if isinstance(one, Failed))
-    return found
-
-
-def _measured(measure: Measure, subject: Subject, facts: Facts, rows: str, seed: int) -> xr.Dataset | Failed:
-    """Compute a diagnostic on some of the page's rows; its dimension ``datum`` gets the places among these."""
-    pair, args, start = subject.run.pair, subject.args[rows], time.perf_counter()
-    count, index = length_of(args), np.arange(length_of(args))
-    if (
-        measure.rows is not None
-        and count > measure.rows
-        and not undivided(facts)
-        and pair.separable(args, measure.rows)
-    ):
-        index = np.linspace(0, count - 1, measure.rows).round().astype(int)
-        args = rows_of(args, index.tolist())
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = measure.compute(pair, args, seed)
-        if "datum" in found.dims:
-            places = found["datum"].values if "datum" in found.coords else np.arange(found.sizes["datum"])
-            found = found.assign_coords(datum=index[places.astype(int)])
-    except Exception as error:  # what does not apply is said on the page
-        return Failed.by(error)
-    rests = (
-        {"rests_on": f"{len(index):,} of {subject.counts[rows]:,} {rows} rows, evenly spaced"}
-        if len(index) < count
-        else {}
-    )
-    return found.assign_attrs(seconds=time.perf_counter() - start, **rests)
 
 
 def _safely(anchor: str, title: str, make: Callable[[], Section]) -> Section:

@@ -22,6 +22,9 @@ from pyro_vi.reporting.page.tabulating import Found, Shows, by_dimension, plain
 from pyro_vi.reporting.plots_of_calibration import plot_calibration
 from pyro_vi.reporting.plots_of_collapse import plot_collapse
 
+Draw = Callable[[Found], Mapping[str, Figure]]
+"""Draws figures of a diagnostic's datasets, by their captions."""
+
 
 @dataclass(frozen=True)
 class Failed:
@@ -49,28 +52,24 @@ class Diagnostic:
     Attributes:
         title: the heading.
         shows: makes tables and pictures from the datasets by name of their rows, such as ``"held-out"``.
-        draws: makes a figure of the datasets; None if there is none.
-        caption: of this figure; by default the title.
-        alt: what it shows, in words; its numbers follow, if there are any.
+        draws: makes figures of the datasets, by their captions; None if there are none.
+        alt: what they show, in words; their numbers follow, if there are any.
     """
 
     title: str
     shows: Callable[[Found, Subject], tuple[list[Table], list[Shown]]]
-    draws: Callable[[Found], Figure] | None = None
-    caption: str = ""
+    draws: Draw | None = None
     alt: str = ""
 
 
-def section_of(
-    name: str, found: Found | Failed | None, subject: Subject, figure: Callable[[Found], Figure] | None = None
-) -> Section:
+def section_of(name: str, found: Found | Failed | None, subject: Subject, draw: Draw | None = None) -> Section:
     """Return the section of a diagnostic.
 
     Args:
         name: its name, a key of `DIAGNOSTICS`.
         found: its datasets by name of their rows; or why there are none.
         subject: what the page is about.
-        figure: draws the datasets, in the place of the diagnostic's own picture; one that fails is left out.
+        draw: makes figures of the datasets by their captions, in the place of the diagnostic's own; if it fails, there is none.
     """
     one = DIAGNOSTICS[name]
     if found is None or not found:
@@ -82,10 +81,12 @@ def section_of(
         absent = ""
     except Exception as error:  # a table is never a reason to lose the page
         tables, pictures, absent = [], [], f"The tables could not be made: {kind_and_line(error)}."
-    draw = figure or one.draws
+    draw = draw or one.draws
     if draw is not None and any(dataset.attrs.get("verdict") != "none" for dataset in found.values()):
         try:
-            pictures.insert(0, drawing.shown(draw(found), one.caption or one.title, _alt(one, found)))
+            alt = _alt(one, found)
+            drawn = [drawing.shown(figure, said, f"{said}. {alt}") for said, figure in draw(found).items()]
+            pictures[:0] = drawn
         except Exception as error:
             absent = absent or f"The picture could not be drawn: {kind_and_line(error)}."
     verdicts = [str(dataset.attrs.get("verdict", "none")) for dataset in found.values()]
@@ -158,8 +159,9 @@ def _mean(found: xr.Dataset, name: str) -> tuple[float, float]:
     return float(pair[0]), float(pair[1])
 
 
-def _gap_figure(found: Found) -> Figure:
-    return drawing.gap_bar(_gap_parts(found) or {rows: {"gap": _mean(one, "gap")} for rows, one in found.items()})
+def _gap_figure(found: Found) -> dict[str, Figure]:
+    parts = _gap_parts(found) or {rows: {"gap": _mean(one, "gap")} for rows, one in found.items()}
+    return {"The mean gap of the guide in its parts, each with one standard error": drawing.gap_bar(parts)}
 
 
 def _alt(one: Diagnostic, found: Found) -> str:
@@ -230,7 +232,6 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
         "The gap and its parts",
         plain,
         _gap_figure,
-        "The mean gap of the guide in its parts, each with one standard error",
         "The parts of the gap",
     ),
     "reliability": Diagnostic("k-hat by datum", reliability),

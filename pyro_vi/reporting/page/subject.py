@@ -29,6 +29,7 @@ class Subject:
         counts: how many rows of each name there are.
         bounds: the ELBO of these rows.
         counted: what ``numbers`` count: "the data" or "the held-out rows".
+        kept: what a diagnostic kept for its pictures, by its name.
     """
 
     run: Run
@@ -38,6 +39,7 @@ class Subject:
     counts: Mapping[str, int] = field(default_factory=dict)
     bounds: dict[str, Evaluation] = field(default_factory=dict)
     counted: Mapping[str, str] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict)
 
     @property
     def rows_in_words(self) -> dict[str, str]:

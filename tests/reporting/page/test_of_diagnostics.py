@@ -97,7 +97,8 @@ def texts(section: Section) -> list[list[str]]:
 
 def test_each_diagnostic_has_a_section_with_its_sentences_as_they_are(subject: Subject) -> None:
     made = [
-        section_of(name, {"held-out": one}, subject, lambda _: Figure(figsize=(2, 1))) for name, one in MADE_UP.items()
+        section_of(name, {"held-out": one}, subject, lambda _: {"a figure": Figure(figsize=(2, 1))})
+        for name, one in MADE_UP.items()
     ]
     assert [section.anchor for section in made] == list(DIAGNOSTICS)
     assert all(section.sentences == ("First, 0.5 ± 0.1.", "Second.") and not section.absent for section in made)
