@@ -29,8 +29,6 @@ from pyro_vi.programs import Pair
 from pyro_vi.reporting.of_pairs import rows_of
 from pyro_vi.reporting.page import Failed, Subject
 from pyro_vi.reporting.page.tabulating import Found
-from pyro_vi.reporting.plots_of_calibration import plot_calibration
-from pyro_vi.reporting.plots_of_collapse import plot_collapse
 from pyro_vi.reporting.plots_of_predictions import plot_predictive
 from pyro_vi.reporting.predicting import predictive_of_pair, predictive_tree
 
@@ -62,20 +60,6 @@ def _predictive(pair: Pair, args: Batch, seed: int) -> tuple[xr.Dataset, xr.Data
     return predictive_of_pair(pair, args, draws=200, seed=seed, tree=tree), tree
 
 
-def _calibration_figure(found: Found, _: Any) -> dict[str, Figure]:
-    (one,) = found.values()
-    return {"Distribution of the ranks less that of uniform ones, with its band, and coverage": plot_calibration(one)}
-
-
-def _collapse_figure(found: Found, _: Any) -> dict[str, Figure]:
-    (one,) = found.values()
-    return {
-        "KL of each latent dimension, with two standard errors; the colour is the cause of a collapse": plot_collapse(
-            one
-        )
-    }
-
-
 def _predictive_figures(_: Found, tree: xr.DataTree) -> dict[str, Figure]:
     said = {
         "predictive": "Densities of data drawn again from the fitted latents (thin), and of the observed data",
@@ -94,12 +78,10 @@ MEASURES: dict[str, Measure] = {
         apart=True,
     ),
     "reliability": Measure(lambda pair, args, seed: reliability_of_pair(pair, args, draws=DRAWS, seed=seed)),
-    "calibration": Measure(
-        lambda pair, args, seed: calibration_of_pair(pair, args, seed=seed), draw=_calibration_figure
-    ),
+    "calibration": Measure(lambda pair, args, seed: calibration_of_pair(pair, args, seed=seed)),
     "moments": Measure(lambda pair, args, seed: moments_of_pair(pair, args, draws=DRAWS, seed=seed, most=FEW)),
     "linear_response": Measure(lambda pair, args, seed: linear_response_of_pair(pair, args, seed=seed)),
-    "collapse": Measure(lambda pair, args, seed: collapse_of_pair(pair, args, seed=seed), draw=_collapse_figure),
+    "collapse": Measure(lambda pair, args, seed: collapse_of_pair(pair, args, seed=seed)),
     "predictive": Measure(_predictive, 200, draw=_predictive_figures),
 }
 """What is computed for the page, by the name of its section."""

@@ -211,8 +211,16 @@ def _calibration(found: Found, subject: Subject) -> tuple[list[Table], list[Show
     return shows.both()
 
 
-def _calibration_figure(found: Found) -> Figure:
-    return plot_calibration(next(one for one in found.values() if "rank" in one))
+def _calibration_figure(found: Found) -> dict[str, Figure]:
+    said = (
+        "Distribution functions of the ranks minus that of uniform ones, with their band, and coverage of the intervals"
+    )
+    return {said: plot_calibration(next(one for one in found.values() if "rank" in one))}
+
+
+def _collapse_figure(found: Found) -> dict[str, Figure]:
+    said = "KL of each latent dimension from its prior, with two standard errors; the colour is the cause of a collapse"
+    return {said: plot_collapse(next(iter(found.values())))}
 
 
 def _percent(value: float, error: float) -> Cell:
@@ -239,7 +247,6 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
         "Calibration",
         _calibration,
         _calibration_figure,
-        "Distribution functions of the ranks minus that of uniform ones, with their band, and coverage of the intervals",
         "Distribution of the ranks with bands, and coverage of the intervals",
     ),
     "moments": Diagnostic("Moments corrected by weights", moments),
@@ -247,8 +254,7 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = {
     "collapse": Diagnostic(
         "Collapse of latent dimensions",
         plain,
-        lambda found: plot_collapse(next(iter(found.values()))),
-        "KL of each latent dimension from its prior, with two standard errors",
+        _collapse_figure,
         "KL and activity of each latent dimension",
     ),
     "predictive": Diagnostic("Does the model fit the data", plain, alt="Predictive checks"),
