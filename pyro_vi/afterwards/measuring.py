@@ -63,6 +63,8 @@ def _predictive(pair: Pair, args: Batch, seed: int) -> tuple[xr.Dataset, xr.Data
 def _predictive_figures(_: Found, tree: xr.DataTree) -> dict[str, Figure]:
     said = {
         "predictive": "Densities of data drawn again from the fitted latents (thin), and of the observed data",
+        "pit": "Ranks of the observed numbers among data drawn again from the fitted latents, less those of uniform ranks",
+        "pit_new": "Ranks of the observed numbers among new data drawn from the model, less those of uniform ranks",
         "predictive_new": "Densities of new data drawn from the model (thin), and of the observed data",
     }
     return {said.get(name, name.replace("_", " ")): figure for name, figure in plot_predictive(tree).items()}

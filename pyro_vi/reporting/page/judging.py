@@ -128,7 +128,7 @@ RULES = (
         "collapse",
         ("care",),
         "pass",
-        "Some latent dimensions carry nothing: fewer are used than there are. This is no fault of the posterior by itself.",
+        "Some latent dimensions carry little or nothing. This is no fault of the posterior by itself.",
         "If you want to use all of them: more data, fewer dimensions, a warm-up of the KL, or free bits.",
     ),
 )

@@ -1,7 +1,6 @@
 """Tables and pictures of what rests on importance weights: evidence, k-hat and corrected moments.
 
 * `evidence`, `reliability` and `moments` take the datasets by name of their rows, as those of `of_diagnostics` do.
-* `khat_verdict` judges the k-hat of an evidence.
 """
 
 from typing import Any
@@ -142,38 +141,3 @@ def _typical(found: xr.Dataset) -> xr.Dataset:
         columns["sd_corrected_by_sd_of_guide"] = np.exp(np.nanmean(np.log(ratio), 0))
     rest = [dim for dim in found.dims if dim != "datum"]
     return xr.Dataset({name: (rest, values) for name, values in columns.items()}, {dim: found[dim] for dim in rest})
-
-
-def khat_verdict(found: xr.Dataset) -> xr.Dataset:
-    """Return k-hat of the weights of an evidence as a dataset with a verdict of its own, as `section_of` takes it.
-
-    Example:
-        >>> one = xr.Dataset({"khat": ("datum", [0.2, 0.9, 0.3, np.nan])}, attrs={"particles": 1000})
-        >>> khat_verdict(one).attrs["verdict"]
-        'care'
-    """
-    khat = np.atleast_1d(found.khat.values.astype(float))
-    known = khat[np.isfinite(khat)]
-    columns = {"khat": ("datum", khat)}
-    if "ess" in found:
-        columns["ess"] = ("datum", np.atleast_1d(found.ess.values.astype(float)))
-    attrs: dict[str, Any] = {"draws": int(found.attrs.get("particles", 0)), "rows": len(khat)}
-    draws = float(found.attrs.get("particles", 0))
-    if not len(known) and draws and "ess" in columns and np.min(columns["ess"][1]) > 0.99 * draws:
-        same = "All importance weights are equal, as far as can be seen: the guide is the posterior."
-        return xr.Dataset(columns, attrs={**attrs, "verdict": "pass", "sentences": [same]})
-    if not len(known):
-        nothing = "There are no importance weights with a tail, so that there is no k-hat."
-        return xr.Dataset(columns, attrs={**attrs, "verdict": "none", "sentences": [nothing]})
-    above = int((known > UNRELIABLE).sum())
-    share = above / len(known)
-    error = (share * (1 - share) / len(known)) ** 0.5
-    verdict = "pass" if not above else "care" if share <= 0.5 else "fail"
-    of = f"{above} of {len(known)} data ({100 * share:.0f} ± {100 * error:.0f} %)"
-    middle = f"the median k-hat is {np.median(known):.2f}, the largest {known.max():.2f}"
-    said = {
-        "pass": f"k-hat is below {UNRELIABLE} for all {len(known)} data: {middle}.",
-        "care": f"k-hat is above {UNRELIABLE} for {of}: {middle}.",
-        "fail": f"k-hat is above {UNRELIABLE} for {of}: {middle}.",
-    }[verdict]
-    return xr.Dataset(columns, attrs={**attrs, "verdict": verdict, "sentences": [said]})

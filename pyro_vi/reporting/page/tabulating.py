@@ -35,7 +35,7 @@ def by_dimension(
     most: int = MOST,
     columns: Sequence[str] = (),
 ) -> Table | None:
-    """Return a table with a row for each entry of a dimension, or None if no variable has it alone.
+    """Return a table with a row for each entry of a dimension, or None if no variable with a number has it alone.
 
     A variable ``x_se`` is the error of ``x`` and has no column of its own.
 
@@ -52,6 +52,7 @@ def by_dimension(
         str(name)
         for name, values in found.data_vars.items()
         if values.dims == (dimension,) and not _is_error(str(name), found) and (not columns or name in columns)
+        if not (values.dtype.kind == "f" and bool(np.isnan(values).all()))
     ]
     if not names:
         return None

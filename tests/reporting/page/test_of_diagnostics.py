@@ -12,7 +12,6 @@ from page_checks import checked
 import pyro_vi
 from pyro_vi.errors import InputError
 from pyro_vi.reporting.page import DIAGNOSTICS, Failed, Page, Section, Subject, judged, rendered, section_of
-from pyro_vi.reporting.page.of_weights import khat_verdict
 from pyro_vi.reporting.pictures.plotting import comparison_of
 
 SAID: dict[str, Any] = {
@@ -153,20 +152,3 @@ def test_the_parts_of_the_gap_are_drawn_for_training_and_held_out_apart(subject:
     parts = "amortization 0.200 ± 0.050, approximation 2.000 ± 0.100"
     assert f"training: {parts}. held-out: {parts}" in section.pictures[0].alt
     assert section.sentences[0] == "On training rows: First, 0.5 ± 0.1."
-
-
-@pytest.mark.parametrize(
-    ("khat", "ess", "verdict"),
-    [
-        ([0.1, 0.69], [5.0, 5.0], "pass"),
-        ([0.1, 0.71], [5.0, 5.0], "care"),
-        ([0.8, 0.9, 0.3], [5.0, 5.0, 5.0], "fail"),
-        ([np.nan, np.nan], [100.0, 100.0], "pass"),  # equal weights: the guide is the posterior
-        ([np.nan, np.nan], [1.0, 1.0], "none"),
-    ],
-)
-def test_k_hat_of_an_evidence_is_judged_by_its_share_above_the_threshold(
-    khat: list[float], ess: list[float], verdict: str
-) -> None:
-    found = xr.Dataset({"khat": ("datum", khat), "ess": ("datum", ess)}, attrs={"particles": 100})
-    assert khat_verdict(found).attrs["verdict"] == verdict
