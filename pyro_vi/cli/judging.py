@@ -74,9 +74,10 @@ def diagnose(command: Diagnose) -> int:
     if command.json:
         print_json({name: dict(part.attrs) for name, part in tree.children.items()})
         return 0
-    print_parts([f"{asked.title}: {length_of(taken)} of {length_of(args)} {asked.on} rows"])
-    for name, part in tree.children.items():
-        print_parts(["", f"{name}: {part.attrs['verdict']}", *(f"  {text}" for text in part.attrs["sentences"])])
+    part = ", evenly spaced; sentences count rows within these, from 0" if length_of(taken) < length_of(args) else ""
+    print_parts([f"{asked.title}: {length_of(taken)} of {length_of(args)} {asked.on} rows{part}"])
+    for name, found in tree.children.items():
+        print_parts(["", f"{name}: {found.attrs['verdict']}", *(f"  {text}" for text in found.attrs["sentences"])])
     return 0
 
 

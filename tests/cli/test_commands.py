@@ -159,6 +159,22 @@ def test_gaps_are_split_on_training_and_held_out_data_and_drawn(fitted, capsys, 
     assert "held-out: " in out and "amortization" in out and "The gap log p(x)" in out
 
 
+@pytest.mark.slow
+def test_diagnose_prints_each_verdict_with_its_sentences(fitted, capsys):
+    capsys.readouterr()
+    assert cli.main(on(fitted, "diagnose", "--only", "linear_response", "reliability", "--rows", "5")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("5 of 6 held-out rows, evenly spaced; sentences count rows within these, from 0")
+    assert [line.split(":")[0] for line in lines if line and not line.startswith(" ")][1:] == [
+        "reliability",
+        "linear_response",
+    ]
+    assert cli.main(on(fitted, "diagnose", "--only", "reliability", "--json")) == 0
+    assert set(json.loads(capsys.readouterr().out)["reliability"]) >= {"verdict", "sentences", "draws"}
+    assert cli.main(on(fitted, "diagnose", "--only", "khat")) == 2
+    assert "there is no diagnostic 'khat'" in capsys.readouterr().err
+
+
 def test_a_run_of_another_pair_or_a_damaged_one_is_refused(fitted, folder, capsys):
     capsys.readouterr()
     args = ["evidence", "linear_gaussian(latent_dim=3)", SMALL[1], "--data", str(fitted / "data.npy")]
