@@ -13,7 +13,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_vi.data import Batch, changed, fresh, tensors_in
-from pyro_vi.elbo import one_run, site_mask
+from pyro_vi.elbo import entry_mask, one_run
 from pyro_vi.errors import InputError, first_line
 from pyro_vi.programs import Give, Pair, role_of
 
@@ -70,8 +70,7 @@ def simulated(
                 f"site '{name}' has shape {tuple(value.shape)} where it is drawn, and {tuple(index.shape)} where observed; "
                 "let the model draw what it observes"
             )
-        mask = site_mask(node)
-        mask = mask.reshape(mask.shape + (1,) * len(node["fn"].event_shape)).expand(value.shape)
+        mask = entry_mask(node).expand(value.shape)
         flat[index[mask]] = value[mask].to(flat.dtype)
         columns[column] = flat.reshape(columns[column].shape)
     following = iter(columns)

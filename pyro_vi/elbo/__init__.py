@@ -35,6 +35,7 @@ from pyro_vi.elbo.draws import (
 from pyro_vi.elbo.facts import (
     ELBO,
     Facts,
+    entry_mask,
     facts_of,
     nesting_of,
     one_run,
@@ -74,6 +75,7 @@ __all__ = [
     "draw_terms",
     "draw_traces",
     "draws_at_once",
+    "entry_mask",
     "enumerated_run",
     "evaluate",
     "facts_of",

@@ -229,7 +229,7 @@ def _frames(node: Any) -> set[str]:
 
 
 def _same_mask(one: Any, other: Any) -> bool:
-    masks = [torch.ones(()).bool() & site_mask(node) for node in (one, other)]
+    masks = [torch.ones(()).bool() & entry_mask(node) for node in (one, other)]
     try:
         return all(torch.equal(*pair) for pair in [torch.broadcast_tensors(*masks)])
     except RuntimeError:
@@ -241,4 +241,17 @@ def site_mask(node: Any) -> Tensor:
     mask = torch.as_tensor(True if node["mask"] is None else node["mask"])
     if isinstance(node["fn"], dist.MaskedDistribution):
         mask = mask & torch.as_tensor(mask_of(node["fn"]))
+    return mask
+
+
+def entry_mask(node: Any) -> Tensor:
+    """`site_mask` with the dimensions of the event, and with masks inside it: ``dist.Normal(…).mask(m).to_event(1)``."""
+    fn: Any = node["fn"]
+    mask = torch.as_tensor(True if node["mask"] is None else node["mask"])
+    mask = mask.reshape(mask.shape + (1,) * len(fn.event_shape))
+    while isinstance(fn, (dist.MaskedDistribution, dist.Independent, dist.ExpandedDistribution)):
+        if isinstance(fn, dist.MaskedDistribution):
+            own = torch.as_tensor(mask_of(fn))
+            mask = mask & own.reshape(own.shape + (1,) * len(fn.event_shape))
+        fn = fn.base_dist
     return mask

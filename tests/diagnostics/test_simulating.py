@@ -83,6 +83,21 @@ def test_masked_entries_stay():
     assert (found.args[0] == 99).tolist() == [False] * 4 + [True] * 2
 
 
+def test_entries_that_are_masked_inside_an_event_stay():
+    """The mask of a sequence as in Pyro's examples; with a draw in its place, a guide that reads padding seems right."""
+    mask = torch.arange(3) < torch.tensor([1, 2, 3, 3, 2, 1]).unsqueeze(-1)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("rows", ROWS):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()).double(), 1.0))
+            law = dist.Normal(z.unsqueeze(-1), 1.0).expand((ROWS, 3)).mask(mask)
+            pyro.sample("x", law.to_event(1), obs=x)
+
+    x = torch.full((ROWS, 3), 99.0).double()
+    _, _, found = drawn(model, guide, x)
+    torch.testing.assert_close(found.args[0] == 99, ~mask)
+
+
 def test_given_latents_are_not_drawn():
     model, exact = exact_pair()
     z = torch.ones(8, 2).double()

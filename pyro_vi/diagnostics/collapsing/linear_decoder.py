@@ -20,7 +20,7 @@ from pyro_vi.data import Batch, fresh
 from pyro_vi.diagnostics.collapsing.local_runs import LocalRun, spread
 from pyro_vi.diagnostics.collapsing.unit_numbers import prior_law
 from pyro_vi.diagnostics.collapsing.units import UnitSite, sites_of
-from pyro_vi.elbo import Facts, one_run, site_mask, unwrapped
+from pyro_vi.elbo import Facts, entry_mask, one_run, unwrapped
 from pyro_vi.programs import Give, Pair, role_of
 
 FEW, TESTS = 3, 4
@@ -73,7 +73,7 @@ def linear_decoder(pair: Pair, args: Batch, facts: Facts, drawn: LocalRun) -> Sp
     weight, bias, scale = found
     node = one_run(pair, args, False).model_trace.nodes[data[0]]
     x = node["value"].reshape(-1, len(bias)).double()
-    if not bool(site_mask(node).all()) or not bool(x.isfinite().all()):
+    if not bool(entry_mask(node).all()) or not bool(x.isfinite().all()):
         return None
     return _spectrum(x / scale, weight / scale.unsqueeze(-1), bias / scale, scale)
 
