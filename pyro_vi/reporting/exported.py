@@ -12,7 +12,7 @@ import torch
 from torch.distributions import constraints
 
 from pyro_vi.data import Batch
-from pyro_vi.elbo import Facts, one_run, own_scale, site_mask
+from pyro_vi.elbo import Facts, entry_mask, one_run, own_scale, site_mask
 from pyro_vi.elbo.traces import PARTICLES
 from pyro_vi.errors import InputError
 from pyro_vi.programs import Pair, role_of, support_of
@@ -33,6 +33,7 @@ class Exported:
         rank: number of batch dimensions.
         dims: names of all dimensions.
         mask: entries of the batch that are part of the model, or None if all are.
+        entries: entries of the value that are part of the model, with masks inside its event, or None if all are.
         scale: the site's own scale, or 1.
         boolean: true if the values are 0 and 1 only.
     """
@@ -44,6 +45,7 @@ class Exported:
     rank: int
     dims: tuple[str, ...]
     mask: np.ndarray | None
+    entries: np.ndarray | None
     scale: float
     boolean: bool
 
@@ -63,11 +65,10 @@ class Exported:
 
     def masked(self, array: np.ndarray) -> np.ndarray:
         """The array, NaN where an entry is no part of the model; its last dimensions are the site's."""
-        if self.mask is None:
+        if self.entries is None:
             return array
         floating = array.astype(np.result_type(array.dtype, np.float32))
-        mask = self.mask.reshape(*self.mask.shape, *(1,) * (len(self.shape) - self.rank))
-        return np.where(mask, floating, np.nan)
+        return np.where(self.entries, floating, np.nan)
 
     def seen(self, array: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Log-densities of the entries that are part of the model, in one dimension, and the indices of each entry."""
@@ -107,8 +108,10 @@ def exported(trace: Any) -> dict[str, Exported]:
         kind: Any = "deterministic" if deterministic else ("data" if role == "observed" else "latent")
         mask = None if deterministic else site_mask(node)
         part = None if mask is None or bool(mask.all()) else mask.expand(shape[:rank]).cpu().numpy()
+        within = None if deterministic else entry_mask(node)
+        entries = None if within is None or bool(within.all()) else within.expand(shape).cpu().numpy()
         scale = torch.as_tensor(own_scale(node)).double().mean().item()
-        found[name] = Exported(name, labels[name], kind, shape, rank, tuple(dims), part, scale, _boolean(fn))
+        found[name] = Exported(name, labels[name], kind, shape, rank, tuple(dims), part, entries, scale, _boolean(fn))
     return found
 
 

@@ -174,3 +174,26 @@ def test_figures_have_a_panel_for_each_site_and_leave_nothing_open():
             assert len(figure.axes) == 1 and figure.axes[0].lines
     assert plt.get_fignums() == before
     assert (np.random.get_state()[1] == state).all()
+
+
+def test_padding_that_is_masked_inside_an_event_is_no_data():
+    """Zeros of the padding are no misfit of the exact pair, z | x ~ N(Σ x / (n + 1), 1 / (n + 1)) with n unmasked entries."""
+    draw = torch.Generator().manual_seed(0)
+    mask = torch.arange(4) < torch.randint(1, 5, (40, 1), generator=draw)
+    z = torch.randn(40, 1, generator=draw)
+    x = torch.where(mask, z + torch.randn(40, 4, generator=draw), torch.zeros(()))
+
+    def model(x, mask):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            law = dist.Normal(z.unsqueeze(-1).expand(*z.shape, 4), 1.0).mask(mask)
+            pyro.sample("x", law.to_event(1), obs=x)
+
+    def guide(x, mask):
+        n = mask.sum(1) + 1.0
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x * mask).sum(1) / n, n**-0.5))
+
+    found = predictive(model, guide, (x, mask))
+    assert "x: share of zeros" not in found.quantity.values
+    assert found.attrs["verdict"] == "pass"
