@@ -91,6 +91,31 @@ def test_a_datum_has_its_own_weight_and_not_that_of_the_batch() -> None:
     assert direct((z**2 / 2 * (1 / 0.7 - 1)).sum(-1))[()] > 0.5
 
 
+@pytest.mark.parametrize(("top", "verdict"), [(0.1, "care"), (0.7, "pass"), (1.0, "pass")])
+@pytest.mark.parametrize("whole", [False, True])
+def test_equal_weights_are_those_of_a_posterior_only_if_all_draws_have_them(
+    top: float, verdict: str, whole: bool
+) -> None:
+    """z ~ U(0, 1) for guide and model, and x = 1 is a thousand times less probable outside a part of it."""
+
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Uniform(number(0.0), 1.0)) if whole else None
+        with data_plate(None, x):
+            z = pyro.sample("z", dist.Uniform(number(0.0), 1.0)) if z is None else z
+            pyro.sample("x", dist.Bernoulli(0.999 * (z < top) + 0.0005), obs=x)
+
+    def guide(x: Tensor) -> None:
+        if whole:
+            pyro.sample("z", dist.Uniform(number(0.0), 1.0))
+        else:
+            with data_plate(None, x):
+                pyro.sample("z", dist.Uniform(torch.zeros_like(x), 1.0))
+
+    found = reliability(model, guide, torch.ones(1 if whole else 4, dtype=torch.float64))
+    assert found.attrs["verdict"] == verdict
+    assert ("exact posterior" in found.attrs["sentences"][0]) == (top == 1.0)
+
+
 def test_the_threshold_follows_the_number_of_draws() -> None:
     found = reliability(*NORMAL, torch.full((2,), 0.3, dtype=torch.float64), draws=100)
     assert found.threshold == pytest.approx(1 - 1 / 2)

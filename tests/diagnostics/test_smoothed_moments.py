@@ -114,3 +114,29 @@ def test_vectors_have_names_and_exact_guides_pass() -> None:
     assert found.verdict == "pass"
     np.testing.assert_allclose(found.sd_ratio, 1.0, rtol=1e-9)
     np.testing.assert_allclose(found.mean_shift, 0.0, atol=1e-9)
+
+
+def states(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        c = pyro.sample("c", dist.Bernoulli(number(0.5)))
+        pyro.sample("x", dist.Normal(4 * c, 1.0), obs=x)
+
+
+def test_a_state_that_all_draws_have_has_no_standard_deviation_and_is_no_reason_for_care() -> None:
+    """q(c = 1 | x) is the posterior, σ(4 x − 8), within 1e-7 of 0 or 1 at the last two data."""
+
+    def exact(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Bernoulli(logits=4 * x - 8))
+
+    def one(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Bernoulli(0 * x))
+
+    found = moments(states, exact, torch.tensor([1.8, 2.2, -2.5, 6.5], dtype=torch.float64))
+    assert found.attrs["verdict"] == "pass"
+    np.testing.assert_array_equal(found.guide_sd[2:, 0], 0)
+    assert np.isnan(found.sd_ratio[2:, 0]).all()
+    found = moments(states, one, torch.tensor([1.8, 2.2], dtype=torch.float64))
+    assert found.attrs["verdict"] == "none"
+    assert "nan" not in " ".join(found.attrs["sentences"])

@@ -174,7 +174,7 @@ def _laid_out(parts: list[Part], asking: Asked, draws: int, seed: int) -> xr.Dat
         verdict, said = _judged(labels, numbers, k, limit, asking, shared=bool(prefix))
         verdicts.append(verdict)
         sentences += said
-    order = ("fail", "care", "pass")
+    order = ("fail", "none", "care", "pass")
     attrs = {
         "verdict": min(verdicts, key=order.index),
         "sentences": sentences,
@@ -202,6 +202,11 @@ def _judged(
     said = []
     table = {what: value[None] if shared else value for what, value in numbers.items()}
     table = {what: value[trusted] for what, value in table.items()}
+    if not np.isfinite(table["mean_shift"]).any():
+        return "none", [
+            f"All draws of {which} are one and the same, so that weights cannot say if the posterior has other values; "
+            "pyro_vi.calibration can."
+        ]
     bad, notes = 0, []
     for what, off, text in (
         ("mean_shift", np.abs(table["mean_shift"]) > SHIFT + 2 * table["mean_shift_se"], "mean"),

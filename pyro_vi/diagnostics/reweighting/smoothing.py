@@ -47,16 +47,20 @@ def moments_with(values: Tensor, log_weight: Tensor) -> dict[str, Tensor]:
     standard deviation s is Σ w² (d² − s²)² / (2 s)², by the delta method. Shift and ratio are of the same draws, so that what
     both have in common is not counted twice.
 
+    Where all draws are one number, as of a discrete state, both standard deviations are 0, and shift and ratio are NaN.
+
     Args:
         values: (draws, rows, D).
         log_weight: normalised log-weights, (draws, rows).
     """
+    same = (values == values[0]).all(0)
     w, even = log_weight.exp().unsqueeze(-1), 1 / len(values)
 
     def of(weights: Tensor | float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         mean = (weights * values).sum(0)
         away = values - mean
-        sd = (weights * away.square()).sum(0).sqrt()
+        # Of one and the same number, a discrete state, rounding of the mean alone is left.
+        sd = (weights * away.square()).sum(0).sqrt().masked_fill(same, 0.0)
         # The influence of each draw on the mean, and on the logarithm of the standard deviation.
         return mean, sd, weights * away, weights * (away.square() / sd.square() - 1) / 2
 

@@ -21,6 +21,8 @@ GOOD = 0.5
 """k-hat up to which the variance of the weights is finite, and the guide's own moments are near those of the posterior."""
 HALF = 0.5
 """Share of the draws that must count, as effective draws, where the guide passes: a guide that is too wide has a low k-hat."""
+SAME = 0.99
+"""Share of the draws that must count where all weights are called equal, and not the largest alone."""
 FEW, MANY = 0.05, 0.5
 """Shares of the data above the threshold: up to the first a guide passes, from the second it fails."""
 LISTED = 20
@@ -74,23 +76,19 @@ def of_data(kept: Kept, asking: Asked, draws: int, *, given: bool) -> tuple[str,
     share, equal = x / count, int((kept.k.isnan() & ~kept.broken).sum())
     se = math.sqrt(share * (1 - share) / count)
     facts = {"share": share, "share_se": se}
+    used = float(kept.ess.nanmedian()) / draws
     if equal == count:
-        return (
-            "pass",
-            [
-                f"The largest weights of each of the {count} data are equal, as those of an exact posterior are: the draws "
-                "cannot tell the guide from the posterior."
-            ],
-            facts,
-        )
+        verdict, sentence = _of_equal(f"of each of the {count} data" if count > 1 else "of the datum", used)
+        return verdict, [sentence], facts
     middle = float(kept.k.nanquantile(0.5)) if equal + int(kept.broken.sum()) < count else math.nan
-    error, used = float(kept.se.nanmean()), float(kept.ess.nanmedian()) / draws
+    error = float(kept.se.nanmean())
     which = "" if count == asking.length else f" ({count} of {asking.length}, evenly spaced)"
     whose = ", given one draw of the latents that all data share" if given else ""
     middle_text = f"; the median is {middle:.2f}" if math.isfinite(middle) else ""
+    error_text = f", and each has a standard error of about {error:.2f}" if math.isfinite(error) else ""
     said = [
         f"PSIS k-hat of the guide, one for each datum{whose}{which}, is above {limit:.2f} for {x} of {count} data: "
-        f"{percent(x, count)}{middle_text}, and each has a standard error of about {error:.2f} ({draws} draws)."
+        f"{percent(x, count)}{middle_text}{error_text} ({draws} draws)."
     ]
     if bool(kept.broken.any()):
         said.append(
@@ -126,6 +124,25 @@ def of_data(kept: Kept, asking: Asked, draws: int, *, given: bool) -> tuple[str,
     return verdict, said, facts
 
 
+def _of_equal(whose: str, used: float) -> tuple[str, str]:
+    """Return the verdict and the sentence where the largest weights are equal, of which this share of the draws counts."""
+    said = f"The largest weights {whose} are equal, so that there is no k-hat"
+    if used > SAME:
+        return "pass", (
+            f"The weights {whose} are equal, as those of an exact posterior are: the draws cannot tell the guide from the "
+            "posterior."
+        )
+    if used < HALF:
+        return "care", (
+            f"{said}, but only {100 * used:.0f} % of the draws count: the guide is too wide, or lies elsewhere; use moments "
+            "with Pareto-smoothed weights in place of its own."
+        )
+    return "pass", (
+        f"{said}, and {100 * used:.0f} % of the draws count. A mode that no draw reaches stays unseen, and a guide that is a "
+        "little too wide passes: compare the moments."
+    )
+
+
 def percent(x: int, count: int) -> str:
     """A share in per cent with its binomial error; where all or none of the data have it, with a bound at 95 %.
 
@@ -151,10 +168,8 @@ def of_whole(kept: Kept, draws: int, noise: float, facts: Facts) -> tuple[str, l
             "draws; run pyro_vi.check on the pair."
         ]
     if math.isnan(k):
-        return "pass", [
-            f"The largest weights {whose} are equal, as those of an exact posterior are: the draws cannot tell the guide from "
-            "the posterior."
-        ]
+        verdict, sentence = _of_equal(whose, ess / draws)
+        return verdict, [sentence]
     number = f"PSIS k-hat {whose} is {k:.2f} ± {se:.2f} ({draws} draws, {ess:.0f} effective; the limit is {limit:.2f})"
     if noise > NOISY and k > GOOD:
         return "none", [
