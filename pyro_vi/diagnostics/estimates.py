@@ -151,7 +151,7 @@ def verdict_of(
         return "none", [f"log p(x) is not a number for {int(values.isnan().sum())} of {len(values)} rows ({how})."]
     if draws == 0:
         what = f"of the whole data set of {rows}" if whole else "per datum"
-        spread = "" if whole else f" ± {standard_error(values):.3f} (standard error over {len(values)} data)"
+        spread = "" if len(values) == 1 else f" ± {standard_error(values):.3f} (standard error over {len(values)} data)"
         said = f"The evidence log p(x) is {float(values.mean()):.3f}{spread} nats {what}, {how}: it has no Monte Carlo error."
         return "pass", [said]
     if whole:
@@ -159,13 +159,18 @@ def verdict_of(
             f"The evidence log p(x_1..N) of the whole data set of {rows} is {float(values[0]):.3f} ± {float(error[0]):.3f} "
             f"nats ({how}, {draws} draws)."
         ]
+    elif len(values) == 1:
+        sentences = [
+            f"The evidence log p(x) of the one datum is {float(values[0]):.3f} ± {float(error[0]):.3f} nats ({how}, "
+            f"{draws} draws)."
+        ]
     else:
         sentences = [
             f"The evidence log p(x) is {float(values.mean()):.3f} ± {standard_error(values):.3f} nats per datum (standard "
             f"error over {len(values)} data; {how}, {draws} draws for each). The draws themselves add an error of "
             f"{float(error.square().mean().sqrt()):.2g} nats to a datum, and of {_mean_error(error):.2g} to the mean."
         ]
-    few = min(FEW, draws / 2)
+    few = min(FEW, 0.9 * draws)
     bad = heavy_tails(found, draws) | (found.ess < few) | ~found.values.isfinite()
     low = _low(error)
     carry = f"at least {_text(found.ess, min, 0)} draws carry the weight"

@@ -42,6 +42,30 @@ def test_importance_sampling_with_the_exact_guide_is_exact_for_any_number_of_par
     np.testing.assert_allclose(found.mc_se, 0, atol=1e-6)  # the root of 1 / ess - 1 / K, which is 0 to 1e-16
 
 
+@pytest.mark.parametrize("particles", [2, 5, 10, 20])
+def test_few_draws_of_a_wrong_guide_do_not_pass(particles):
+    """The guide is 28 standard deviations away, so that one draw carries nearly all the weight."""
+
+    def far(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2 + 20, 0.5**0.5))
+
+    found = evidence(conjugate_model, far, scalars(), method="iw", particles=particles)
+    assert found.attrs["verdict"] == "fail"
+
+
+def standard_normal(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(number(0.0), 1.0))
+
+
+def test_the_sentence_of_one_datum_has_the_error_of_its_draws():
+    """A standard error over data needs two of them."""
+    found = evidence(conjugate_model, standard_normal, scalars(1), method="prior", particles=100)
+    assert f"± {float(found.mc_se[0]):.3f} nats" in found.attrs["sentences"][0]
+    assert "nan" not in " ".join(found.attrs["sentences"])
+
+
 def test_importance_sampling_estimates_the_evidence_within_its_own_error():
     x, model = columns(), linear_gaussian()
     found = evidence(model, WrongGuide(), x, method="iw", particles=200_000, seed=1)
