@@ -221,7 +221,9 @@ def _dataset(part: Part, search: Search, method: str, length: int, numbers: Sequ
         means = np.array([number.mean for number in found.values()]).reshape(-1, 2)
         variables[f"mean_{name}"], variables[f"mean_{name}_se"] = ("family", means[:, 0]), ("family", means[:, 1])
     heavy, counted = int((shape > UNRELIABLE).sum()), int((~shape.isnan()).sum())
-    above = [number.value - 4 * number.error > log_p.value + 4 * log_p.error for number in best.values()]
+    # Where weights are equal, the errors are 0 to rounding, and the two numbers differ by rounding alone.
+    rounding = 1e-6 * (1 + log_p.value.abs())
+    above = [number.value - 4 * number.error > log_p.value + 4 * log_p.error + rounding for number in best.values()]
     below = int(torch.stack(above).any(0).sum()) if above else 0
     notes = [search.own.note]
     if search.rising:

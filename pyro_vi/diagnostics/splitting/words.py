@@ -3,6 +3,7 @@
 * `verdict_of` compares the gap with the number of latents; `sentences_of` says what was found and what to do.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ def verdict_of(gap: float, error: float, size: int, unreliable: bool) -> str:
         >>> verdict_of(0.01, 0.001, 1, False), verdict_of(0.125, 0.2, 1, False), verdict_of(0.5, 0.01, 1, False)
         ('pass', 'care', 'fail')
     """
-    if gap != gap:
+    if not math.isfinite(gap):
         return "none"
     each = max(size, 1)
     if (gap - 2 * error) / each > POOR:
@@ -47,6 +48,11 @@ def sentences_of(numbers: Mapping[str, Any]) -> list[str]:
         f"The gap log p(x) − ELBO is {_shown(gap)} nats {over}, which is the KL divergence of the guide from the posterior"
         f" ({_each(gap[0], size)})."
     ]
+    if not math.isfinite(gap[0]):
+        return [
+            f"There is no gap: log p(x) or the ELBO is infinite or not a number{'' if whole else ' for some data'}; run "
+            "pyro_vi.check on the pair."
+        ]
     own = numbers["own"]
     if own:
         amortization, approximation = numbers["amortization"], numbers["approximation"]
