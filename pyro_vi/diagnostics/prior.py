@@ -10,6 +10,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import nn
 
 from pyro_vi.data import Batch, fresh
+from pyro_vi.diagnostics.simulating import refuse_wrong_draws
+from pyro_vi.elbo import one_run
 from pyro_vi.errors import InputError
 from pyro_vi.programs import Pair
 
@@ -49,8 +51,9 @@ def prior_pair(pair: Pair, args: Batch, moved: bool) -> Pair:
         moved: the draws will be moved along gradients, which discrete ones do not have.
 
     Raises:
-        InputError: the draws will be moved, and one of them is discrete.
+        InputError: the draws will be moved, and one of them is discrete; or torch does not draw a site from its density.
     """
+    refuse_wrong_draws(one_run(pair, args, False).model_trace)
     latents = pair.layouts(args)[0].latents
     names = list(latents)
     marked = [name for name, site in latents.items() if site.enumerated and site.support.is_discrete]

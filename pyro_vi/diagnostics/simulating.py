@@ -11,11 +11,12 @@ import torch
 from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
+from torch.distributions import LKJCholesky, TransformedDistribution
 
 from pyro_vi.data import Batch, changed, fresh, tensors_in
 from pyro_vi.elbo import entry_mask, one_run
 from pyro_vi.errors import InputError, first_line
-from pyro_vi.programs import Give, Pair, role_of
+from pyro_vi.programs import Give, Pair, bare, role_of
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def simulated(
             f"the model does not run without its observations, so that no data can be drawn from it: {first_line(error)}"
         ) from error
     nodes: Any = prune_subsample_sites(trace).nodes
+    refuse_wrong_draws(trace)
     columns = [column.clone() for column in tensors_in(args)]
     for name, (column, index) in places.items():
         node, flat = nodes[name], columns[column].reshape(-1)
@@ -85,6 +87,23 @@ def simulated(
     if not known:
         _refuse_read_data(pair, made, trace)
     return made
+
+
+def refuse_wrong_draws(trace: Any) -> None:
+    """Raise InputError for a site that torch does not draw from its density.
+
+    Row i of a Cholesky factor needs y ~ Beta(i / 2, …) in the onion method (Lewandowski, Kurowicka and Joe 2009); torch 2.13 has
+    Beta(i − 1/2, …), which is another distribution from the third row on. Its density is right.
+    """
+    for name, node in trace.nodes.items():
+        fn = bare(node["fn"]) if node["type"] == "sample" else None
+        while isinstance(fn, TransformedDistribution):
+            fn = bare(fn.base_dist)
+        if isinstance(fn, LKJCholesky) and fn.dim > 2:
+            raise InputError(
+                f"site '{name}' cannot be drawn from its prior: torch draws LKJCholesky in {fn.dim} dimensions from another "
+                "distribution than its density; use method='iw' or 'ais' from the guide, which score given values"
+            )
 
 
 def _refuse_read_data(pair: Pair, made: Simulated, drawn: Any) -> None:

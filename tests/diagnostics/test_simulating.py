@@ -6,9 +6,10 @@ import pytest
 import torch
 from catalogue import columns, exact_pair
 from pyro import poutine
+from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
-from pyro_vi import InputError, load
+from pyro_vi import InputError, evidence, load
 from pyro_vi.diagnostics.simulating import observed_entries, simulated
 from pyro_vi.programs import build_pair, evaluating, isolated, pair_and_args
 
@@ -151,3 +152,27 @@ def test_models_of_the_shelf_draw_their_data(name, data):
         found = simulated(pair, args)
     assert found.args[0].shape == args[0].shape
     assert not torch.equal(found.args[0], args[0])
+
+
+def correlated(x: Tensor) -> None:
+    factor = pyro.sample("factor", dist.LKJCholesky(3, torch.ones(()).double()))
+    with pyro.plate("rows", ROWS):
+        pyro.sample("x", dist.MultivariateNormal(torch.zeros(3).double(), scale_tril=factor), obs=x)
+
+
+def test_torch_does_not_draw_lkj_matrices_from_their_density():
+    """E L_20² is .25 under LKJ(1) in three dimensions, as r = 2 Beta(3/2, 3/2) − 1; if this fails, torch has mended it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        square = dist.LKJCholesky(3, torch.ones(())).sample((100_000,))[:, 2, 0] ** 2
+    assert square.mean() - 0.25 > 10 * square.std() / 100_000**0.5
+
+
+@pytest.mark.parametrize("method", ["prior", "sandwich"])
+def test_latents_that_torch_draws_wrongly_are_not_drawn_from_their_prior(method):
+    x = columns(ROWS)
+    guide = AutoNormal(correlated)
+    with pytest.raises(
+        InputError, match="'factor' cannot be drawn from its prior: torch draws LKJCholesky in 3 dimensions"
+    ):
+        evidence(correlated, guide, x, method=method)

@@ -13,6 +13,7 @@ from pyro.distributions import Unit
 from torch import Tensor
 
 from pyro_vi.data import Batch, changed, fresh, length_of, tensors_in
+from pyro_vi.diagnostics.log_evidence import refuse_part
 from pyro_vi.diagnostics.ranking.calibrated import measured_calibration
 from pyro_vi.diagnostics.ranking.ranks import Ranked, Ranker
 from pyro_vi.diagnostics.simulating import Simulated, observed_entries, simulated
@@ -127,6 +128,8 @@ def calibration_of_pair(
     draws, seed, rows = whole_number("draws", draws, 9), seed_from(seed), whole_number("rows", rows, 1)
     facts = facts_of(pair, args)
     refuse_unsimulated(pair, args, facts)
+    if facts.shared:
+        refuse_part(pair, args, facts)
     if (
         next(tensors_in(args), None) is not None
     ):  # a program that holds its data itself is refused with the right reason

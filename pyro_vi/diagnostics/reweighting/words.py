@@ -120,7 +120,8 @@ def of_data(kept: Kept, asking: Asked, draws: int, *, given: bool) -> tuple[str,
     if worst:
         rows = ", ".join(map(str, worst))
         said.append(f"The worst are rows {rows}{' and others' if x > len(worst) else ''}.")
-    verdict = "fail" if share >= MANY else "care" if share > FEW or middle > GOOD or used < HALF else "pass"
+    careful = share > FEW or middle > GOOD or used < HALF or bool(kept.broken.any())
+    verdict = "fail" if share >= MANY else "care" if careful else "pass"
     return verdict, said, facts
 
 
