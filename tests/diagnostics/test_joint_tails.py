@@ -329,7 +329,7 @@ REPEATS = 4
 @pytest.mark.parametrize("full", [False, True])
 def test_posteriors_have_the_known_k_hat(name: str, full: bool) -> None:
     target: Target = TARGETS[name]
-    draws = 100_000 if name != "mixture" else 20_000
+    draws = 100_000
     guide = "full_normal" if full else "diag_normal"
     run = fit(
         target.model,
