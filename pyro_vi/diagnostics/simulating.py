@@ -92,7 +92,7 @@ def simulated(
 def refuse_wrong_draws(trace: Any) -> None:
     """Raise InputError for a site that torch does not draw from its density.
 
-    Row i of a Cholesky factor needs y ~ Beta(i / 2, …) in the onion method (Lewandowski, Kurowicka and Joe 2009); torch 2.13 has
+    Row i of a Cholesky factor needs y ~ Beta(i / 2, …) in the onion method (Lewandowski, Kurowicka and Joe 2009); torch has
     Beta(i − 1/2, …), which is another distribution from the third row on. Its density is right.
     """
     for name, node in trace.nodes.items():
