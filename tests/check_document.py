@@ -27,7 +27,7 @@ KINDS = {
     "closed_forms": "The KL",
     "logarithms": "Bounds of many draws",
     "encoders": "Encoders",
-    "collapse": "Scales that go to 0",
+    "vanishing": "Scales that go to 0",
     "probes": "Other rows and several draws",
     "options": "The estimator, the optimizer and Pyro's store",
 }

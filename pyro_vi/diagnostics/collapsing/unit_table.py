@@ -228,4 +228,5 @@ def _probabilities(fn: Any) -> Tensor:
     while not hasattr(fn, "probs"):
         fn = fn.base_dist
     probs: Tensor = fn.probs.double()
-    return torch.stack([1 - probs, probs], -1) if not fn.event_shape and not hasattr(fn, "_num_events") else probs
+    # Those of Bernoulli distributions have no dimension of states.
+    return torch.stack([1 - probs, probs], -1) if probs.dim() == len(fn.batch_shape) else probs

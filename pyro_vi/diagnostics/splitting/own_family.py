@@ -130,5 +130,7 @@ def _distributions(pair: Pair, args: Batch) -> dict[str, Any]:
 def _flow(fn: Any) -> bool:
     """True for a distribution with transforms that have parameters."""
     return isinstance(fn, TransformedDistribution) and any(
-        isinstance(t, torch.nn.Module) or hasattr(t, "hypernet") or hasattr(t, "_params") for t in fn.transforms
+        # Of a conditional flow, the guide sees Pyro's ConditionedPlanar and its like, which are no modules.
+        isinstance(t, torch.nn.Module) or hasattr(t, "hypernet") or type(t).__name__.startswith("Conditioned")
+        for t in fn.transforms
     )
