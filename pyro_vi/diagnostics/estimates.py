@@ -176,6 +176,12 @@ def verdict_of(
     carry = f"at least {_text(found.ess, min, 0)} draws carry the weight"
     tail = f"the largest k-hat is {_text(found.khat, max)}, and {carry}"
     good = tail if draws >= ENOUGH else f"{carry} (k-hat of so few draws is too rough to be used here)"
+    if not bool(bad.any()) and len(values) == 1 and draws >= ENOUGH and float(found.khat[0]) > ROUGH:
+        said = (
+            f"k-hat is {float(found.khat[0]):.2f}, above {ROUGH}: a few draws carry much of the weight. So ± is too small, and the "
+            f"number may be too low by several times that. {_remedy(method)}"
+        )
+        return "care", [*sentences, said]
     if not bool(bad.any()):
         kind, are = ("it can", "it is") if whole else ("the numbers can", "they are")
         said = f"Of {draws} draws, {good}: {kind} be used. By the spread of the weights {are} about {low:.1g} nats too low."
@@ -197,6 +203,10 @@ def verdict_of(
         f"low on average, by an amount that the errors do not show{rest}. {remedy}"
     )
     return ("pass" if share <= RARE else "care" if share <= COMMON else "fail"), sentences
+
+
+ROUGH = 0.5
+"""k-hat above which weights have no finite variance: the error of a single estimate is then itself uncertain."""
 
 
 def heavy_tails(found: Estimate, draws: int) -> Tensor:

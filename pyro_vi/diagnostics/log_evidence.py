@@ -160,6 +160,10 @@ def evidence_of_pair(
         whole_number("data", data, 1),
     )
     word("start", start, ("guide", "prior"))
+    if start == "prior" and method not in ("ais", "sandwich", "prior"):
+        raise InputError(
+            "start='prior' is of annealing; take method='ais' with it, or method='prior' for draws of the prior"
+        )
     closed = getattr(pair.model, "log_evidence", None)
     if method not in (None, *METHODS):
         raise InputError(f"evidence method must be {', '.join(map(repr, METHODS[:-1]))} or 'enum', not {method!r}")

@@ -296,3 +296,18 @@ def test_the_verdict_rests_on_effective_draws_and_khat() -> None:
     assert judged([500.0, 3.0], [0.1, 0.2]) == "fail"
     exact = Estimate.exact(values)
     assert verdict_of(exact, method="exact", draws=0, rows=2, whole=False)[0] == "pass"
+
+
+@pytest.mark.parametrize(("khat", "verdict"), [(0.45, "pass"), (0.62, "care"), (0.75, "fail")])
+def test_the_one_estimate_of_a_data_set_is_rough_where_its_weights_have_no_variance(khat: float, verdict: str) -> None:
+    one = torch.ones(1).double()
+    found = Estimate(-10 * one, 0.05 * one, 200 * one, khat * one)
+    said, sentences = verdict_of(found, method="iw", draws=1000, rows=30, whole=True)
+    assert said == verdict
+    assert ("k-hat is 0.62, above 0.5" in sentences[1]) == (verdict == "care")
+
+
+def test_a_start_without_annealing_is_refused() -> None:
+    x = scalars()
+    with pytest.raises(InputError, match="start='prior' is of annealing; take method='ais' with it, or method='prior'"):
+        evidence(conjugate_model, AutoNormal(conjugate_model), x, method="iw", start="prior")
