@@ -178,8 +178,8 @@ def verdict_of(
     good = tail if draws >= ENOUGH else f"{carry} (k-hat of so few draws is too rough to be used here)"
     if not bool(bad.any()) and len(values) == 1 and draws >= ENOUGH and float(found.khat[0]) > ROUGH:
         said = (
-            f"k-hat is {float(found.khat[0]):.2f}, above {ROUGH}: a few draws carry much of the weight. So ± is too small, and the "
-            f"number may be too low by several times that. {_remedy(method)}"
+            f"k-hat is {float(found.khat[0]):.2f}, above {ROUGH}: a few draws carry much of the weight. So ± is too small, and "
+            f"the number may be too low by several times that. {_remedy(method)}"
         )
         return "care", [*sentences, said]
     if not bool(bad.any()):
