@@ -1,4 +1,4 @@
-"""What is measured for the page of a report: `MEASURES` has all diagnostics, and `diagnosed` calls them.
+"""The measurements for the page of a report: `MEASURES` has all diagnostics, and `diagnosed` calls them.
 
 Each may fail, or not apply, without the others. `draw_of` says how its pictures are drawn.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from pyro_vi.comparing.evaluating import measured, undivided
+from pyro_vi.comparing.evaluating import measured
 from pyro_vi.data import Batch, length_of
 from pyro_vi.diagnostics import (
     calibration_of_pair,
@@ -26,7 +26,6 @@ from pyro_vi.diagnostics import (
 )
 from pyro_vi.elbo import Facts
 from pyro_vi.programs import Pair
-from pyro_vi.reporting.of_pairs import rows_of
 from pyro_vi.reporting.page import Failed, Subject
 from pyro_vi.reporting.page.tabulating import Found
 from pyro_vi.reporting.plots_of_predictions import plot_predictive
@@ -86,7 +85,7 @@ MEASURES: dict[str, Measure] = {
     "collapse": Measure(lambda pair, args, seed: collapse_of_pair(pair, args, seed=seed)),
     "predictive": Measure(_predictive, 200, draw=_predictive_figures),
 }
-"""What is computed for the page, by the name of its section."""
+"""The diagnostics of the page, by the names of their sections."""
 
 
 def diagnosed(subject: Subject, facts: Facts, seed: int) -> dict[str, Mapping[str, xr.Dataset] | Failed]:
@@ -98,24 +97,18 @@ def diagnosed(subject: Subject, facts: Facts, seed: int) -> dict[str, Mapping[st
         subject.bounds[main] = measured(pair, args, facts, subject.run.data, draws=100, seed=seed, kl="sampled")
     found: dict[str, Mapping[str, xr.Dataset] | Failed] = {}
     for name, measure in MEASURES.items():
-        of = [_measured(name, subject, facts, rows, seed) for rows in (subject.args if measure.apart else [main])]
+        of = [_measured(name, subject, rows, seed) for rows in (subject.args if measure.apart else [main])]
         datasets = {rows: one for rows, one in zip(subject.args, of, strict=False) if not isinstance(one, Failed)}
         found[name] = datasets or next(one for one in of if isinstance(one, Failed))
     return found
 
 
-def _measured(name: str, subject: Subject, facts: Facts, rows: str, seed: int) -> xr.Dataset | Failed:
+def _measured(name: str, subject: Subject, rows: str, seed: int) -> xr.Dataset | Failed:
     """Compute a diagnostic on some of the page's rows; its dimension ``datum`` gets the places among these."""
     measure, pair, args, start = MEASURES[name], subject.run.pair, subject.args[rows], time.perf_counter()
-    count, index = length_of(args), np.arange(length_of(args))
-    if (
-        measure.rows is not None
-        and count > measure.rows
-        and not undivided(facts)
-        and pair.separable(args, measure.rows)
-    ):
-        index = np.linspace(0, count - 1, measure.rows).round().astype(int)
-        args = rows_of(args, index.tolist())
+    count = length_of(args)
+    args, numbers = pair.evenly(args, count if measure.rows is None else measure.rows)
+    index = np.array(numbers)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -18,7 +18,6 @@ from pyro_vi.afterwards.measuring import diagnosed, draw_of
 from pyro_vi.afterwards.opened import OpenedRun
 from pyro_vi.afterwards.opening import open as opened_from
 from pyro_vi.comparing import Comparison
-from pyro_vi.comparing.evaluating import undivided
 from pyro_vi.comparing.results import folders
 from pyro_vi.data import Data, length_of
 from pyro_vi.elbo import Facts, facts_of
@@ -26,7 +25,6 @@ from pyro_vi.errors import InputError, kind_and_line
 from pyro_vi.fitting import Run, fits_in, holds_run
 from pyro_vi.programs import name_of
 from pyro_vi.reporting.document import to_dict
-from pyro_vi.reporting.of_pairs import rows_of
 from pyro_vi.reporting.page import (
     DIAGNOSTICS,
     Failed,
@@ -191,10 +189,7 @@ def _rows_into(subject: Subject, opened: OpenedRun, rows: int) -> Facts:
     chosen, numbers, counts, counted = {}, {}, {}, {}
     for name, batch in batches.items():
         count = length_of(batch)
-        index = np.arange(count)
-        if count > rows and not undivided(facts) and pair.separable(batch, rows):
-            index = np.linspace(0, count - 1, rows).round().astype(int)
-            batch = rows_of(batch, index.tolist())
+        batch, index = pair.evenly(batch, rows)
         every, known = _numbers(data, name == "held-out")
         chosen[name], numbers[name] = batch, every[:count][index]
         counts[name] = data.spec.num_data if name == "training" else count

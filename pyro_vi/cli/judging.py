@@ -13,7 +13,6 @@ def gaps(command: Gaps) -> int:
     """Split the gap between evidence and ELBO, and print the parts, of training and of held-out data."""
     from pathlib import Path
 
-    from pyro_vi.data import evenly, length_of
     from pyro_vi.diagnostics import gaps_of_pair
     from pyro_vi.reporting.plots_of_gaps import gap_table, plot_gaps
     from pyro_vi.support import make_folder
@@ -27,8 +26,7 @@ def gaps(command: Gaps) -> int:
     found = {}
     for name, args in sets.items():
         # Where latents are shared, the gap is that of all data.
-        some = rows if pair.separable(args, min(rows, length_of(args))) else length_of(args)
-        taken, numbers = evenly(args, some)
+        taken, numbers = pair.evenly(args, rows)
         found[name] = gaps_of_pair(pair, taken, seed=command.seed, numbers=numbers)
     if command.out:
         folder = Path(command.out)
@@ -60,7 +58,7 @@ def _document(found: Any) -> dict[str, Any]:
 
 def diagnose(command: Diagnose) -> int:
     """Diagnose a pair, and print what was found."""
-    from pyro_vi.data import evenly, length_of
+    from pyro_vi.data import length_of
     from pyro_vi.diagnostics import chosen, diagnose_pair
 
     only = chosen(command.only)
@@ -68,8 +66,7 @@ def diagnose(command: Diagnose) -> int:
     asked = asked_of(command, command.run)
     pair, args = asked.plan.pair, asked.rows
     # Where latents are shared, the posterior is that of all data.
-    some = rows if pair.separable(args, min(rows, length_of(args))) else length_of(args)
-    taken, _ = evenly(args, some)
+    taken, _ = pair.evenly(args, rows)
     tree = diagnose_pair(pair, taken, only=only, seed=command.seed)
     if command.json:
         print_json({name: dict(part.attrs) for name, part in tree.children.items()})

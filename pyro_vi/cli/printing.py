@@ -1,4 +1,4 @@
-"""What all commands print with: a table, the console, one JSON document, and lines on stderr."""
+"""The printing of all commands: a table, the console, one JSON document, and lines on stderr."""
 
 import json
 import sys

@@ -10,7 +10,7 @@ from pyro.params.param_store import normalize_param_name
 from torch import nn
 from torch.distributions import constraints, transform_to
 
-from pyro_vi.data import Batch, fresh, length_of, part
+from pyro_vi.data import Batch, evenly, fresh, length_of, part
 from pyro_vi.errors import InputError
 from pyro_vi.programs.binding import FunctionProgram, draw, trace_of_guide
 from pyro_vi.programs.copying import Copies
@@ -71,6 +71,11 @@ class Pair(nn.Module):
             return False
         plate = layout.data_plate
         return plate is not None and not layout.shared and plate.length == min(rows, length)
+
+    def evenly(self, args: Batch, rows: int) -> tuple[Batch, list[int]]:
+        """Return at most ``rows`` evenly spaced rows and their numbers; all, if rows cannot be taken by themselves."""
+        length = length_of(args)
+        return evenly(args, rows if rows < length and self.separable(args, rows) else length)
 
     def owned(self, args: Batch | None = None) -> dict[str, tuple[str, nn.Parameter]]:
         """Return the trainable parameters by name, each with its owner: ``"model"`` or ``"guide"``.

@@ -1,4 +1,4 @@
-"""What the numbers of `pyro_vi.reporting.predicting` mean, in sentences, with a verdict."""
+"""Sentences and a verdict for the numbers of `pyro_vi.reporting.predicting`."""
 
 import math
 

@@ -28,7 +28,7 @@ EVEN = 0.1
 
 @dataclass(frozen=True)
 class Plan:
-    """What the pilot run has fixed for T steps of R rows.
+    """Temperatures, step sizes and scales that the pilot run has fixed, for T steps of R rows.
 
     Attributes:
         betas: temperatures, (T + 1, R), from 0 to 1.

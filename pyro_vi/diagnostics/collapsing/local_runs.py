@@ -15,7 +15,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_vi.data import Batch, evenly, fresh, length_of
+from pyro_vi.data import Batch, fresh, length_of
 from pyro_vi.elbo import Facts, Run, dependence_of, draw_traces, enumerated_run, from_run, nesting_of
 from pyro_vi.elbo.traces import PARTICLES
 from pyro_vi.elbo.weights import summed_weight
@@ -138,4 +138,4 @@ def with_particles(value: Tensor, rank: int, nesting: int) -> Tensor:
 
 def spread(pair: Pair, args: Batch, count: int) -> Batch:
     """At most ``count`` rows of a batch, evenly spaced; all of them where rows cannot be taken by themselves."""
-    return evenly(args, count)[0] if count < length_of(args) and pair.separable(args, count) else args
+    return pair.evenly(args, count)[0]

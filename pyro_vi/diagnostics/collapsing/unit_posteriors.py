@@ -1,4 +1,4 @@
-"""What the posterior of a unit would be, given the decoder: is a guide right to leave the unit at its prior?
+"""The posterior that a unit would have, given the decoder: is a guide right to leave the unit at its prior?
 
 `posteriors_of` compares the guide's law of one unit z_u with p(z_u | x_n, z_−u), the posterior given the other latents, with
 z_−u from the guide. With draws z_u^k of the guide and w_k = p(x_n, z_u^k, z_−u) / q(z_u^k),

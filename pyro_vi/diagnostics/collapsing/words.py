@@ -1,4 +1,4 @@
-"""What the numbers of `pyro_vi.diagnostics.collapsing.collapsed` mean, in sentences, with a verdict."""
+"""Sentences and a verdict for the numbers of `pyro_vi.diagnostics.collapsing.collapsed`."""
 
 import math
 from collections.abc import Sequence

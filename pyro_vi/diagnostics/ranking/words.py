@@ -1,4 +1,4 @@
-"""What the calibration of a guide means, in sentences.
+"""Sentences for the calibration of a guide.
 
 `sentences_of` says what was found, names the worst numbers with their errors, and says what to do.
 """

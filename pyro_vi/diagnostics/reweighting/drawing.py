@@ -39,7 +39,7 @@ from pyro_vi.errors import InputError
 from pyro_vi.programs import Give, Pair
 
 SUFFIX = "_unconstrained"
-"""What Pyro's AutoNormal adds to the name of a site for the number that it draws."""
+"""The ending that Pyro's AutoNormal adds to the name of a site for the number that it draws."""
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ class _Shape:
 
 @dataclass
 class _Part:
-    """What was found for a block: of the shared latents, of each datum, and of each site."""
+    """The findings for a block: of the shared latents, of each datum, and of each site."""
 
     shared: Kept | None = None
     data: Kept | None = None

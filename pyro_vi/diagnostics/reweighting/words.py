@@ -1,4 +1,4 @@
-"""What k-hat says about a guide, in a verdict and sentences.
+"""Sentences and a verdict for k-hat.
 
 * `Kept` is k-hat of some rows, with its error, the effective draws, and where there is none.
 * `of_data` judges the data by the share above the threshold; `of_whole` what all data share; `of_sites` names sites.

@@ -35,7 +35,7 @@ EXACT = 1e-4
 
 @dataclass
 class Part:
-    """What was found for some data.
+    """The results of a search for some data.
 
     Attributes:
         elbo: numbers whose mean is the ELBO of the guide, (draws, R).
@@ -143,7 +143,7 @@ class Search:
         if flows is not None:
             values[FLOW] = torch.where(mean(flows) < mean(full), values[FULL], values[FLOW])
         if guide is None and own.name:
-            # The guide is a member of its own family, and stands for the best where the search finds none above it.
+            # The guide itself is the best of its family where the search finds no better one.
             ahead = target.guide_draws(self.draws)[1].mean(0) > mean(found[own.name])
             again = target.guide_draws(2 * len(fresh.half))[1]
             again = (again[: len(fresh.half)] + again[len(fresh.half) :]) / 2
