@@ -119,7 +119,8 @@ def of_data(kept: Kept, asking: Asked, draws: int, *, given: bool) -> tuple[str,
     worst = worst_of(kept, asking.index, limit)
     if worst:
         rows = ", ".join(map(str, worst))
-        said.append(f"The worst are rows {rows}{' and others' if x > len(worst) else ''}.")
+        are = "is row" if x == 1 else "are rows"
+        said.append(f"The worst {are} {rows}{' and others' if x > len(worst) else ''}.")
     careful = share > FEW or middle > GOOD or used < HALF or bool(kept.broken.any())
     verdict = "fail" if share >= MANY else "care" if careful else "pass"
     return verdict, said, facts
