@@ -176,7 +176,7 @@ def verdict_of(
     carry = f"at least {_text(found.ess, min, 0)} draws carry the weight"
     tail = f"the largest k-hat is {_text(found.khat, max)}, and {carry}"
     good = tail if draws >= ENOUGH else f"{carry} (k-hat of so few draws is too rough to be used here)"
-    if not bool(bad.any()) and len(values) == 1 and draws >= ENOUGH and float(found.khat[0]) > ROUGH:
+    if not bool(bad.any()) and len(values) == 1 and bool(uncertain_error(found, draws)[0]):
         said = (
             f"k-hat is {float(found.khat[0]):.2f}, above {ROUGH}: a few draws carry much of the weight. So ± is too small, and "
             f"the number may be too low by several times that. {_remedy(method)}"
@@ -206,7 +206,15 @@ def verdict_of(
 
 
 ROUGH = 0.5
-"""k-hat above which weights have no finite variance: the error of a single estimate is then itself uncertain."""
+"""k-hat above which weights have no finite variance."""
+
+
+def uncertain_error(found: Estimate, draws: int) -> Tensor:
+    """True for rows whose Monte Carlo error is itself uncertain: no finite variance, and fewer than half of the draws carry the weight.
+
+    Weights that are nearly equal carry a tail that k-hat sees and the estimate does not.
+    """
+    return (found.khat > ROUGH) & (found.ess < draws / 2) & torch.tensor(draws >= ENOUGH)
 
 
 def heavy_tails(found: Estimate, draws: int) -> Tensor:
