@@ -1,11 +1,13 @@
-"""The choice of which steps of a fit are compiled.
+"""The choice of how the steps of a fit are taken: eager, captured or compiled.
 
-* `choose` compiles the steps or leaves them eager. With ``"auto"`` it compiles a length of batch if the remaining steps of that
-  length save more time than compiling takes (`pyro_vi.compiling.cost`). One line states the choice and its reason.
+* `choose` makes it. With ``"auto"`` it captures a length of batch if the remaining steps of that length save more time than
+  capturing takes, and compiles it if compiled steps then save more time than compiling takes (`pyro_vi.compiling.cost`). One
+  line states the choice and its reason.
 * `lengths_to_come` counts the remaining batches of each length.
 * `check_mode` and `refuse_without_compiler` raise an error before a fit starts.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,15 +17,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pyro_vi.compiling.cost import SECONDS, Estimate, eager_because, shown, to_compile
+from pyro_vi.compiling.captured import CapturedSteps
+from pyro_vi.compiling.cost import SAVED, SECONDS, Estimate, shown, timed, to_capture, to_compile
 from pyro_vi.compiling.inductor import why_not
+from pyro_vi.compiling.losses import Losses
+from pyro_vi.compiling.replay import Replay
 from pyro_vi.compiling.step import MANY
 from pyro_vi.compiling.steps import CompiledSteps
 from pyro_vi.errors import InputError, NoGraph, UsageError
+from pyro_vi.support import kept_generators
 
-Compile = bool | Literal["auto"]
+Compile = bool | Literal["auto", "captured"]
 LENGTHS = 4
-"""Most lengths of batches that are compiled; each needs its own graph."""
+"""Most lengths of batches that are captured or compiled; each needs its own graph."""
+FEW = 1000
+"""Steps of a length, such as that of the batch that ends an epoch, below which ``compile=True`` captures it."""
 
 
 @dataclass(frozen=True)
@@ -35,22 +43,24 @@ class Choice:
         note: the choice and its reason, in one line.
         seconds: time that measuring, tracing and compiling took.
         together: those of ``lengths`` for which several steps per call are compiled too.
+        captured: lengths of the batches whose steps are captured.
     """
 
     lengths: tuple[int, ...]
     note: str
     seconds: float
     together: tuple[int, ...] = ()
+    captured: tuple[int, ...] = ()
 
     def record(self) -> dict[str, list[int]]:
-        """Return what a resumed fit must compile again to give the same bits."""
-        return {"lengths": list(self.lengths), "together": list(self.together)}
+        """Return what a resumed fit must capture and compile again to give the same bits."""
+        return {"lengths": list(self.lengths), "together": list(self.together), "captured": list(self.captured)}
 
 
 def check_mode(mode: object) -> None:
-    """Raise UsageError unless ``mode`` is True, False or ``"auto"``."""
-    if not (isinstance(mode, bool) or mode == "auto"):
-        raise UsageError(f"compile must be True, False or 'auto', not {mode!r}")
+    """Raise UsageError unless ``mode`` is True, False, ``"auto"`` or ``"captured"``."""
+    if not (isinstance(mode, bool) or mode in ("auto", "captured")):
+        raise UsageError(f"compile must be True, False, 'auto' or 'captured', not {mode!r}")
 
 
 def refuse_without_compiler(device: torch.device) -> None:
@@ -77,75 +87,167 @@ def lengths_to_come(num_data: int, batch_size: int, done: int, left: int) -> dic
     return {size: left - ends, short: ends} if short else {size: left}
 
 
-def choose(
-    mode: Compile,
-    steps: Callable[[], CompiledSteps],
-    coming: Mapping[int, int],
-    sources: Callable[[int, int], Sequence[Sequence[Tensor]]],
-    estimate: Callable[[int], Estimate],
-    before: Mapping[str, Sequence[int]] | None = None,
-) -> tuple[Choice, CompiledSteps | None]:
-    """Compile the steps of a fit, or leave them eager.
+@dataclass(frozen=True)
+class Ways:
+    """How the steps of one fit can be taken, and what it takes to choose.
 
-    Args:
-        mode: True: compile every length, or raise an error; ``"auto"``: compile where it pays.
-        steps: makes the holder of the compiled steps.
-        coming: number of remaining steps, by length of batch.
+    Attributes:
+        captured: makes the holder of the captured steps.
+        compiled: makes the holder of the compiled steps, from the graphs of loss and gradients.
         sources: called with a length and a number of batches, returns two sources of that many batches, for the proof.
         estimate: measures a step on a batch of the given length.
+        rough: seconds of the eager step that was taken.
+    """
+
+    captured: Callable[[], CapturedSteps]
+    compiled: Callable[[Losses], CompiledSteps]
+    sources: Callable[[int, int], Sequence[Sequence[Tensor]]]
+    estimate: Callable[[int], Estimate]
+    rough: float = math.inf
+
+
+def choose(
+    mode: Compile, ways: Ways, coming: Mapping[int, int], before: Mapping[str, Sequence[int]] | None = None
+) -> tuple[Choice, CapturedSteps | None, CompiledSteps | None]:
+    """Capture or compile the steps of a fit, or leave them eager.
+
+    Args:
+        mode: True: compile the most frequent length of batch, and others of at least `FEW` steps; ``"captured"``: capture every
+            length; either raises an error if it cannot. ``"auto"``: capture and compile where it pays.
+        ways: how the steps can be taken.
+        coming: number of remaining steps, by length of batch.
         before: `Choice.record` of the interrupted fit, if this fit is resumed.
 
     Returns:
-        The choice, and the compiled steps, or None if all steps are eager.
+        The choice, the captured and the compiled steps, or None where there are none.
 
     Raises:
-        InputError: ``mode`` is True and the step cannot be compiled; the message says why and what to do.
+        InputError: the step has no graph or cannot be compiled, although ``mode`` asks for it; the message says why and what to
+            do.
     """
-    start = time.perf_counter()
+    return _Chooser(mode, ways, before).choose(coming)
 
-    def chosen(what: str, lengths: Sequence[int] = ()) -> Choice:
-        return Choice(tuple(lengths), what, time.perf_counter() - start)
 
-    # A resumed fit compiles every length that it compiled before, also one that the count does not expect: it may resume within
-    # an epoch.
-    wanted = {n: count for n, count in coming.items() if (count if before is None else n in before["lengths"])}
-    wanted = dict(sorted(wanted.items(), key=lambda item: -item[1])[:LENGTHS])
-    if not wanted or not any(coming.values()):
-        as_before = before is not None and not before["lengths"]
-        return chosen(
-            "eager steps, as before the interruption" if as_before else "eager steps: none is left to compile"
-        ), None
-    ask = mode == "auto" and before is None
-    saved, refused, compiled = 0.0, "", None
-    try:
-        compiled = steps()
-        for length, count in wanted.items():
-            saves = 0.0
-            if ask:
-                found = estimate(length)
-                saves, cost = count * found.saving, to_compile(found.operations, len(compiled.whole.tensors))
-                if saves < cost:
-                    if compiled.steps:
-                        continue
-                    return chosen(eager_because("steps", saves, cost)), None
-            graph = compiled.trace(sources(length, 1))
-            compiled.add(length, graph, sources(length, 1))
-            saved += saves
-            several = SECONDS["node"] * len(graph.graph.nodes) * MANY
-            pays = compiled.short(length) and count * SECONDS["several"] > several
-            if pays if before is None else length in before["together"]:
-                with suppress(NoGraph):  # then each step is its own call
-                    compiled.add_several(length, graph, sources(length, MANY)[0])
-    except NoGraph as error:
-        if mode is True:
-            raise InputError(f"the step cannot be compiled: {error}; or fit with compile='auto'") from error
-        if compiled is None or not compiled.steps:
-            return chosen(f"eager steps: {error}"), None
-        refused = f"; batches of {length} stay eager: {error}"
-    single = tuple(length for length, many in compiled.steps if many == 1)
-    together = tuple(length for length, many in compiled.steps if many > 1)
-    took = time.perf_counter() - start
-    note = f"compiled steps: ready in {shown(took)}"
-    if ask:
-        note += f", to save about {shown(saved)}"
-    return Choice(single, note + refused, took, together), compiled
+class _Chooser:
+    def __init__(self, mode: Compile, ways: Ways, before: Mapping[str, Sequence[int]] | None) -> None:
+        self.mode, self.ways, self.before = mode, ways, before
+        self.start = time.perf_counter()
+        self.captured: CapturedSteps | None = None
+        self.compiled: CompiledSteps | None = None
+        self.saved, self.eager, self.notes = 0.0, "", list[str]()
+
+    def choose(self, coming: Mapping[int, int]) -> tuple[Choice, CapturedSteps | None, CompiledSteps | None]:
+        before = self.before
+        # A resumed fit takes every length as before, also one that the count does not expect: it may resume within an epoch.
+        known = None if before is None else {*before["lengths"], *before.get("captured", ())}
+        wanted = {n: count for n, count in coming.items() if (count if known is None else n in known)}
+        wanted = dict(sorted(wanted.items(), key=lambda item: -item[1])[:LENGTHS])
+        if not wanted or not any(coming.values()):
+            as_before = known is not None and not known
+            return self._found(
+                "eager steps, as before the interruption" if as_before else "eager steps: none is left to compile"
+            )
+        for position, (length, count) in enumerate(wanted.items()):
+            try:
+                self._one(length, count, first=position == 0)
+            except NoGraph as error:
+                if self.mode in (True, "captured") and (position == 0 or self.mode == "captured"):
+                    kind = "compiled" if self.mode is True else "captured"
+                    raise InputError(f"the step cannot be {kind}: {error}; or fit with compile='auto'") from error
+                self.eager = self.eager or f"{error}"
+                self.notes.append(f"batches of {length} stay eager: {error}")
+        return self._found()
+
+    def _one(self, length: int, count: int, *, first: bool) -> None:
+        """Choose for batches of one length."""
+        mode, before = self.mode, self.before
+        if before is not None:
+            if length in before["lengths"]:
+                self._compile(length, several=length in before["together"])
+            else:
+                self._capture(length)
+        elif mode is True:
+            if first or count >= FEW:
+                self._compile(length, count=count)
+            else:
+                self._capture(length)
+        elif mode == "captured":
+            self._capture(length)
+        else:
+            self._where_it_pays(length, count)
+
+    def _where_it_pays(self, length: int, count: int) -> None:
+        if count * self.ways.rough < SECONDS["capture"]:
+            self.eager = self.eager or f"{count} steps take less time than capturing one"
+            return
+        found = self.ways.estimate(length)
+        most, cost = count * found.eager * SAVED, to_capture(found.operations)
+        if most < cost:
+            self.eager = self.eager or because("capturing", most, cost)
+            return
+        replay = self._capture(length)
+        source = self.ways.sources(length, 1)[0]
+        with kept_generators():
+            seconds = timed(lambda: replay(source)) + found.update
+        if seconds > found.eager:
+            assert self.captured is not None
+            del self.captured.steps[length]
+            self.eager = self.eager or "captured ones would not be faster"
+            return
+        saves, cost = count * (seconds - found.compiled), to_compile(found.operations, 4 * found.changed)
+        self.saved += count * (found.eager - min(seconds, found.compiled if saves > cost else seconds))
+        if saves <= cost:
+            return
+        try:
+            self._compile(length, count=count)
+        except NoGraph as error:
+            self.notes.append(f"not compiled: {error}")
+
+    def _capture(self, length: int) -> Replay:
+        if self.captured is None:
+            self.captured = self.ways.captured()
+        return self.captured.add(length, self.ways.sources(length, 1))
+
+    def _compile(self, length: int, count: int = 0, several: bool = False) -> None:
+        ways = self.ways
+        if self.captured is None:
+            self.captured = ways.captured()
+        if self.compiled is None:
+            self.compiled = ways.compiled(self.captured.losses)
+        compiled, sources = self.compiled, ways.sources(length, 1)
+        graph = compiled.trace(length, sources)
+        compiled.add(length, graph, sources)
+        self.captured.steps.pop(length, None)
+        cost = SECONDS["node"] * len(graph.graph.nodes) * MANY
+        if several or (self.before is None and compiled.short(length) and count * SECONDS["several"] > cost):
+            with suppress(NoGraph):  # then each step is its own call
+                compiled.add_several(length, graph, ways.sources(length, MANY)[0])
+
+    def _found(self, note: str = "") -> tuple[Choice, CapturedSteps | None, CompiledSteps | None]:
+        compiled = self.compiled if self.compiled is not None and self.compiled.steps else None
+        captured = self.captured if self.captured is not None and self.captured.steps else None
+        single = tuple(length for length, many in (compiled.steps if compiled else ()) if many == 1)
+        together = tuple(length for length, many in (compiled.steps if compiled else ()) if many > 1)
+        played = tuple(captured.steps) if captured else ()
+        took = time.perf_counter() - self.start
+        if not note and not single and not played:
+            note = f"eager steps: {self.eager}"
+        elif not note:
+            kind = "compiled" if single else "captured"
+            note = f"{kind} steps: ready in {shown(took)}"
+            if self.mode == "auto" and self.before is None:
+                note += f", to save about {shown(self.saved)}"
+            if single and played:
+                note += f"; batches of {', '.join(map(str, played))} are captured"
+            note += "".join(f"; {line}" for line in self.notes)
+        return Choice(single, note, took, together, played), captured, compiled
+
+
+def because(what: str, saved: float, cost: float) -> str:
+    """Return why something does not pay.
+
+    Example:
+        >>> because("capturing", 0.14, 0.5)
+        'capturing would save about 0.1 s and take about 0.5 s'
+    """
+    return f"{what} would save about {shown(saved)} and take about {shown(cost)}"

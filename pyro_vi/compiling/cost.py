@@ -1,6 +1,6 @@
 """The cost of compiling, and the time that it saves.
 
-* `SECONDS` is the table of measured constants. `to_compile` estimates the time to compile a graph.
+* `SECONDS` is the table of measured constants. `to_capture` and `to_compile` estimate the time to capture and to compile.
 * `measure` times an eager computation, and estimates the time of the compiled one.
 * `estimate_step` measures a step of a fit and leaves the fit unchanged.
 * `eager_because` writes the sentence that says why compiling does not pay.
@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,9 +29,19 @@ from pyro_vi.support import generators, set_generators
 from pyro_vi.support.torch_internals import each_operation
 from pyro_vi.tracing import put_back, reason
 
-SECONDS = {"first": 2.5, "graph": 1.5, "node": 0.011, "operation": 4e-6, "call": 3e-5, "several": 1.2e-5}
+SECONDS = {
+    "capture": 0.1,
+    "captured": 0.0025,
+    "first": 2.5,
+    "graph": 1.5,
+    "node": 0.011,
+    "operation": 4e-6,
+    "call": 3e-5,
+    "several": 1.2e-5,
+}
 """Seconds on a free machine without the compiler's cache on disk, which is not foreseen; see `scripts/benchmark_choice.py`.
 
+* capture, captured: capturing a step, and in addition each of its operations;
 * first: loading the compiler and preparing its headers, once per process;
 * graph, node: tracing, proving and compiling one graph, and in addition each of its operations;
 * operation, call: overhead of an eager operation and of a call of compiled code, without their arithmetic;
@@ -39,6 +49,8 @@ SECONDS = {"first": 2.5, "graph": 1.5, "node": 0.011, "operation": 4e-6, "call":
 """
 PER_TENSOR = 13
 """Operations in a graph for each tensor that a step changes: its update, and the selection of its old or new value."""
+SAVED = 0.7
+"""Most that captured steps save, as a fraction of the time of eager steps."""
 FUSED = 0.3
 """Time of fused element-wise operations and sums, as a fraction of the time of their eager arithmetic."""
 RUNS, LONG = 5, 0.3
@@ -53,16 +65,40 @@ class Estimate:
         eager: measured seconds.
         compiled: estimated seconds.
         operations: tensor operations of the eager run.
+        update: seconds of the optimizer's part of the eager run.
+        changed: number of parameters that the optimizer changes.
     """
 
     eager: float
     compiled: float
     operations: int
+    update: float = 0.0
+    changed: int = 0
 
     @property
     def saving(self) -> float:
         """Seconds that compiling saves per run; 0 if it saves none."""
         return max(0.0, self.eager - self.compiled)
+
+
+def to_capture(operations: int) -> float:
+    """Estimate the seconds to trace and prove a computation of a number of tensor operations."""
+    return SECONDS["capture"] + SECONDS["captured"] * operations
+
+
+def timed(run: Callable[[], object], longest: float = 0.05) -> float:
+    """Return the least seconds of some runs of a computation."""
+    clock, wait = _clock(), torch.cuda.synchronize if torch.cuda.is_initialized() else _nothing
+    start, least = time.perf_counter(), math.inf
+    for _ in range(RUNS):
+        wait()
+        begin = clock()
+        run()
+        wait()
+        least = min(least, clock() - begin)
+        if time.perf_counter() - start > longest:
+            break
+    return least
 
 
 def to_compile(operations: int, changed: int = 0) -> float:
@@ -106,10 +142,7 @@ def measure(run: Callable[[], object]) -> Estimate:
     Args:
         run: the computation; it runs two to ten times.
     """
-    on_gpu = torch.cuda.is_initialized()
-    # The processor time of one thread is the time on an idle machine, even if this machine is busy.
-    clock = time.thread_time if torch.get_num_threads() == 1 and not on_gpu else time.perf_counter
-    wait = torch.cuda.synchronize if on_gpu else _nothing
+    clock, wait = _clock(), torch.cuda.synchronize if torch.cuda.is_initialized() else _nothing
     start, eager, runs = time.perf_counter(), math.inf, list[list[float]]()
     while len(runs) < RUNS and (not runs or time.perf_counter() - start < LONG):
         wait()
@@ -154,7 +187,8 @@ def estimate_step(
     start, before = generators(), [(p, p.detach().clone()) for p in objective.pair.parameters()]
     try:
         with kept_buffers(objective.pair), put_back(objective.pair.model, objective.pair.guide):
-            return measure(run)
+            found = measure(run)
+            return replace(found, update=update.seconds, changed=len(parameters))
     except Exception as error:  # the fit will meet the same error and name the step
         raise NoGraph(reason(error)) from error
     finally:
@@ -168,7 +202,7 @@ class _Update:
     """The update of an optimizer, applied to copies of its parameters and its state."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, clip_norm: float | None) -> None:
-        self.clip_norm = clip_norm
+        self.clip_norm, self.seconds, self.clock = clip_norm, math.inf, _clock()
         self.twin: Any = None
         with suppress(Exception):
             self.twin = copy.deepcopy(optimizer)  # without hooks
@@ -176,7 +210,7 @@ class _Update:
     def __call__(self, gradients: Sequence[Tensor | None]) -> None:
         if self.twin is None:
             return
-        moved = _fitted(self.twin)
+        begin, moved = self.clock(), _fitted(self.twin)
         for parameter, gradient in zip(moved, gradients, strict=True):
             parameter.grad = gradient
         try:
@@ -185,6 +219,7 @@ class _Update:
             self.twin.step()
         except Exception:
             self.twin = None
+        self.seconds = min(self.seconds, self.clock() - begin)
 
 
 _MADE_OF_SUCH = {
@@ -232,6 +267,11 @@ class _Operations:
         result = call()
         self.wait()
         return result, max(0.0, self.clock() - begin - SECONDS["operation"])
+
+
+def _clock() -> Callable[[], float]:
+    # The processor time of one thread is the time on an idle machine, even if this machine is busy.
+    return time.thread_time if torch.get_num_threads() == 1 and not torch.cuda.is_initialized() else time.perf_counter
 
 
 def _nothing() -> None: ...

@@ -1,7 +1,7 @@
 """One optimisation step as a pure function: loss, gradients, clipping, schedule and optimizer in one flat graph.
 
 * `WholeStep` holds the tensors that a step changes (parameters, optimizer states, buffers), and traces the step for a batch of
-  one length. The graph changes these tensors in place, and returns the loss, the norm of the gradient, and the gradients.
+  one length. The graph changes these tensors in place, and returns the loss and the norm of the gradient.
 * `several` makes one graph of several steps in a row.
 
 The optimizer's own code is traced. This works for every `torch.optim` optimizer whose update consists of tensor operations.
@@ -14,21 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_vi.data import Batch
+from pyro_vi.compiling.losses import Losses, LossGraph
 from pyro_vi.errors import NoGraph
-from pyro_vi.estimators.objective import Objective
-from pyro_vi.programs import swapped
 from pyro_vi.support import kept_generators
-from pyro_vi.support.torch_internals import (
-    as_compiling,
-    has_gradient_hooks,
-    has_step_hooks,
-    make_fx,
-    stepped_by_scheduler,
-    tensors_of,
-    times_changed,
-    untraced,
-)
+from pyro_vi.support.torch_internals import as_compiling, has_step_hooks, make_fx, stepped_by_scheduler, untraced
 from pyro_vi.tracing import reason, trace
 from pyro_vi.tracing.reach import Walk
 
@@ -43,10 +32,9 @@ class WholeStep:
     """A step of a fit, for an optimizer that has taken its first step; before that, it has no state.
 
     Args:
-        objective: the function that the fit minimises.
+        losses: the graphs of loss and gradients.
         optimizer: holds the parameters; ``initial_lr`` of its groups is the learning rate of the first step.
         clip_norm: limit on the joint norm of the gradients.
-        weight: weight of the KL; None if it changes from step to step.
         rate: learning rate as a fraction of the first; None if it changes from step to step.
         summed: the optimizer steps on the sum of the loss over all data, and not on the loss per datum.
 
@@ -62,30 +50,13 @@ class WholeStep:
     """
 
     def __init__(
-        self,
-        objective: Objective,
-        optimizer: Optimizer,
-        clip_norm: float | None,
-        weight: float | None,
-        rate: float | None,
-        *,
-        summed: bool = False,
+        self, losses: Losses, optimizer: Optimizer, clip_norm: float | None, rate: float | None, *, summed: bool = False
     ) -> None:
-        self.objective, self.optimizer, self.clip_norm = objective, optimizer, clip_norm
-        self.weight, self.rate, self.summed = weight, rate, summed
-        self.parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+        self.losses, self.optimizer, self.clip_norm = losses, optimizer, clip_norm
+        self.objective, self.weight, self.rate, self.summed = losses.objective, losses.weight, rate, summed
+        self.parameters, self.buffers = losses.held.parameters, losses.held.buffers
+        self.adopt = losses.held.adopt
         self.states = _states(optimizer, self.parameters)
-        pair, own = objective.pair, {id(p) for p in self.parameters}
-        # A parameter that is not fitted counts as a buffer: a program may change it in place, such as a codebook.
-        held = {id(t): t for t in (*pair.buffers(), *pair.parameters()) if id(t) not in own}
-        self.buffers: list[Tensor] = list(held.values())
-        self._places = [
-            (values, name, value)
-            for module in pair.modules()
-            for values in tensors_of(module)
-            for name, value in values.items()
-            if value is not None and id(value) in held
-        ]
         device = self.parameters[0].device
         counts = [float(state["step"]) for _, state in self.states if "step" in state]
         # Double precision, because 1 − β₂ᵗ in single precision is off by 6e-5 at the first step.
@@ -101,16 +72,6 @@ class WholeStep:
         places = {id(p): i for i, p in enumerate(self.parameters)}
         keys = [(key, places[id(p)]) for p, state in self.states for key in self._keys(state)]
         self.averages = {len(places) + i: place for i, (key, place) in enumerate(keys) if key == AVERAGE}
-
-    def adopt(self) -> None:
-        """Copy buffers that an eager step has replaced into the tensors that compiled steps change, and put these back."""
-        for values, name, buffer in self._places:
-            now = values[name]
-            if now is not buffer:
-                if now is not None and now.shape == buffer.shape:
-                    with torch.no_grad():
-                        buffer.copy_(now)
-                values[name] = buffer
 
     def set(self, controls: Sequence[tuple[float, float]]) -> None:
         """Set the weight of the KL and the learning rate, as a fraction of the first, for each of the next steps."""
@@ -147,36 +108,32 @@ class WholeStep:
                 if "step" in state:
                     state["step"].fill_(float(self.count))
 
-    def trace(self, source: Batch, fetch: Callable[..., Batch]) -> fx.GraphModule:
-        """Return the graph of a step as a function of ``(*tensors, control, *source)``; the batch is ``fetch(*source)``.
+    def trace(self, losses: LossGraph, source: Sequence[Tensor]) -> fx.GraphModule:
+        """Return the graph of a step as a function of ``(*tensors, control, *source)``.
 
-        The graph returns the loss, the norm of the gradient, and the gradients.
+        The graph returns the loss and the norm of the gradient.
+
+        Args:
+            losses: the graph of loss and gradients, for batches of the source's length.
+            source: what a batch is made from.
 
         Raises:
-            NoGraph: the programs or the optimizer cannot be traced.
+            NoGraph: the optimizer cannot be traced.
         """
         inputs = [*(t.detach().clone() for t in self.tensors), self.control.clone(), *source]
         # Only torch's generator is restored: `watched` must see draws from those of NumPy and Python.
         with torch.random.fork_rng(devices=sorted({t.get_device() for t in inputs if t.is_cuda})):
-            try:
-                self.objective(fetch(*source), self.weight or 1.0)  # the estimator examines the pair in its first call
-            except (
-                Exception
-            ) as error:  # for example on a shorter batch; the fit will meet the same error and name the step
-                raise NoGraph(reason(error)) from error
-            self.adopt()
             for foreach in (False, True):
                 try:
-                    return trace(self._function(fetch, foreach), *inputs, state=len(self.tensors))
+                    return trace(self._function(losses, foreach), *inputs, state=len(self.tensors))
                 except Exception as error:
                     # Some optimizers accept a tensor as the learning rate in only one of these two implementations.
                     if foreach or isinstance(error, NoGraph):
                         raise NoGraph(reason(error)) from error
         raise AssertionError
 
-    def _function(self, fetch: Callable[..., Batch], foreach: bool) -> Callable[..., tuple[Tensor, ...]]:
+    def _function(self, losses: LossGraph, foreach: bool) -> Callable[..., tuple[Tensor, ...]]:
         many, states, buffers = len(self.parameters), self._state_tensors(), len(self.buffers)
-        keys = [id(p) for p in self.parameters]
 
         def step(*inputs: Tensor) -> tuple[Tensor, ...]:
             split = iter(inputs)
@@ -184,44 +141,27 @@ class WholeStep:
             old_states = [next(split) for _ in states]
             old_buffers = [next(split) for _ in range(buffers)]
             count, going, control, *source = split
-            given = ((0, self.weight), (1, self.rate))
-            weight, rate = (control[0, i] if fixed is None else fixed for i, fixed in given)
-            if isinstance(weight, Tensor):
-                weight = weight.to(old[0].dtype)
-
-            live = [value.detach().requires_grad_() for value in old]
-            moving = [value.clone() for value in old_buffers]
-            places = dict(zip(keys, live, strict=True))
-            places.update(zip(map(id, self.buffers), moving, strict=True))
-            with swapped(self.objective.pair, places) as held:
-                batch = fetch(*source)
-                loss = self.objective(batch, weight, live)
-                new_buffers = [held(id(buffer)) for buffer in self.buffers]
-            found = torch.autograd.grad(loss, live, allow_unused=True)
-            gradients = [g for g in found if g is not None]
+            rate = control[0, 1] if self.rate is None else self.rate
+            weight = control[0, 0].to(old[0].dtype)
+            loss, gradients, new_buffers = losses.split(losses.module(*old, *old_buffers, weight, *source))
+            found: list[Tensor | None] = [None] * many
             norm = _norm(gradients)
-            many_data = self.objective.size(batch) if self.summed else 1
             if self.clip_norm is not None:
-                shrink = (self.clip_norm / (norm + 1e-6 / many_data)).clamp(max=1.0)
-                found = tuple(None if g is None else g * shrink for g in found)
+                shrink = (self.clip_norm / (norm + 1e-6 / (losses.size if self.summed else 1))).clamp(max=1.0)
+                gradients = [g * shrink for g in gradients]
                 norm = norm * shrink
-            if self.summed:
-                found = tuple(None if g is None else g * many_data for g in found)
-
+            for i, gradient in zip(losses.fitted, gradients, strict=True):
+                found[i] = gradient * losses.size if self.summed else gradient
             fresh, fresh_states = self._update(old, found, old_states, count, rate, foreach)
             # A step whose loss or gradient is not finite changes nothing, so that the cause can be found.
-            good = going & loss.detach().isfinite() & norm.isfinite()
+            good = going & loss.isfinite() & norm.isfinite()
             pairs = [*zip(old, fresh, strict=True), *zip(old_states, fresh_states, strict=True)]
             for before, after in [*pairs, (count, count + 1)]:
                 before.copy_(torch.where(good, after, before))
             going.copy_(good)
-            for before, start, after in zip(old_buffers, moving, new_buffers, strict=True):
-                # A buffer that is unchanged needs no copy.
-                if after is not start or times_changed(after) or _moved(before, after):
-                    if after.shape != before.shape:
-                        raise NoGraph("the programs change the shape of a buffer; keep its shape")
-                    before.copy_(torch.where(good, after, before))
-            return loss.detach(), norm, *(g for g in found if g is not None)
+            for i, after in zip(losses.changed, new_buffers, strict=True):
+                old_buffers[i].copy_(torch.where(good, after, old_buffers[i]))
+            return loss, norm
 
         return step
 
@@ -297,7 +237,7 @@ def several(graph: fx.GraphModule, tensors: int, inputs: Sequence[Tensor]) -> fx
         losses = []
         for i in range(MANY):
             control, *stored, rows = inputs[tensors:]
-            loss, norm, *_ = graph(*inputs[:tensors], control[i:], *stored, rows.chunk(MANY)[i])
+            loss, norm = graph(*inputs[:tensors], control[i:], *stored, rows.chunk(MANY)[i])
             losses.append(loss)
         return torch.stack(losses), norm
 
@@ -314,8 +254,6 @@ def _states(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[tuple[Te
     """Return each parameter that has optimizer state, with its state, in the order of the parameters."""
     if has_step_hooks(optimizer):
         raise NoGraph("the optimizer has hooks, which a graph would leave out")
-    if any(map(has_gradient_hooks, parameters)):
-        raise NoGraph("a parameter has a hook on its gradient, which a graph would leave out")
     if "step" in vars(optimizer) and not stepped_by_scheduler(optimizer):
         raise NoGraph("the optimizer's step is replaced, which a graph would leave out")
     states = [(p, optimizer.state[p]) for p in parameters if p in optimizer.state]
@@ -336,12 +274,6 @@ def _wide(state: Tensor, parameter: Tensor) -> Tensor:
     # A scalar stored in single precision; eager optimizers convert it to a Python number and compute in double precision.
     number = state.dim() == 0 and state.dtype == torch.float32 and parameter.dtype == torch.float64
     return state.double() if number else state.clone()
-
-
-def _moved(before: Tensor, after: Tensor) -> bool:
-    # Batch norm changes its running statistics without increasing their version counter.
-    with untraced():
-        return not torch.equal(before, after)
 
 
 def _numbers(optimizer: Any) -> list[Any]:

@@ -6,7 +6,6 @@
   state and buffer as the eager step does, there or, at a kink of the loss, at the next steps. Otherwise it raises `NoGraph`
   with a one-line reason, and the fit is unchanged.
 * `Raised` is the error of a proved step that later raises on some values. The programs may catch such an error; a graph cannot.
-* `agree` compares a compiled result with an eager one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,14 +16,13 @@ import torch
 from torch import Tensor, fx
 
 from pyro_vi.compiling.inductor import Compiled, compile_graph, replayed, why_not
+from pyro_vi.compiling.proof import copies, digits_of, near, proving
 from pyro_vi.compiling.step import MANY, WholeStep, several
 from pyro_vi.data import Batch
 from pyro_vi.errors import NoGraph, first_line
 from pyro_vi.support import generators, set_generators
 from pyro_vi.tracing import reason, same_twice
 
-DIGITS = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""Tolerance between compiled and eager tensors by dtype, as a fraction of the largest element; 0.02 for shorter dtypes."""
 SMALL = 1e-3
 """Fraction of the largest gradient below which an element of a parameter is not compared. Adam divides a gradient by its size,
 so rounding in a tiny gradient can be as large as a step. The optimizer state of such elements is compared."""
@@ -37,9 +35,6 @@ RAISING = {
     *("_assert_async", "_assert_scalar"),
 }
 """Operations that raise an error on some values. The state of the fit is copied before each step that contains one."""
-
-Fetch = Callable[..., Batch]
-
 
 KINKS = 2
 """Steps that must agree after one that does not. At a kink of the loss, such as that of a ReLU, rounding decides on which side
@@ -59,13 +54,12 @@ class CompiledSteps:
 
     Args:
         whole: the step as a pure function.
-        fetch: makes a batch from a source, with tensor operations only.
         eager: takes one eager step on a batch; returns its loss, and whether the step was taken: loss and gradient are finite.
             Leaves the gradients in the parameters.
     """
 
-    def __init__(self, whole: WholeStep, fetch: Fetch, eager: Callable[[Batch], tuple[Tensor, bool]]) -> None:
-        self.whole, self.fetch, self.eager = whole, fetch, eager
+    def __init__(self, whole: WholeStep, eager: Callable[[Batch], tuple[Tensor, bool]]) -> None:
+        self.whole, self.eager = whole, eager
         self.steps: dict[tuple[int, int], Compiled] = {}
         self.raising: set[int] = set()
 
@@ -104,8 +98,8 @@ class CompiledSteps:
         """True if steps on batches of this length are so short that the overhead of a call matters."""
         return sum(p.numel() for p in self.whole.parameters) * length < SHORT
 
-    def trace(self, sources: Sequence[Sequence[Tensor]]) -> fx.GraphModule:
-        """Return the graph of a step, after checking its loss and gradients on sources of one length.
+    def trace(self, length: int, sources: Sequence[Sequence[Tensor]]) -> fx.GraphModule:
+        """Return the graph of a step for batches of a length; its loss and gradients are proved.
 
         Raises:
             NoGraph: the step has no graph, or the graph differs from the programs.
@@ -114,12 +108,9 @@ class CompiledSteps:
         missing = why_not(self.whole.control.device)
         if missing:
             raise NoGraph(missing)
+        losses = self.whole.losses.graph(length, sources)
         with _put_back(self.whole):
-            graph = same_twice(lambda: self.whole.trace(tuple(sources[0]), self.fetch), pair.model, pair.guide)
-        with _put_back(self.whole):
-            for source in sources:
-                self._check_gradients(graph, source)
-        return graph
+            return same_twice(lambda: self.whole.trace(losses, sources[0]), pair.model, pair.guide)
 
     def add(self, length: int, graph: fx.GraphModule, sources: Sequence[Sequence[Tensor]]) -> None:
         """Compile a traced step, and keep it if it does what the eager step does.
@@ -129,7 +120,7 @@ class CompiledSteps:
         """
         if any(not RAISING.isdisjoint(str(node.target).split(".")) for node in graph.graph.nodes):
             self.raising.add(length)
-        self.steps[length, 1] = self._compile(_without_gradients(graph), sources[0])
+        self.steps[length, 1] = self._compile(graph, sources[0])
         try:
             for source in sources:
                 self._prove(length, source)
@@ -144,8 +135,8 @@ class CompiledSteps:
             NoGraph: the steps cannot be compiled, or differ from single steps.
         """
         whole = self.whole
-        inputs = [*_copies(whole.tensors), whole.control, *source]
-        with _proving():
+        inputs = [*copies(whole.tensors), whole.control, *source]
+        with proving():
             graph = several(graph, len(whole.tensors), inputs)
         self.steps[length, MANY] = self._compile(graph, source)
         try:
@@ -156,24 +147,24 @@ class CompiledSteps:
 
     def _check_several(self, length: int, source: Sequence[Tensor]) -> None:
         whole = self.whole
-        with _put_back(whole), _proving():
+        with _put_back(whole), proving():
             losses, _ = self._take(length, MANY, source)
-            after = _copies(whole.tensors)
+            after = copies(whole.tensors)
         with _put_back(whole):
             *stored, rows = source
             control = whole.control.clone()
             for i, part in enumerate(rows.chunk(MANY)):
                 whole.control[0] = control[i]
                 loss, _ = self._take(length, 1, (*stored, part))
-                if not _near(losses[i], loss, _digits(loss)):
+                if not near(losses[i], loss, digits_of(loss)):
                     raise NoGraph(f"step {i + 1} of {MANY} in one call has a different loss than on its own")
             # Over several steps, Adam enlarges rounding in small gradients to the size of a step.
-            if not all(_near(one, two, 0.02) for one, two in zip(after, whole.tensors, strict=True)):
+            if not all(near(one, two, 0.02) for one, two in zip(after, whole.tensors, strict=True)):
                 raise NoGraph(f"{MANY} steps in one call give other parameters than {MANY} single steps")
 
     def _compile(self, graph: fx.GraphModule, source: Sequence[Tensor]) -> Compiled:
         whole = self.whole
-        compiled = compile_graph(graph, [*_copies(whole.tensors), whole.control.clone(), *source])
+        compiled = compile_graph(graph, [*copies(whole.tensors), whole.control.clone(), *source])
         if whole.control.device.type == "cuda":
             with _put_back(whole):
                 compiled = replayed(compiled, [*whole.tensors, whole.control], source)
@@ -181,35 +172,9 @@ class CompiledSteps:
 
     def _eager(self, source: Sequence[Tensor]) -> tuple[Tensor, bool]:
         try:
-            return self.eager(self.fetch(*source))
+            return self.eager(self.whole.losses.fetch(*source))
         except Exception as error:  # an error of the programs; the fit will meet it and name the step
             raise NoGraph(reason(error)) from error
-
-    def _check_gradients(self, graph: fx.GraphModule, source: Sequence[Tensor]) -> None:
-        """Raise NoGraph unless the graph, before it is compiled, has the programs' loss and gradients."""
-        self.whole.adopt()
-        start = generators()
-        with torch.no_grad(), _proving():
-            loss, _, *gradients = graph(*_copies(self.whole.tensors), self.whole.control, *source)
-        set_generators(start)
-        expected, good = self._eager(source)
-        digits = _digits(loss)
-        if not _near(loss, expected, digits):
-            raise NoGraph(f"the graph's loss is {float(loss):.10g} where the programs give {float(expected):.10g}")
-        if not good:  # the fit will meet this step, too
-            return
-        found = [(p, p.grad) for p in self.whole.parameters if p.grad is not None]
-        largest = max((float(g.abs().max()) for _, g in found if g.numel()), default=0.0)
-        if len(found) != len(gradients):
-            raise NoGraph(
-                "the graph lacks the gradients of some parameters: the programs also hold these outside of the modules' "
-                "parameters, as torch's recurrent networks do"
-            )
-        for (parameter, wanted), gradient in zip(found, gradients, strict=True):
-            if not _near(gradient, wanted, digits, digits * 0.01 * largest):
-                raise NoGraph(
-                    f"the graph's gradient of parameter '{self._name(parameter)}' differs from that of the programs"
-                )
 
     def _prove(self, length: int, source: Sequence[Tensor]) -> None:
         """Raise NoGraph unless the compiled step does what the eager step does, here or at all of the next `KINKS` steps."""
@@ -234,16 +199,16 @@ class CompiledSteps:
     def _check_step(self, length: int, source: Sequence[Tensor]) -> None:
         """Raise NoGraph unless the compiled step leaves everything as the eager step does."""
         whole = self.whole
-        with _put_back(whole), _proving():
+        with _put_back(whole), proving():
             loss, _ = self._take(length, 1, source)
-            after = _copies(whole.tensors)
+            after = copies(whole.tensors)
         with _put_back(whole):
-            before = _copies(whole.tensors)
+            before = copies(whole.tensors)
             expected, good = self._step(source)
             gradients = [p.grad for p in whole.parameters]
-            wanted = _copies(whole.tensors)
-        digits = _digits(whole.parameters[0])
-        if not _near(loss, expected, digits):
+            wanted = copies(whole.tensors)
+        digits = digits_of(whole.parameters[0])
+        if not near(loss, expected, digits):
             raise NoGraph(f"the compiled loss is {float(loss):.10g} where the programs give {float(expected):.10g}")
         largest = max((float(g.abs().max()) for g in gradients if g is not None and g.numel()), default=0.0)
         for position, (start, one, two) in enumerate(zip(before, after, wanted, strict=True)):
@@ -255,27 +220,19 @@ class CompiledSteps:
                 else:
                     seen = ... if gradient is None else gradient.abs() > SMALL * largest
                     rounding = 8 * torch.finfo(one.dtype).eps * float(start.abs().max() if start.numel() else 0)
-                    agree = _near((one - start)[seen], (two - start)[seen], max(0.01, digits), rounding)
+                    agree = near((one - start)[seen], (two - start)[seen], max(0.01, digits), rounding)
                 what = f"parameter '{self._name(whole.parameters[moved])}'"
             else:
                 what = "the optimizer's state and the buffers"
                 # If gradients consist of rounding only, so does their optimizer state.
                 slack = digits * 0.01 * max(largest, largest**2) if one.is_floating_point() else 0.0
-                agree = _near(one, two, digits, slack)
+                agree = near(one, two, digits, slack)
             if not agree:
                 raise Differs(f"the compiled step changes {what} differently from the eager step")
 
     def _name(self, parameter: Tensor) -> str:
         named = self.whole.objective.pair.owned().items()
         return next((name for name, (_, p) in named if p is parameter), "?")
-
-
-@contextmanager
-def _proving() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise NoGraph(f"the graph raises an error, which the programs may catch: {first_line(error)}") from error
 
 
 @contextmanager
@@ -292,7 +249,7 @@ def _kept(
     whole: WholeStep, get: Callable[[], Any] = generators, put: Callable[[Any], None] = set_generators
 ) -> Callable[[], None]:
     """Return a function that restores the present state of the fit, and of the generators that ``get`` reads."""
-    start, values, control = get(), _copies(whole.tensors), whole.control.clone()
+    start, values, control = get(), copies(whole.tensors), whole.control.clone()
     gradients = [p.grad for p in whole.parameters]
 
     def restore() -> None:
@@ -307,34 +264,3 @@ def _kept(
         put(start)
 
     return restore
-
-
-def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [tensor.detach().clone() for tensor in tensors]
-
-
-def _digits(value: Tensor) -> float:
-    return DIGITS.get(value.dtype, 0.02)
-
-
-def agree(one: Tensor, two: Tensor) -> bool:
-    """True if a compiled result equals the eager one up to rounding."""
-    return _near(one, two, _digits(two))
-
-
-def _near(one: Tensor, two: Tensor, digits: float, slack: float = 0.0) -> bool:
-    if one.shape != two.shape:
-        return False
-    if not one.is_floating_point():
-        return torch.equal(one, two)
-    largest = float(two.detach().nan_to_num(0, 0, 0).abs().max()) if two.numel() else 0.0
-    allowed = digits * largest + slack
-    return torch.allclose(one.detach(), two.detach().to(one.dtype), rtol=0, atol=allowed, equal_nan=True)
-
-
-def _without_gradients(graph: fx.GraphModule) -> fx.GraphModule:
-    """Return the same graph with loss and norm as its only results: each further one would cost an allocation per step."""
-    bare = fx.Graph()
-    results: Any = bare.graph_copy(graph.graph, {})
-    bare.output(results[:2])
-    return fx.GraphModule(graph, bare)

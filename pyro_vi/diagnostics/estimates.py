@@ -210,9 +210,9 @@ ROUGH = 0.5
 
 
 def uncertain_error(found: Estimate, draws: int) -> Tensor:
-    """True for rows whose Monte Carlo error is itself uncertain: no finite variance, and fewer than half of the draws carry the weight.
+    """True for rows whose error is itself uncertain: k-hat says that it is not finite, and few draws carry the weight.
 
-    Weights that are nearly equal carry a tail that k-hat sees and the estimate does not.
+    Of nearly equal weights, k-hat sees a tail that does not matter to the estimate.
     """
     return (found.khat > ROUGH) & (found.ess < draws / 2) & torch.tensor(draws >= ENOUGH)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vi.compiling import CompiledSteps
+from pyro_vi.compiling import CapturedSteps, CompiledSteps
 from pyro_vi.estimators.objective import Objective
 from pyro_vi.fitting.failures import NotTaken, Overflowed, Step, blame, not_finite, overflow
 from pyro_vi.fitting.nonfinite import Buffers, Guard
@@ -40,8 +40,9 @@ class Guarded:
         self.position = Position()
         self.guard = Guard(settings.nonfinite, pair, stepper.optimizer)
         self.say: Callable[[str], None] = lambda line: None
+        self._captured: CapturedSteps | None = None
         self._compiled: CompiledSteps | None = None
-        self._norm: Tensor | None = None  # of the last gradient, if its step was compiled
+        self._norm: Tensor | None = None  # of the last gradient, if its step was captured or compiled
         self._buffers = Buffers(pair, stepper.parameters)
         self._apart = not_finite(pair)
 

@@ -72,7 +72,7 @@ class Options:
     starts: Whole = 1
     out: str | Path | None = None
     resume: bool = False
-    compile: bool | Literal["auto"] = "auto"
+    compile: bool | Literal["auto", "captured"] = "auto"
     device: str | torch.device | None = None
     progress: bool = True
     check: bool = True
@@ -96,8 +96,8 @@ class Options:
         self._set("heldout", partial(real, least=0, below=1), optional=True)
         for name in ("shuffle", "drop_last", "resume", "progress", "check"):
             self._set(name, flag, optional=name == "shuffle")
-        if not isinstance(self.compile, bool) and self.compile != "auto":
-            raise UsageError(f"compile must be True, False or 'auto', not {shown(self.compile)}")
+        if not isinstance(self.compile, bool) and self.compile not in ("auto", "captured"):
+            raise UsageError(f"compile must be True, False, 'auto' or 'captured', not {shown(self.compile)}")
         if self.stop not in (None, "converged", "heldout"):
             raise UsageError(f"stop must be None, 'converged' or 'heldout', not {shown(self.stop)}")
         if self.patience != Options.patience and self.stop != "heldout":

@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from pyro_vi.data import Batch
 from pyro_vi.errors import FitError, UsageError, kind_and_line
 from pyro_vi.fitting.averaging import averages_itself, averaging, forget
+from pyro_vi.fitting.direct import Direct, direct_update
 from pyro_vi.fitting.named_optimizers import measured
 from pyro_vi.fitting.optimizers import Recipe, described, recipe_of
 from pyro_vi.programs import Pair, isolated
@@ -72,6 +73,7 @@ class Stepper:
         self.fresh = False
         self.factor = 1.0  # of the last loss: the number of data if the steps are on their sum
         self.description = described(self.optimizer, self.scheduler)
+        self._direct: dict[tuple[int, ...], Direct | None] = {}  # the fused update of captured steps, or None
 
     def descend(self, loss: Tensor, num_data: int, rate: float) -> bool:
         """Take a step on a loss per datum of a number of data, with the learning rate times ``rate``.
@@ -105,6 +107,52 @@ class Stepper:
         except Exception as error:
             raise FitError(f"the optimizer {type(self.optimizer).__name__} fails: {kind_and_line(error)}") from error
         return True
+
+    def along(
+        self, fitted: tuple[int, ...], gradients: list[Tensor], beside: Tensor | None, num_data: int, rate: float
+    ) -> Tensor | None:
+        """Take a step on gradients of a loss per datum; they may be changed.
+
+        Args:
+            fitted: positions in ``parameters`` of those that have a gradient.
+            gradients: their gradients.
+            beside: all elements of them as one vector, if they lie side by side in memory.
+            num_data: the number of data.
+            rate: factor of the learning rate.
+
+        Returns:
+            Their joint norm after clipping, per datum; None if it is not finite, and then nothing has changed.
+
+        Raises:
+            FitError: the optimizer cannot take the step.
+        """
+        norm = torch.linalg.vector_norm(beside) if beside is not None else norm_of(gradients)
+        size = float(norm)
+        if not math.isfinite(size):
+            return None
+        self.factor = float(num_data) if self.summed else 1.0
+        if self.clip_norm is not None and (shrink := self.clip_norm / (size + 1e-6 / self.factor)) < 1:
+            norm = norm * shrink
+            torch._foreach_mul_(gradients, shrink)
+        if self.factor != 1:
+            torch._foreach_mul_(gradients, self.factor)
+        if fitted not in self._direct:
+            self._direct[fitted] = direct_update(self.optimizer, self.parameters, fitted)
+        direct = self._direct[fitted]
+        if direct is not None:
+            direct(gradients, rate)
+            return norm
+        for parameter in self.parameters:
+            # SVI sets gradients to zero after a step, so that momentum moves a parameter that the next loss does not depend on.
+            kept = parameter.grad if self.summed else None
+            parameter.grad = None if kept is None else torch.zeros_like(kept)
+        for i, gradient in zip(fitted, gradients, strict=True):
+            self.parameters[i].grad = gradient
+        try:
+            self._step(rate)
+        except Exception as error:
+            raise FitError(f"the optimizer {type(self.optimizer).__name__} fails: {kind_and_line(error)}") from error
+        return norm
 
     def _step(self, rate: float) -> None:
         groups = self.optimizer.param_groups

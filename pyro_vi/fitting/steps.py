@@ -8,7 +8,7 @@ every data set.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,12 +18,16 @@ from torch import Tensor
 
 from pyro_vi.compiling import (
     MANY,
+    CapturedSteps,
     Choice,
     Compile,
     CompiledSteps,
     Estimate,
+    Held,
+    Losses,
     Optimizer,
     Raised,
+    Ways,
     WholeStep,
     check_mode,
     choose,
@@ -106,6 +110,9 @@ class Steps(Guarded):
         found = [self.settings.controls(now.step + i) for i in range(many)]
         controls = [(weight, rate * lowered) for weight, rate in found]
         self.used = controls[-1]
+        if self._captured is not None and many == 1 and length in self._captured.steps:
+            self._take_captured(rows, source, start, generator)
+            return 1
         if self._compiled is None or (length, many) not in self._compiled.steps:
             self._take_eagerly(rows, source, start)
             return 1
@@ -135,6 +142,22 @@ class Steps(Guarded):
         self.used = controls[len(values)]
         self._take_eagerly(parts[len(values)], sources[len(values)], start)
         return 1
+
+    def _take_captured(self, rows: Tensor, source: Batch, start: float, generator: Tensor) -> None:
+        """Take a captured step, or an eager one if that one did nothing: the eager step has the cause."""
+        assert self._captured is not None
+        self.synchronize()
+        with torch.no_grad():
+            done = self._captured(len(rows), source, *self.used)
+        if done is None:
+            torch.set_rng_state(generator)
+            self._take_eagerly(rows, source, start)
+            return
+        loss, self._norm = done
+        if self._compiled is not None:
+            self._compiled.whole.count += 1
+        self.position.add([loss], time.perf_counter() - start)
+        self.guard.took(1)
 
     def _take_eagerly(self, rows: Tensor, source: Batch, start: float) -> None:
         """Take an eager step, or do what is asked for if its loss or its gradient is not finite."""
@@ -205,7 +228,8 @@ class Steps(Guarded):
     def _go_eager(self, why: str) -> str:
         assert self.choice is not None
         self.synchronize()
-        self._compiled, note = None, f"eager steps from step {self.position.step + 1} on: {why}"
+        self._compiled = None
+        note = f"{'captured' if self._captured else 'eager'} steps from step {self.position.step + 1} on: {why}"
         self.choice = replace(self.choice, lengths=(), together=(), note=note)
         return note
 
@@ -235,18 +259,21 @@ class Steps(Guarded):
         fixed = settings.schedule == "constant" and stepper.scheduler is None and settings.nonfinite != "restore"
         rate = 1.0 if fixed else None
 
-        def steps() -> CompiledSteps:
+        def captured() -> CapturedSteps:
+            held = Held(self.pair, stepper.parameters)
+            losses = Losses(self.objective, held, self._fetch, varying, self.used[0])
+            return CapturedSteps(losses, stepper.along, self._copied)
+
+        def compiled(losses: Losses) -> CompiledSteps:
             ratio = stepper.ratio()
             if ratio is None:
                 raise NoGraph("the learning rates of the optimizer's groups change differently")
             if library(stepper.optimizer) is not None:
                 name = type(stepper.optimizer).__name__
                 raise NoGraph(f"optimizer {name} keeps its step sizes as Python numbers, which a graph would freeze")
-            whole = WholeStep(
-                self.objective, stepper.optimizer, stepper.clip_norm, varying, rate, summed=stepper.summed
-            )
+            whole = WholeStep(losses, stepper.optimizer, stepper.clip_norm, rate, summed=stepper.summed)
             whole.set([(self.used[0], self.used[1] * ratio)] * MANY)
-            return CompiledSteps(whole, self._fetch, self._descend)
+            return CompiledSteps(whole, self._descend)
 
         def sources(length: int, many: int) -> list[Batch]:
             stored = data.stored(now.epoch)
@@ -263,8 +290,13 @@ class Steps(Guarded):
                 self.objective, self.used[0], stepper.optimizer, settings.clip_norm, lambda: self._fetch(*source)
             )
 
-        self.choice, self._compiled = choose(self.compile, steps, coming, sources, estimate, before)
+        ways = Ways(captured, compiled, sources, estimate, now.seconds / max(1, now.step))
+        self.choice, self._captured, self._compiled = choose(self.compile, ways, coming, before)
         return self.choice.note
+
+    def _copied(self, source: Sequence[Tensor]) -> Sequence[int]:
+        """Return the positions in a source of the tensors that are new in each step."""
+        return range(len(source)) if self.data.mapped else (len(source) - 1,)
 
 
 def _drew_elsewhere(before: Mapping[str, Any]) -> bool:

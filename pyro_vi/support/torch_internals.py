@@ -69,6 +69,12 @@ def stepped_by_scheduler(optimizer: torch.optim.Optimizer) -> bool:
     return bool(getattr(optimizer.step, "_wrapped_by_lr_sched", False))
 
 
+def fused_adam(decoupled: bool) -> Callable[..., Any]:
+    """Return the kernel of a step of Adam, or of AdamW, on lists of tensors; ``step()`` calls it with ``fused=True``."""
+    kernel: Callable[..., Any] = _part("torch", "_fused_adamw_" if decoupled else "_fused_adam_")
+    return kernel
+
+
 def times_changed(tensor: Tensor) -> int:
     """Return the number of in-place changes of a tensor; a graph would miss them."""
     count: int = _attribute(tensor, "_version", "torch.Tensor._version")

@@ -1,0 +1,352 @@
+"""A flat graph carried out operation by operation on fixed memory, without a compiler.
+
+* `Replay` simplifies a graph, gives each of its values a place in memory, and writes it as a list of calls of torch's own
+  operations. A call of it runs the list. Views are made once, results are written into their places, and a place is used again
+  when its value is no longer needed. So nothing is allocated in a call, and Python does no more than go through the list.
+
+Each call of the list is chosen at the start by trial: the public function of torch with ``out=``, the operation's own variant
+with outputs, or the operation itself with a copy into its place. The first that gives the operation's numbers is taken.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from pyro_vi.compiling.simplify import Seen, is_random, memory, name_of, simplify, tensors, written
+from pyro_vi.errors import NoGraph
+from pyro_vi.support import generators, kept_generators, set_generators
+from pyro_vi.support.torch_internals import schema
+
+Call = Callable[[], Any]
+Way = Callable[..., Any]
+IN_PLACE = {"normal_", "uniform_", "exponential_", "cauchy_", "log_normal_", "copy_", "add_", "mul_", "zero_", "fill_"}
+"""Operations that are called as methods of the tensor that they change."""
+COPIES = {"clone", "_to_copy", "lift_fresh_copy", "contiguous", "_unsafe_view"}
+"""Operations whose result is a copy of their operand."""
+ALIGNED = 64
+"""Bytes to a multiple of which results that lie side by side begin; the bytes between them are zero."""
+
+
+class Replay:
+    """A graph as a list of calls.
+
+    Args:
+        module: the flat graph; it returns tensors, and changes none of its inputs.
+        inputs: example inputs. The first ``kept`` are read where they lie, in every call.
+        kept: number of first inputs that are the same tensors in every call; their values may change.
+        copied: positions, among the others, of inputs that are copied to a place of their own in each call. The others are read
+            where they lie: another tensor takes a new list of calls, which costs as much as some steps.
+        beside: positions of results that are wanted as one vector.
+
+    Attributes:
+        calls: the calls, in order.
+        results: the tensors in which the results are after a call.
+        beside: the elements of the results that ``beside`` names, side by side, as one vector; None if they cannot lie so.
+
+    Example:
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> weight, x = torch.ones(2), torch.tensor([1.0, 2.0])
+        >>> graph = make_fx(lambda weight, x: [(weight * x).sum()])(weight, x)
+        >>> replay = Replay(graph, [weight, x], kept=1, copied=(0,))
+        >>> float(replay([x])[0]), float(replay([2 * x])[0])
+        (3.0, 6.0)
+    """
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        inputs: Sequence[Tensor],
+        kept: int,
+        copied: Sequence[int],
+        beside: Sequence[int] = (),
+    ) -> None:
+        self.recorded: Any = None
+        self.kept = [value.detach() for value in inputs[:kept]]
+        given = list(inputs[kept:])
+        self._places = {i: given[i].clone() for i in copied}
+        self._last: list[Any] = list(given)
+        given = [self._places.get(i, value) for i, value in enumerate(given)]
+        with kept_generators(), torch.no_grad():
+            self.module, seen = simplify(module, [*self.kept, *given])
+            if any(memory(value) in seen.changed for value in self.kept):
+                raise NoGraph(
+                    "the programs change a parameter in place; hold it in a buffer, or change it after the fit"
+                )
+            self._plan = _Plan(self.module, seen, beside)
+            self._bind(given)
+        self.beside = self._plan.vector
+        self._plan.forget()
+
+    def _bind(self, given: Sequence[Tensor]) -> None:
+        self.calls, self.results = self._plan.bind([*self.kept, *given])
+
+    def __call__(self, source: Sequence[Tensor]) -> list[Tensor]:
+        """Run the list; return its results, whose memory the next call uses again."""
+        last, moved = self._last, False
+        for i, value in enumerate(source):
+            if value is not last[i]:
+                if i in self._places:
+                    self._places[i].copy_(value)
+                else:
+                    moved = True
+                last[i] = value
+        if moved:
+            with torch.no_grad():
+                self._bind([self._places.get(i, value) for i, value in enumerate(source)])
+        for call in self.calls:
+            call()
+        return self.results
+
+    def refresh(self) -> None:
+        """Copy the copied inputs anew in the next call, also if they are the same tensors with other values."""
+        for i in self._places:
+            self._last[i] = None
+
+
+class _Plan:
+    """The places of a graph's values, and the functions of its calls."""
+
+    def __init__(self, module: fx.GraphModule, seen: Seen, beside: Sequence[int]) -> None:
+        self.module, self.seen = module, seen
+        self.vector: Tensor | None = None
+        self.nodes = list(module.graph.nodes)
+        self.output = self.nodes[-1]
+        own = {memory(seen.values[n]) for n in self.nodes if n.op in ("placeholder", "get_attr")}
+        self.own = own
+        # Whose memory a value is, and where in it.
+        self.of: dict[fx.Node, list[tuple[int, torch.dtype, tuple[int, ...], tuple[int, ...], int]]] = {}
+        for node in self.nodes[:-1]:
+            self.of[node] = [_where(value) for value in tensors(seen.values[node])]
+        self.single = {node for node, value in seen.values.items() if isinstance(value, Tensor)}
+        self.makers: dict[fx.Node, Callable[..., Any]] = {}
+        self.pools = self._side_by_side(beside)
+        self.pools |= self._pools(self.pools)
+
+    def _side_by_side(self, positions: Sequence[int]) -> dict[int, Tensor]:
+        """Return blocks for results that lie side by side, and keep them as one vector; empty if they cannot lie so."""
+        results = self.output.args[0]
+        found = [self.of[results[i]][0] for i in positions if isinstance(results[i], fx.Node)]
+        sizes = [self.seen.values[results[i]].untyped_storage().nbytes() for i in positions]
+        alike = len({one[1] for one in found}) == 1 and len({one[0] for one in found}) == len(found)
+        whole = [s == math.prod(one[2]) * one[1].itemsize for s, one in zip(sizes, found, strict=True)]
+        if not alike or not all(whole) or any(one[0] in self.own for one in found):
+            return {}
+        starts = [0, *accumulate(-(-size // ALIGNED) * ALIGNED for size in sizes)]
+        device = self.seen.values[results[positions[0]]].device
+        block = torch.zeros(starts[-1], dtype=torch.uint8, device=device)
+        self.vector = block.view(found[0][1])
+        return {one[0]: block[s : s + size] for one, s, size in zip(found, starts, sizes, strict=False)}
+
+    def _pools(self, given: dict[int, Tensor]) -> dict[int, Tensor]:
+        """Return, for each memory that the graph makes, the block of bytes in which it lies."""
+        last: dict[int, int] = {}
+        for position, node in enumerate(self.nodes):
+            for used in [*node.all_input_nodes, node]:
+                for one in self.of.get(used, ()):
+                    last[one[0]] = position
+        results = {one[0] for node in self.output.all_input_nodes for one in self.of[node]}
+        ends = defaultdict(list)
+        for key, position in last.items():
+            if key not in self.own and key not in results:
+                ends[position].append(key)
+        blocks: dict[int, Tensor] = {}
+        free: list[Tensor] = []
+        for position, node in enumerate(self.nodes[:-1]):
+            ending = [key for key in ends[position] if key in blocks]
+            for value in tensors(self.seen.values[node]):
+                key = memory(value)
+                if key in self.own or key in blocks or key in given:
+                    continue
+                size = value.untyped_storage().nbytes()
+                heir = next((k for k in ending if self._may_take_over(node, k, value)), None)
+                if heir is not None:
+                    ending.remove(heir)
+                    blocks[key] = blocks[heir]
+                    continue
+                fit = min((b for b in free if size <= len(b) <= 2 * size + 256), key=len, default=None)
+                if fit is None:
+                    fit = torch.empty(max(size, 1), dtype=torch.uint8, device=value.device)
+                else:
+                    free = [b for b in free if b is not fit]
+                blocks[key] = fit
+            ended = [*ending, *(key for key in ends[position] if key not in ending and key in blocks)]
+            taken = {id(blocks[key]) for key in blocks if last.get(key, -1) > position or key in results}
+            for key in ended:
+                block = blocks[key]
+                if id(block) not in taken and all(block is not b for b in free):
+                    free.append(block)
+        return blocks
+
+    def _may_take_over(self, node: fx.Node, key: int, value: Tensor) -> bool:
+        """True if the result of an element-wise operation may lie where its operand does, which is not used afterwards."""
+        if torch.Tag.pointwise not in getattr(node.target, "tags", ()) or is_random(node):
+            return False
+        operands = [one for used in node.all_input_nodes for one in self.of[used] if one[0] == key]
+        return (
+            bool(operands)
+            and all(one[1:] == _where(value)[1:] and one[4] == 0 for one in operands)
+            and (operands[0][0] not in self.seen.changed)
+        )
+
+    def bind(self, inputs: Sequence[Tensor]) -> tuple[list[Call], list[Tensor]]:
+        """Return the calls on these inputs, and the tensors in which their results are."""
+        given, at, calls = iter(inputs), dict[fx.Node, Any](), list[Call]()
+        memories: dict[int, Tensor] = {}
+        for node in self.nodes[:-1]:
+            if node.op == "placeholder":
+                at[node] = next(given)
+                memories[self.of[node][0][0]] = at[node]
+                continue
+            if node.op == "get_attr":
+                at[node] = getattr(self.module, str(node.target)).detach()
+                memories[self.of[node][0][0]] = at[node]
+                continue
+            args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), at.__getitem__)
+            if not isinstance(node.target, torch._ops.OpOverload):  # an item of several results
+                at[node] = node.target(*args, **kwargs)
+                continue
+            if self._is_view(node):
+                at[node] = node.target(*args, **kwargs)
+                continue
+            at[node] = self._place(node, args, kwargs)
+            call = self._call(node, args, kwargs, at[node])
+            if call is not None:
+                calls.append(call)
+        results = fx.node.map_arg(self.output.args[0], at.__getitem__)
+        return calls, list(results)
+
+    def _is_view(self, node: fx.Node) -> bool:
+        sources = {one[0] for used in node.all_input_nodes for one in self.of[used]}
+        own = {one[0] for one in self.of[node]}
+        return bool(own) and own <= sources and not schema(node.target).is_mutable
+
+    def _place(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """Return the tensors that the result is written to; they are the changed operands of an operation in place."""
+        if schema(node.target).is_mutable:
+            found = written(node, args, kwargs)
+            return found[0] if len(found) == 1 and schema(node.target).returns else found
+        places = [_placed(self.pools[where[0]], where) for where in self.of[node]]
+        return places[0] if node in self.single else places
+
+    def _call(self, node: fx.Node, args: Any, kwargs: Any, place: Any) -> Call | None:
+        if node not in self.makers:
+            self.makers[node] = self._chosen(node, args, kwargs, place)
+        made: Call | None = self.makers[node](args, kwargs, place)
+        return made
+
+    def _chosen(self, node: fx.Node, args: Any, kwargs: Any, place: Any) -> Callable[..., Any]:
+        """Return what makes the call: the first way that gives the numbers of the operation. Leaves the result in its place."""
+        name = name_of(node)
+        if name.startswith("empty"):
+            return lambda args, kwargs, place: None
+        if schema(node.target).is_mutable:
+            way: Way = partial(_method, name) if name in IN_PLACE else partial(_plain, node.target)
+            way(args, kwargs, place)()
+            return way
+        start = generators() if is_random(node) else None
+        before = [(one, one.clone()) for one in tensors(place)]  # which may be an operand that is not needed afterwards
+        operation: Any = node.target
+        expected = tensors(operation(*args, **kwargs))
+        *ways, last = _ways(node)
+        for make in ways:
+            if start is not None:
+                set_generators(start)
+            with suppress(Exception):  # this way does not take these operands
+                make(args, kwargs, place)()
+                if all(map(_equal, tensors(place), expected)):
+                    return make
+            for one, value in before:
+                one.copy_(value)
+        if start is not None:
+            set_generators(start)
+        last(args, kwargs, place)()
+        return last
+
+    def forget(self) -> None:
+        """Let go of the values of the run that was looked at."""
+        self.seen.values.clear()
+
+
+def _ways(node: fx.Node) -> Iterator[Callable[..., Any]]:
+    name = name_of(node)
+    if name in COPIES:
+        yield _copied
+    public = getattr(torch, name, None)
+    if public is not None and not name.startswith("_"):
+        yield partial(_public, public)
+    variant = _variant(node.target)
+    if variant is not None:
+        yield partial(_with_outputs, *variant)
+    yield partial(_then_copied, node.target)
+
+
+def _copied(args: Any, kwargs: Any, place: Tensor) -> Call:
+    return partial(place.copy_, args[0])
+
+
+def _public(function: Callable[..., Any], args: Any, kwargs: Any, place: Any) -> Call:
+    kept = {key: value for key, value in kwargs.items() if key not in ("pin_memory", "layout", "device", "dtype")}
+    return partial(function, *args, **kept, out=place if isinstance(place, Tensor) else tuple(place))
+
+
+def _with_outputs(operation: Any, names: Sequence[str], args: Any, kwargs: Any, place: Any) -> Call:
+    kept = {key: value for key, value in kwargs.items() if key not in ("pin_memory", "layout", "device", "dtype")}
+    return partial(operation, *args, **kept, **dict(zip(names, tensors(place), strict=True)))
+
+
+def _then_copied(operation: Any, args: Any, kwargs: Any, place: Any) -> Call:
+    places = tensors(place)
+
+    def call() -> None:
+        for one, value in zip(places, tensors(operation(*args, **kwargs)), strict=True):
+            one.copy_(value)
+
+    return call
+
+
+def _method(name: str, args: Any, kwargs: Any, place: Any) -> Call:
+    return partial(getattr(args[0], name), *args[1:], **kwargs)
+
+
+def _plain(operation: Any, args: Any, kwargs: Any, place: Any) -> Call:
+    return partial(operation, *args, **kwargs)
+
+
+def _variant(operation: Any) -> tuple[Any, tuple[str, ...]] | None:
+    """Return the variant of an operation that writes into given tensors, and the names of these; None if there is none."""
+    wanted = [(a.name, str(a.type)) for a in schema(operation).arguments if a.name not in _MADE]
+    packet = operation.overloadpacket
+    for name in packet.overloads():
+        other = getattr(packet, name)
+        arguments = schema(other).arguments
+        outs = [a for a in arguments if a.is_out]
+        rest = [(a.name, str(a.type)) for a in arguments if not a.is_out and a.name not in _MADE]
+        if outs and rest == wanted and len(outs) == len(schema(operation).returns):
+            return other, tuple(a.name for a in outs)
+    return None
+
+
+_MADE = ("dtype", "layout", "device", "pin_memory")
+"""Arguments that say what the result is like; its place says so already."""
+
+
+def _where(value: Tensor) -> tuple[int, torch.dtype, tuple[int, ...], tuple[int, ...], int]:
+    return memory(value), value.dtype, tuple(value.shape), tuple(value.stride()), int(value.storage_offset())
+
+
+def _placed(block: Tensor, where: tuple[int, torch.dtype, tuple[int, ...], tuple[int, ...], int]) -> Tensor:
+    _, dtype, shape, stride, offset = where
+    whole = block[: len(block) // dtype.itemsize * dtype.itemsize].view(dtype)
+    return whole.as_strided(shape, stride, whole.storage_offset() + offset)
+
+
+def _equal(one: Tensor, two: Tensor) -> bool:
+    same = (one == two) | ((one != one) & (two != two))  # NaN is not equal to itself
+    return one.shape == two.shape and one.dtype == two.dtype and bool(same.all())
