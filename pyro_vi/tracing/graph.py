@@ -35,7 +35,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_vi.errors import NoGraph, first_line, kind_and_line
 from pyro_vi.support.pyro_internals import looks_at_values
-from pyro_vi.support.torch_internals import graph_in_the_making, make_fx, varies
+from pyro_vi.support.torch_internals import graph_in_the_making, make_fx, noting_little, varies
 from pyro_vi.tracing.shapes import refuse_varying_shapes
 
 
@@ -58,7 +58,7 @@ def trace(function: Callable[..., Any], *inputs: Tensor, state: int = 0) -> fx.G
         refuse_varying_shapes(graph, state)  # here, because make_fx drops unused operations at its end
         return result
 
-    with without_items(), _Opaque():
+    with without_items(), noting_little(), _Opaque():
         return make_fx(checked)(*inputs)
 
 
