@@ -8,15 +8,17 @@
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from pyro_vi.compiling.background import Pending
 from pyro_vi.compiling.captured import CapturedSteps
 from pyro_vi.compiling.cost import SAVED, SECONDS, Estimate, shown, timed, to_capture, to_compile
 from pyro_vi.compiling.inductor import why_not
@@ -44,6 +46,7 @@ class Choice:
         seconds: time that measuring, tracing and compiling took.
         together: those of ``lengths`` for which several steps per call are compiled too.
         captured: lengths of the batches whose steps are captured.
+        coming: those of ``captured`` whose steps are being compiled in the background.
     """
 
     lengths: tuple[int, ...]
@@ -51,10 +54,11 @@ class Choice:
     seconds: float
     together: tuple[int, ...] = ()
     captured: tuple[int, ...] = ()
+    coming: tuple[int, ...] = ()
 
     def record(self) -> dict[str, list[int]]:
         """Return what a resumed fit must capture and compile again to give the same bits."""
-        return {"lengths": list(self.lengths), "together": list(self.together), "captured": list(self.captured)}
+        return {name: list(getattr(self, name)) for name in ("lengths", "together", "captured", "coming")}
 
 
 def check_mode(mode: object) -> None:
@@ -106,20 +110,57 @@ class Ways:
     rough: float = math.inf
 
 
+@dataclass
+class Chosen:
+    """The choice of a fit, and what takes its steps.
+
+    Attributes:
+        choice: the choice.
+        captured: the captured steps, if there are any.
+        compiled: the compiled steps, if there are any.
+        pending: the step that is being compiled in the background, if there is one.
+    """
+
+    choice: Choice
+    captured: CapturedSteps | None = None
+    compiled: CompiledSteps | None = None
+    pending: Pending | None = None
+
+    def switch(self, step: int) -> str:
+        """Take the steps that were compiled in the background from now on, and return that in one line.
+
+        Args:
+            step: number of finished steps.
+        """
+        assert self.pending is not None and self.captured is not None
+        pending, self.pending = self.pending, None
+        length, old = pending.length, self.choice
+        try:
+            pending.finish()
+        except NoGraph as error:
+            self.choice = replace(old, coming=(), note=f"{old.note}; not compiled: {error}")
+            return f"captured steps go on: {error}"
+        self.compiled = pending.compiled
+        del self.captured.steps[length]
+        note = f"compiled steps from step {step + 1} on; compiled in the background in {shown(pending.seconds())}"
+        captured = tuple(n for n in old.captured if n != length)
+        self.captured = self.captured if captured else None
+        self.choice = replace(old, lengths=(*old.lengths, length), captured=captured, coming=(), note=note)
+        return note
+
+
 def choose(
     mode: Compile, ways: Ways, coming: Mapping[int, int], before: Mapping[str, Sequence[int]] | None = None
-) -> tuple[Choice, CapturedSteps | None, CompiledSteps | None]:
+) -> Chosen:
     """Capture or compile the steps of a fit, or leave them eager.
 
     Args:
         mode: True: compile the most frequent length of batch, and others of at least `FEW` steps; ``"captured"``: capture every
-            length; either raises an error if it cannot. ``"auto"``: capture and compile where it pays.
+            length; either raises an error if it cannot. ``"auto"``: capture and compile where it pays, in the background if
+            there is a second processor.
         ways: how the steps can be taken.
         coming: number of remaining steps, by length of batch.
         before: `Choice.record` of the interrupted fit, if this fit is resumed.
-
-    Returns:
-        The choice, the captured and the compiled steps, or None where there are none.
 
     Raises:
         InputError: the step has no graph or cannot be compiled, although ``mode`` asks for it; the message says why and what to
@@ -134,9 +175,11 @@ class _Chooser:
         self.start = time.perf_counter()
         self.captured: CapturedSteps | None = None
         self.compiled: CompiledSteps | None = None
+        self.pending: Pending | None = None
+        self.rough, self.operations = ways.rough, 0
         self.saved, self.eager, self.notes = 0.0, "", list[str]()
 
-    def choose(self, coming: Mapping[int, int]) -> tuple[Choice, CapturedSteps | None, CompiledSteps | None]:
+    def choose(self, coming: Mapping[int, int]) -> Chosen:
         before = self.before
         # A resumed fit takes every length as before, also one that the count does not expect: it may resume within an epoch.
         known = None if before is None else {*before["lengths"], *before.get("captured", ())}
@@ -151,7 +194,7 @@ class _Chooser:
             try:
                 self._one(length, count, first=position == 0)
             except NoGraph as error:
-                if self.mode in (True, "captured") and (position == 0 or self.mode == "captured"):
+                if self.mode == "captured" or (self.mode is True and position == 0):
                     kind = "compiled" if self.mode is True else "captured"
                     raise InputError(f"the step cannot be {kind}: {error}; or fit with compile='auto'") from error
                 self.eager = self.eager or f"{error}"
@@ -166,22 +209,21 @@ class _Chooser:
                 self._compile(length, several=length in before["together"])
             else:
                 self._capture(length)
-        elif mode is True:
-            if first or count >= FEW:
-                self._compile(length, count=count)
-            else:
-                self._capture(length)
-        elif mode == "captured":
+                if length in before.get("coming", ()):
+                    self._begin(length)
+        elif mode is True and (first or count >= FEW):
+            self._compile(length, count=count)
+        elif mode is True or mode == "captured":
             self._capture(length)
         else:
             self._where_it_pays(length, count)
 
     def _where_it_pays(self, length: int, count: int) -> None:
-        if count * self.ways.rough < SECONDS["capture"]:
-            self.eager = self.eager or f"{count} steps take less time than capturing one"
-            return
-        found = self.ways.estimate(length)
-        most, cost = count * found.eager * SAVED, to_capture(found.operations)
+        most, cost = count * self.rough * SAVED, to_capture(self.operations)
+        if most >= cost:
+            found = self.ways.estimate(length)
+            self.rough, self.operations = min(self.rough, found.eager), found.operations
+            most, cost = count * found.eager * SAVED, to_capture(found.operations)
         if most < cost:
             self.eager = self.eager or because("capturing", most, cost)
             return
@@ -194,53 +236,83 @@ class _Chooser:
             del self.captured.steps[length]
             self.eager = self.eager or "captured ones would not be faster"
             return
-        saves, cost = count * (seconds - found.compiled), to_compile(found.operations, 4 * found.changed)
-        self.saved += count * (found.eager - min(seconds, found.compiled if saves > cost else seconds))
-        if saves <= cost:
-            return
+        each, cost = seconds - found.compiled, to_compile(found.operations, 4 * found.changed)
+        self.saved += count * (found.eager - seconds)
         try:
-            self._compile(length, count=count)
+            if processors() > 1 and self.pending is None:
+                # While the compiler works, steps go on.
+                if (count - cost / seconds) * each > SECONDS["switch"]:
+                    self._begin(length)
+            elif count * each > cost:
+                self._compile(length, count=count)
         except NoGraph as error:
             self.notes.append(f"not compiled: {error}")
+            return
+        if length not in self.captured_lengths():
+            self.saved += count * each
+
+    def captured_lengths(self) -> tuple[int, ...]:
+        return tuple(self.captured.steps) if self.captured else ()
 
     def _capture(self, length: int) -> Replay:
+        return self._holder().add(length, self.ways.sources(length, 1))
+
+    def _holder(self) -> CapturedSteps:
         if self.captured is None:
             self.captured = self.ways.captured()
-        return self.captured.add(length, self.ways.sources(length, 1))
+        return self.captured
+
+    def _traced(self, length: int) -> tuple[CompiledSteps, fx.GraphModule, Sequence[Sequence[Tensor]]]:
+        if self.compiled is None:
+            self.compiled = self.ways.compiled(self._holder().losses)
+        sources = self.ways.sources(length, 1)
+        return self.compiled, self.compiled.trace(length, sources), sources
 
     def _compile(self, length: int, count: int = 0, several: bool = False) -> None:
-        ways = self.ways
-        if self.captured is None:
-            self.captured = ways.captured()
-        if self.compiled is None:
-            self.compiled = ways.compiled(self.captured.losses)
-        compiled, sources = self.compiled, ways.sources(length, 1)
-        graph = compiled.trace(length, sources)
+        compiled, graph, sources = self._traced(length)
         compiled.add(length, graph, sources)
-        self.captured.steps.pop(length, None)
+        self._holder().steps.pop(length, None)
         cost = SECONDS["node"] * len(graph.graph.nodes) * MANY
         if several or (self.before is None and compiled.short(length) and count * SECONDS["several"] > cost):
             with suppress(NoGraph):  # then each step is its own call
-                compiled.add_several(length, graph, ways.sources(length, MANY)[0])
+                compiled.add_several(length, graph, self.ways.sources(length, MANY)[0])
 
-    def _found(self, note: str = "") -> tuple[Choice, CapturedSteps | None, CompiledSteps | None]:
+    def _begin(self, length: int) -> None:
+        """Compile a step in the background, or at once if its code is on disk."""
+        compiled, graph, sources = self._traced(length)
+        pending = Pending(compiled, length, graph, sources)
+        if pending.is_kept():
+            pending.finish()
+            self._holder().steps.pop(length, None)
+        else:
+            pending.start()
+            self.pending = pending
+
+    def _found(self, note: str = "") -> Chosen:
         compiled = self.compiled if self.compiled is not None and self.compiled.steps else None
         captured = self.captured if self.captured is not None and self.captured.steps else None
         single = tuple(length for length, many in (compiled.steps if compiled else ()) if many == 1)
         together = tuple(length for length, many in (compiled.steps if compiled else ()) if many > 1)
-        played = tuple(captured.steps) if captured else ()
+        played = self.captured_lengths()
         took = time.perf_counter() - self.start
         if not note and not single and not played:
             note = f"eager steps: {self.eager}"
         elif not note:
-            kind = "compiled" if single else "captured"
-            note = f"{kind} steps: ready in {shown(took)}"
+            note = f"{'compiled' if single else 'captured'} steps: ready in {shown(took)}"
             if self.mode == "auto" and self.before is None:
                 note += f", to save about {shown(self.saved)}"
             if single and played:
                 note += f"; batches of {', '.join(map(str, played))} are captured"
+            if self.pending:
+                note += "; the compiler works in the background"
             note += "".join(f"; {line}" for line in self.notes)
-        return Choice(single, note, took, together, played), captured, compiled
+        coming = (self.pending.length,) if self.pending else ()
+        return Chosen(Choice(single, note, took, together, played, coming), captured, compiled, self.pending)
+
+
+def processors() -> int:
+    """Return the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def because(what: str, saved: float, cost: float) -> str:

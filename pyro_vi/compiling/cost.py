@@ -32,6 +32,7 @@ from pyro_vi.tracing import put_back, reason
 SECONDS = {
     "capture": 0.1,
     "captured": 0.0025,
+    "switch": 1.0,
     "first": 2.5,
     "graph": 1.5,
     "node": 0.011,
@@ -42,6 +43,7 @@ SECONDS = {
 """Seconds on a free machine without the compiler's cache on disk, which is not foreseen; see `scripts/benchmark_choice.py`.
 
 * capture, captured: capturing a step, and in addition each of its operations;
+* switch: what compiling in the background must save, as the step is traced and proved in the foreground;
 * first: loading the compiler and preparing its headers, once per process;
 * graph, node: tracing, proving and compiling one graph, and in addition each of its operations;
 * operation, call: overhead of an eager operation and of a call of compiled code, without their arithmetic;

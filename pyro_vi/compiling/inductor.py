@@ -71,6 +71,11 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
     return (lambda arguments: compiled([*arguments, *constants])) if constants else compiled
 
 
+def is_kept(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> bool:
+    """True if the compiled code of a graph is on disk, so that `compile_graph` only loads it."""
+    return False
+
+
 def _lifted(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
     """Return the graph with its constant tensors as further inputs at the end, and these tensors.
 

@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 from typing import Any
 
@@ -112,6 +112,7 @@ class Loop:
             Progress(title, self.settings.steps, progress) as bar,
             deferred_interrupt() as interrupted,
             self._explained(),
+            closing(self.steps),
         ):
             before, self.steps.say = self._restore() if resume else None, bar.say
             if note:
@@ -137,6 +138,9 @@ class Loop:
                     if self.choice is None and self.steps.begun:
                         bar.say(self.steps.choose())
                         self.steps.mark()
+                    if self.steps.ready():
+                        bar.say(self.steps.switch())
+                        self._checkpoint()  # from here on, a resumed fit takes compiled steps, too
                     if now % self.tenth == 0:
                         self._checkpoint()
                     if interrupted or self.stopped:
@@ -156,6 +160,8 @@ class Loop:
                 for _ in self._epoch(last):
                     if self.choice is None and self.steps.begun:
                         self.steps.choose()
+                    if self.steps.ready():
+                        self.steps.switch()
             self.steps.synchronize()
 
     def _example(self) -> Batch:

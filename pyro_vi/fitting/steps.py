@@ -20,6 +20,7 @@ from pyro_vi.compiling import (
     MANY,
     CapturedSteps,
     Choice,
+    Chosen,
     Compile,
     CompiledSteps,
     Estimate,
@@ -93,6 +94,7 @@ class Steps(Guarded):
         self.width = len(data.example(1))  # arguments of a batch
         self.used = (1.0, 1.0)  # weight of the KL and fraction of the learning rate in the last step
         self.choice: Choice | None = None
+        self._chosen: Chosen | None = None
         self._generators: Callable[[], dict[str, Any]] | None = None  # the state of those that the programs draw from
 
     def together(self) -> bool:
@@ -291,8 +293,30 @@ class Steps(Guarded):
             )
 
         ways = Ways(captured, compiled, sources, estimate, now.seconds / max(1, now.step))
-        self.choice, self._captured, self._compiled = choose(self.compile, ways, coming, before)
-        return self.choice.note
+        self._chosen = choose(self.compile, ways, coming, before)
+        return self._adopt()
+
+    def ready(self) -> bool:
+        """True if a step that was compiled in the background can take the place of the captured one."""
+        return self._chosen is not None and self._chosen.pending is not None and self._chosen.pending.ended()
+
+    def switch(self) -> str:
+        """Take compiled steps from now on, and return that in one line; captured ones go on if there is no code."""
+        assert self._chosen is not None
+        line = self._chosen.switch(self.position.step)
+        self._adopt()
+        return line
+
+    def close(self) -> None:
+        """End the compilation in the background, if there is one."""
+        if self._chosen is not None and self._chosen.pending is not None:
+            self._chosen.pending.stop()
+
+    def _adopt(self) -> str:
+        assert self._chosen is not None
+        found = self._chosen
+        self.choice, self._captured, self._compiled = found.choice, found.captured, found.compiled
+        return found.choice.note
 
     def _copied(self, source: Sequence[Tensor]) -> Sequence[int]:
         """Return the positions in a source of the tensors that are new in each step."""

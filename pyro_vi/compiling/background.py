@@ -1,0 +1,144 @@
+"""The compilation of a step in another process, while the fit takes captured steps.
+
+* `Background` starts the process, and says when its code is on disk. Then `pyro_vi.compiling.inductor.compile_graph` finds it
+  at once, in this process and in later ones.
+* `Pending` is a step of a fit whose code is made so.
+"""
+
+import contextlib
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx
+
+from pyro_vi.compiling.inductor import is_kept
+from pyro_vi.compiling.steps import CompiledSteps
+from pyro_vi.errors import NoGraph
+
+
+class Background:
+    """A process that compiles one graph.
+
+    Args:
+        graph: the flat graph.
+        inputs: its inputs, of which only shapes, strides and dtypes are used.
+
+    Raises:
+        NoGraph: the code cannot be handed over, or the process cannot be started.
+    """
+
+    def __init__(self, graph: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
+        if any(value.device.type != "cpu" for value in inputs):
+            raise NoGraph("compiled code for a GPU is not kept on disk")
+        self._folder = tempfile.TemporaryDirectory(prefix="pyro_vi-")
+        path = Path(self._folder.name, "graph")
+        task = {
+            "graph": graph,
+            "inputs": [(tuple(v.shape), tuple(v.stride()), v.dtype) for v in inputs],
+            "threads": torch.get_num_threads(),
+            "dtype": torch.get_default_dtype(),
+        }
+        try:
+            path.write_bytes(pickle.dumps(task))
+            here = str(Path(__file__).parents[2])
+            places = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH", "")])])
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "pyro_vi.compiling.worker", str(path)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": places},
+                start_new_session=True,
+            )
+        except Exception as error:
+            self._folder.cleanup()
+            raise NoGraph(f"no process to compile in: {error}") from error
+        self.stop = weakref.finalize(self, _end, self._process, self._folder)
+
+    def ended(self) -> bool:
+        """True if the process has ended; asking takes about a microsecond."""
+        return self._process.poll() is not None
+
+    def result(self) -> str:
+        """Wait for the process; return why there is no code, or nothing if there is."""
+        said = self._process.communicate()[0].decode(errors="replace").strip().splitlines()
+        self.stop()
+        return "" if self._process.returncode == 0 else (said[-1] if said else "the compiler's process died")
+
+
+class Pending:
+    """A traced step whose code is not there yet.
+
+    Args:
+        compiled: the compiled steps to which it is added.
+        length: length of its batches.
+        graph: its graph.
+        sources: two sources of batches, for the proof.
+    """
+
+    def __init__(
+        self, compiled: CompiledSteps, length: int, graph: fx.GraphModule, sources: Sequence[Sequence[Tensor]]
+    ) -> None:
+        self.compiled, self.length, self.graph, self.sources = compiled, length, graph, sources
+        self._background: Background | None = None
+        self._start = time.perf_counter()
+
+    def _inputs(self) -> list[Tensor]:
+        return [*self.compiled.whole.tensors, self.compiled.whole.control, *self.sources[0]]
+
+    def is_kept(self) -> bool:
+        """True if the code is on disk."""
+        return is_kept(self.graph, self._inputs())
+
+    def start(self) -> None:
+        """Begin to compile.
+
+        Raises:
+            NoGraph: the code cannot be handed over, or the process cannot be started.
+        """
+        self._background = Background(self.graph, self._inputs())
+
+    def ended(self) -> bool:
+        """True if the process has ended."""
+        return self._background is not None and self._background.ended()
+
+    def finish(self) -> None:
+        """Load the code, prove it on the present state of the fit, and add it to the compiled steps.
+
+        Raises:
+            NoGraph: there is no code, or it differs from the eager step.
+        """
+        if self._background is not None and (why := self._background.result()):
+            raise NoGraph(why)
+        if not self.is_kept():
+            raise NoGraph("the compiled code is not on disk")
+        self.compiled.whole.restart()
+        self.compiled.add(self.length, self.graph, self.sources)
+
+    def seconds(self) -> float:
+        """Return the seconds since the step was traced."""
+        return time.perf_counter() - self._start
+
+    def stop(self) -> None:
+        """End the process, if it runs."""
+        if self._background is not None:
+            self._background.stop()
+
+
+def _end(process: "subprocess.Popen[bytes]", folder: "tempfile.TemporaryDirectory[str]") -> None:
+    """End the process, if it runs, with the runs of the compiler that it has started."""
+    if process.poll() is None:
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, 15)
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+    folder.cleanup()
