@@ -240,8 +240,9 @@ class _Chooser:
         self.saved += count * (found.eager - seconds)
         try:
             if processors() > 1 and self.pending is None:
-                # While the compiler works, steps go on.
-                if (count - cost / seconds) * each > SECONDS["switch"]:
+                # While the compiler works, steps go on; it takes a part of the processors if they use all of them.
+                stolen = cost / processors() if torch.get_num_threads() >= processors() else 0.0
+                if (count - cost / seconds) * each > SECONDS["switch"] + stolen:
                     self._begin(length)
             elif count * each > cost:
                 self._compile(length, count=count)

@@ -1,7 +1,7 @@
 """The process that compiles a step while the fit goes on: `python -m pyro_vi.compiling.worker FILE`.
 
-FILE is what `pyro_vi.compiling.background.Background` wrote. The compiled code is kept on disk, where the fit finds it. If there
-is none, the last line of the output says why.
+FILE is what `pyro_vi.compiling.background.Background` wrote. The compiled code is kept on disk, where the fit finds it.
+If there is none, the last line of the output says why.
 """
 
 import os

@@ -57,7 +57,7 @@ def _made(optimizer: Optimizer, parameters: Sequence[Tensor], fitted: Sequence[i
         if own:
             lists = {name: [state[name] for state in states] for name in names if states}  # type: ignore[index]
             groups.append((group, [p.detach() for p in own], [places[id(p)] for p in own], lists))
-    steppers = {False: fused_adam(False), True: fused_adam(True)}
+    steppers = {kind: fused_adam(kind) for kind in (False, True)}
 
     def update(gradients: Sequence[Tensor], rate: float) -> None:
         with torch.no_grad():
