@@ -28,12 +28,10 @@ def direct_update(optimizer: Optimizer, parameters: Sequence[Tensor], fitted: Se
         parameters: all parameters.
         fitted: positions of those that have a gradient, in the order of the gradients.
     """
-    made = _made(optimizer, parameters, fitted)
-    if made is None:
-        return None
     try:
-        return made if _proved(optimizer, parameters, fitted) else None
-    except Exception:  # an optimizer that cannot be copied or stepped so
+        made = _made(optimizer, parameters, fitted)
+        return made if made is not None and _proved(optimizer, parameters, fitted) else None
+    except Exception:  # a torch without the kernel, or an optimizer that cannot be copied
         return None
 
 
