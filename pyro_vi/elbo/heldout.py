@@ -62,7 +62,7 @@ def evaluate(
     *,
     draws: int = 100,
     kl: KL = "analytic",
-    seed: int = 0,
+    seed: int | None = 0,
     rows: int = 1000,
     num_data: int | None = None,
 ) -> Evaluation:
@@ -73,7 +73,7 @@ def evaluate(
         args: the data, ``n`` rows; taken ``rows`` at a time.
         draws: draws for each datum.
         kl: closed forms where they exist, or the draws' log q − log p.
-        seed: of the draws, the same for every pair that is to be compared.
+        seed: of the draws, the same for every pair that is to be compared; None continues from the generators' present state.
         rows: how many data at a time.
         num_data: N, by which the KL of latents that all data share is divided; by default the size of the data plate.
     """

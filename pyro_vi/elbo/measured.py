@@ -28,7 +28,7 @@ def measure(
     num_data: int | None = None,
     draws: int = 100,
     kl: KL = "analytic",
-    seed: int = 0,
+    seed: int | None = 0,
     rows: int = 1000,
 ) -> Evaluation:
     """Return the ELBO of each datum, in evaluation mode: the objective of any pair, in nats per datum.
@@ -44,7 +44,7 @@ def measure(
         num_data: N, the number of training data; by default what the pair's own plate says.
         draws: draws for each datum.
         kl: closed forms where they exist, or the draws' log q − log p.
-        seed: seed of the draws.
+        seed: seed of the draws; None continues from the generators' present state.
         rows: most data at a time.
     """
     if not facts.points and not facts.summed:
@@ -69,7 +69,14 @@ def measure(
 
 
 def log_predictive(
-    pair: Pair, args: Batch, facts: Facts, *, draws: int = 100, seed: int = 0, rows: int = 1000
+    pair: Pair,
+    args: Batch,
+    facts: Facts,
+    *,
+    draws: int = 100,
+    seed: int | None = 0,
+    rows: int = 1000,
+    vectorized: bool | None = None,
 ) -> Tensor | None:
     """Return log E_q(w) p(x_n | w) of each new datum, shape ``(n,)``: the log predictive density under the guide's w.
 
@@ -86,7 +93,9 @@ def log_predictive(
     parts = []
     with evaluating(pair), isolated(seed, validation=False):
         for batch in blocks(pair, args, rows):
-            found = [w.local.reshape(-1, w.local.shape[-1]) for w in stream_weights(pair, batch, draws, facts)]
+            found = [
+                w.local.reshape(-1, w.local.shape[-1]) for w in stream_weights(pair, batch, draws, facts, vectorized)
+            ]
             parts.append(torch.cat(found).logsumexp(0) - math.log(draws))
     return torch.cat(parts)
 

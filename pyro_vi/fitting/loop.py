@@ -212,6 +212,7 @@ class Loop:
     def _record(self) -> None:
         steps, (weight, rate) = self.steps, self.steps.used
         lr, norm = steps.stepper.lr() * rate, steps.norm()
+        self.records.replaying = steps.graphs
         with at_evaluation(steps.stepper.optimizer) as elsewhere:
             record = self.records.make(self.position, weight=weight, lr=lr, norm=norm)
             self.best.see(record, self.pair, self.folder)

@@ -1,13 +1,17 @@
 """Records of a fit: the ELBO of training and held-out data at a step, and numbers of the steps since the last record."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from pyro_vi.data import Batch, Data, length_of, part
-from pyro_vi.elbo import Facts, facts_of, log_predictive, measure, predictable
+from pyro_vi.elbo import Facts, at_once, facts_of, log_predictive, measure, predictable
 from pyro_vi.errors import InputError
 from pyro_vi.estimators.objective import Objective
 from pyro_vi.estimators.traits import traits_of
+from pyro_vi.fitting.captured_records import Numbers, Replayed, replayed
 from pyro_vi.fitting.failures import failing
 from pyro_vi.fitting.settings import Position
 from pyro_vi.fitting.sites import columns_of
@@ -29,12 +33,18 @@ class Records:
         example: a batch, for a run that finds the sites.
         seed: seed of the draws of every record; by default the number of its step.
 
+    Attributes:
+        replaying: take the numbers from replayed graphs where there are any; they are those of the programs.
+
     Raises:
         InputError: the programs draw their own minibatch, so that no record can be made.
     """
 
     def __init__(self, objective: Objective, data: Data, example: Batch, seed: int | None = None) -> None:
         self.objective, self.seed = objective, seed
+        self.replaying = False
+        self.heldout_at_once: bool | None = None
+        self._graphs: dict[tuple[bool, str], Replayed | None] = {}
         rows = data.spec.num_data
         self.train = data.example(rows if length_of(example) == rows else min(ROWS, rows))
         self.heldout = part(data.heldout, 0, ROWS) if data.num_heldout else None
@@ -108,26 +118,57 @@ class Records:
         if facts is None or not facts.shared:
             found = self._elbo(rows, seed)
             return {f"heldout_{name}": found[name] for name in ("elbo", "log_joint") if name in found}
-        density = log_predictive(self.objective.pair, rows, facts, draws=PREDICTIVE_DRAWS, seed=seed)
-        return {} if density is None else {"heldout_lpd": float(density.mean())}
+        if self.heldout_at_once is None and predictable(facts):
+            self.heldout_at_once = at_once(self.objective.pair, rows, facts)
+        return {name: float(value) for name, value in self._numbers(self._density, rows, seed).items()}
+
+    def _density(self, rows: Batch, seed: int | None) -> dict[str, Tensor]:
+        assert self.facts is not None
+        draws, many = PREDICTIVE_DRAWS, self.heldout_at_once
+        density = log_predictive(self.objective.pair, rows, self.facts, draws=draws, seed=seed, vectorized=many)
+        return {} if density is None else {"heldout_lpd": density.mean()}
 
     def _elbo(self, rows: Batch, seed: int) -> dict[str, float]:
         """Return the ELBO without annealing, its two parts and its terms by site, from one draw for each datum; of a point
         log p(x, z) too."""
         pair, elbo = self.objective.pair, self.objective.elbo
         if self.facts is not None:
-            kl = traits_of(elbo).kl
-            found = measure(
-                pair, rows, self.facts, num_data=self.num_data, draws=1, kl=kl, seed=seed, rows=length_of(rows)
-            )
-            parts = {"elbo": found.elbo_per_datum, "reconstruction": found.reconstruction, "kl": found.kl}
-            parts |= {} if found.log_joint is None else {"log_joint": found.log_joint}
-            means = {name: float(part.mean()) for name, part in parts.items()}
-            return {**means, **columns_of(found.observed, found.latents)}
+            found = self._numbers(self._means, rows, seed)
+            sites = [
+                {name.removeprefix(kind): value for name, value in found.items() if name.startswith(kind)}
+                for kind in (_OBSERVED, _LATENT)
+            ]
+            means = {name: float(value) for name, value in found.items() if not name.startswith((_OBSERVED, _LATENT))}
+            return {**means, **columns_of(*sites)}
         with evaluating(pair), isolated(seed, validation=False):
             estimator: Any = elbo
             loss = float(estimator.loss(pair.model, pair.guide, *rows))
         return {"elbo": -loss / pair.rows(rows)[1], "reconstruction": math.nan, "kl": math.nan}
+
+    def _means(self, rows: Batch, seed: int | None) -> dict[str, Tensor]:
+        """Return the ELBO, its parts, and the terms of the sites, averaged over rows."""
+        pair, facts, kl = self.objective.pair, self.facts, traits_of(self.objective.elbo).kl
+        assert facts is not None
+        found = measure(pair, rows, facts, num_data=self.num_data, draws=1, kl=kl, seed=seed, rows=length_of(rows))
+        parts = {"elbo": found.elbo_per_datum, "reconstruction": found.reconstruction, "kl": found.kl}
+        parts |= {} if found.log_joint is None else {"log_joint": found.log_joint}
+        means = {name: part.mean() for name, part in parts.items()}
+        means |= {_OBSERVED + name: value for name, value in found.observed.items()}
+        return means | {_LATENT + name: value for name, value in found.latents.items()}
+
+    def _numbers(self, numbers: Numbers, rows: Batch, seed: int) -> Mapping[str, Tensor]:
+        """Return numbers of rows from a replayed graph, if `replaying` is set and there is one, else from the programs."""
+        if not self.replaying or not (rows is self.train or rows is self.heldout):
+            return numbers(rows, seed)
+        key = (rows is self.train, numbers.__name__)
+        if key not in self._graphs:
+            self._graphs[key] = replayed(self.objective.pair, rows, numbers)
+        graph = self._graphs[key]
+        found = None if graph is None else graph(seed)
+        return numbers(rows, seed) if found is None else found
+
+
+_OBSERVED, _LATENT = "term of ", "kl of "
 
 
 def scored(facts: Facts | None) -> bool:

@@ -312,6 +312,11 @@ class Steps(Guarded):
         if self._chosen is not None and self._chosen.pending is not None:
             self._chosen.pending.stop()
 
+    @property
+    def graphs(self) -> bool:
+        """True if steps are captured or compiled."""
+        return self._captured is not None or self._compiled is not None
+
     def _adopt(self) -> str:
         assert self._chosen is not None
         found = self._chosen
