@@ -220,7 +220,7 @@ def in_numpyro(problem: Problem, scan: bool) -> Steps:
 
 
 def ours(problem: Problem, compile: bool, planned: int = 10**6) -> Steps:
-    """Steps of `pyro_vi.fit` on the same, unchanged programs; if 10⁹ steps are planned, a call takes eight."""
+    """Steps of `pyro_vi.fit` on the same, unchanged programs; a call takes several if it can."""
     data = load(problem.rows(), heldout=0.0)
     settings = Settings(planned, BATCH, "constant", None, beta=1.0, warmup=0, seed=0, kept=())
     pair = build_pair(*programs(problem), data)

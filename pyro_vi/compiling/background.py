@@ -13,13 +13,14 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, fx
 
 from pyro_vi.compiling.inductor import is_kept
+from pyro_vi.compiling.step import MANY
 from pyro_vi.compiling.steps import CompiledSteps
 from pyro_vi.errors import NoGraph
 
@@ -81,18 +82,22 @@ class Pending:
         compiled: the compiled steps to which it is added.
         length: length of its batches.
         graph: its graph.
-        sources: two sources of batches, for the proof.
+        sources: called with a number of batches, returns two sources of that many batches, for the proof.
     """
 
     def __init__(
-        self, compiled: CompiledSteps, length: int, graph: fx.GraphModule, sources: Sequence[Sequence[Tensor]]
+        self,
+        compiled: CompiledSteps,
+        length: int,
+        graph: fx.GraphModule,
+        sources: Callable[[int], Sequence[Sequence[Tensor]]],
     ) -> None:
         self.compiled, self.length, self.graph, self.sources = compiled, length, graph, sources
         self._background: Background | None = None
         self._start = time.perf_counter()
 
     def _inputs(self) -> list[Tensor]:
-        return [*self.compiled.whole.tensors, self.compiled.whole.control, *self.sources[0]]
+        return [*self.compiled.whole.tensors, self.compiled.whole.control, *self.sources(1)[0]]
 
     def is_kept(self) -> bool:
         """True if the code is on disk."""
@@ -121,7 +126,10 @@ class Pending:
         if not self.is_kept():
             raise NoGraph("the compiled code is not on disk")
         self.compiled.whole.restart()
-        self.compiled.add(self.length, self.graph, self.sources)
+        self.compiled.add(self.length, self.graph, self.sources(1))
+        if self.compiled.short(self.length):
+            with contextlib.suppress(NoGraph):  # then each step is its own call
+                self.compiled.add_several(self.length, self.sources(MANY)[0])
 
     def seconds(self) -> float:
         """Return the seconds since the step was traced."""

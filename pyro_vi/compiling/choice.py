@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -34,6 +35,8 @@ LENGTHS = 4
 """Most lengths of batches that are captured or compiled; each needs its own graph."""
 FEW = 1000
 """Steps of a length, such as that of the batch that ends an epoch, below which ``compile=True`` captures it."""
+SEVERAL = 0.005
+"""Seconds that the proof of several steps in a call takes."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,10 @@ class Chosen:
         note = f"compiled steps from step {step + 1} on; compiled in the background in {shown(pending.seconds())}"
         captured = tuple(n for n in old.captured if n != length)
         self.captured = self.captured if captured else None
-        self.choice = replace(old, lengths=(*old.lengths, length), captured=captured, coming=(), note=note)
+        together = tuple(n for n, many in self.compiled.steps if many > 1)
+        self.choice = replace(
+            old, lengths=(*old.lengths, length), together=together, captured=captured, coming=(), note=note
+        )
         return note
 
 
@@ -273,15 +279,18 @@ class _Chooser:
         compiled, graph, sources = self._traced(length)
         compiled.add(length, graph, sources)
         self._holder().steps.pop(length, None)
-        cost = SECONDS["node"] * len(graph.graph.nodes) * MANY
-        if several or (self.before is None and compiled.short(length) and count * SECONDS["several"] > cost):
+        self._together(compiled, length, several or (self.before is None and count * SECONDS["several"] > SEVERAL))
+
+    def _together(self, compiled: CompiledSteps, length: int, wanted: bool) -> None:
+        """Let one call take several steps, where steps are short and there are many."""
+        if wanted and compiled.short(length):
             with suppress(NoGraph):  # then each step is its own call
-                compiled.add_several(length, graph, self.ways.sources(length, MANY)[0])
+                compiled.add_several(length, self.ways.sources(length, MANY)[0])
 
     def _begin(self, length: int) -> None:
         """Compile a step in the background, or at once if its code is on disk."""
-        compiled, graph, sources = self._traced(length)
-        pending = Pending(compiled, length, graph, sources)
+        compiled, graph, _ = self._traced(length)
+        pending = Pending(compiled, length, graph, partial(self.ways.sources, length))
         if pending.is_kept():
             pending.finish()
             self._holder().steps.pop(length, None)

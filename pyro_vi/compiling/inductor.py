@@ -9,10 +9,12 @@ Inductor is called directly, without `torch.compile`. The graph is already flat,
 autograd would do nothing, and would take 20 to 40 microseconds in each call.
 """
 
+import gc
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from typing import Any
 from unittest import mock
@@ -22,6 +24,8 @@ from torch import Tensor, fx
 from torch.func import functionalize
 
 from pyro_vi.compiling.decompositions import table
+from pyro_vi.compiling.kept import description, find, keep
+from pyro_vi.compiling.native import Code, Library, Native, building, prepare_headers
 from pyro_vi.compiling.products import multiplying
 from pyro_vi.errors import NoGraph, kind_and_line
 from pyro_vi.support import torch_internals
@@ -39,8 +43,37 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
     Raises:
         NoGraph: the graph cannot be compiled; the message has the first line of the compiler's error.
     """
+    settings = _settings(inputs)
+    graph, constants = _lifted(graph)
+    own = _own(inputs)
+    # An old compiler may not support all instruction sets.
+    tries = [*([] if own is None else [own]), settings, {**settings, "cpp.vec_isa_ok": None, "memory_planning": False}]
+    text = _description(graph, [*inputs, *constants])
+    if library := find(text):
+        with suppress(RuntimeError, NoGraph):
+            return Native(library.load(), constants)
+    with _quiet(), collecting_later():
+        for i, each in enumerate(tries):
+            try:
+                compiled = _compile(graph, [*inputs, *constants], each)
+                if isinstance(compiled, Library):
+                    native = Native(compiled.load(), constants)
+                    keep(text, compiled)
+                    return native
+                break
+            except Exception as error:
+                if i < len(tries) - 1:
+                    continue
+                if isinstance(error, NoGraph):
+                    raise
+                raise NoGraph(f"{kind_and_line(error)}") from error
+    return (lambda arguments: compiled([*arguments, *constants])) if constants else compiled
+
+
+def _settings(inputs: Sequence[Tensor]) -> dict[str, Any]:
+    """Return Inductor's settings."""
     on_cpu = all(value.device.type == "cpu" for value in inputs)
-    settings: dict[str, Any] = {
+    return {
         "fallback_random": True,
         "cpp_wrapper": on_cpu,
         # Without this, Inductor asks torch, and the number of threads is not part of the cache's key.
@@ -54,30 +87,29 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
         # Skips a test compilation for every instruction set of the processor, which takes 10 seconds the first time.
         "cpp.vec_isa_ok": True,
     }
-    graph, constants = _lifted(graph)
-    with _quiet():
-        try:
-            try:
-                compiled = _compile(graph, [*inputs, *constants], settings)
-            except NoGraph:
-                raise
-            except Exception:  # an old compiler may not support all instruction sets
-                plain = {**settings, "cpp.vec_isa_ok": None, "memory_planning": False}
-                compiled = _compile(graph, [*inputs, *constants], plain)
-        except NoGraph:
-            raise
-        except Exception as error:
-            raise NoGraph(f"{kind_and_line(error)}") from error
-    return (lambda arguments: compiled([*arguments, *constants])) if constants else compiled
+
+
+def _own(inputs: Sequence[Tensor]) -> dict[str, Any] | None:
+    """Return the settings for a library of our own; None where there is none."""
+    if sys.platform != "linux" or any(value.device.type != "cpu" for value in inputs):
+        return None
+    return {**_settings(inputs), "cpp_wrapper_build_separate": True, "fx_graph_cache": False}
+
+
+def _description(lifted: fx.GraphModule, inputs: Sequence[Tensor]) -> str:
+    """Return what the library of a graph depends on; empty if there is no such library."""
+    own = _own(inputs)
+    return "" if own is None else description(lifted, inputs, own)
 
 
 def is_kept(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> bool:
     """True if the compiled code of a graph is on disk, so that `compile_graph` only loads it."""
-    return False
+    lifted, constants = _lifted(graph)
+    return find(_description(lifted, [*inputs, *constants])) is not None
 
 
 def _lifted(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
-    """Return the graph with its constant tensors as further inputs at the end, and these tensors.
+    """Return the graph with its constant tensors as further inputs at the end, and these tensors, without marks for profilers.
 
     The compiler traces the graph with fake tensors, and a constant would be a real one.
     """
@@ -91,14 +123,18 @@ def _lifted(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
     for node in graph.graph.nodes:
         if node.op == "get_attr" and node.target in constants:
             at[node] = constants[node.target]
-        elif node.op != "placeholder":
+        elif node.op != "placeholder" and getattr(node.target, "namespace", "") != "profiler":
             at[node] = lifted.node_copy(node, at.__getitem__)
     return fx.GraphModule(graph, lifted), [value.detach() for value in held.values()]
 
 
-def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], settings: dict[str, Any]) -> Compiled:
-    parts = torch_internals.inductor()
-    with parts.config.patch(settings), torch.no_grad():
+def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], settings: dict[str, Any]) -> Any:
+    """Compile a graph by Inductor: to a library, if the settings separate the calls from the loops, or to a function."""
+    parts, code = torch_internals.inductor(), list[Code]()
+    own = bool(settings.get("cpp_wrapper_build_separate"))
+    with parts.config.patch(settings), torch.no_grad(), building(code) if own else nullcontext():
+        if own:
+            prepare_headers()
         decompositions = table(parts.decompositions())
         flat = make_fx(functionalize(graph), decomposition_table=decompositions, tracing_mode="fake")(*inputs)
         with mock.patch.object(parts.tables, "rand_ops", _random(flat)):
@@ -106,11 +142,34 @@ def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], settings: dict[str
         flat.recompile()
         fakes = [node.meta["val"] for node in flat.graph.nodes if node.op == "placeholder"]
         mode = fakes[0].fake_mode
-        with parts.tracing(parts.context(mode)), parts.virtualized.set_fake_mode(mode), multiplying():
+        with (
+            parts.tracing(parts.context(mode)),
+            parts.virtualized.set_fake_mode(mode),
+            multiplying(),
+            torch_internals.made_once(),
+        ):
             compiled: Any = parts.compile(flat, fakes, is_inference=True, cpp_wrapper=parts.config.cpp_wrapper)
+        if own:
+            (results,) = [node.args[0] for node in flat.graph.nodes if node.op == "output"]
+            tensors = all(isinstance(node, fx.Node) for node in results)
+            if len(code) != 1 or code[0].inputs != len(inputs) or compiled.constants or not tensors:
+                raise ValueError("the code has an unknown form")
+            return code[0].library(len(results))
     # The code around the inner call serves only profilers and CUDA graph trees.
     inner: Compiled = getattr(compiled, "current_callable", None) or compiled
     return inner
+
+
+@contextmanager
+def collecting_later() -> Iterator[None]:
+    """Within the block, leave garbage where it is: to look for it takes an eighth of the time to trace and to compile."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _random(graph: fx.GraphModule) -> set[Any]:
@@ -136,13 +195,16 @@ def _quiet() -> Iterator[None]:
 
 
 def why_not(device: torch.device) -> str:
-    """Return what this machine or this torch lacks to compile, with the remedy; empty if nothing is missing."""
+    """Return what this machine or this torch lacks to compile, with the remedy; empty if nothing is missing.
+
+    Inductor is not looked for, as a graph that was compiled before does not need it; `compile_graph` reports what it lacks.
+    """
     if device.type not in ("cpu", "cuda"):
         return f"there is no compiler for device '{device.type}'; use device='cpu' or 'cuda'"
     try:
-        torch_internals.inductor()
         if device.type == "cpu":
             return _no_compiler()
+        torch_internals.inductor()
         return "" if torch_internals.has_triton() else "there is no Triton for this GPU; pip install triton"
     except NoGraph as error:
         return str(error)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from pyro_vi.compiling.held import Held
+from pyro_vi.compiling.inductor import collecting_later
 from pyro_vi.compiling.proof import copies, digits_of, near, proving
 from pyro_vi.data import Batch
 from pyro_vi.errors import NoGraph
@@ -87,7 +88,8 @@ class Losses:
                     facts.append(self._capture(sources[0]))
                     return facts[-1].module
 
-                module = same_twice(capture, pair.model, pair.guide)
+                with collecting_later():
+                    module = same_twice(capture, pair.model, pair.guide)
             found = facts[0]
             assert found.module is module
             for source in sources:

@@ -2,7 +2,6 @@
 
 * `WholeStep` holds the tensors that a step changes (parameters, optimizer states, buffers), and traces the step for a batch of
   one length. The graph changes these tensors in place, and returns the loss and the norm of the gradient.
-* `several` makes one graph of several steps in a row.
 
 The optimizer's own code is traced. This works for every `torch.optim` optimizer whose update consists of tensor operations.
 """
@@ -16,16 +15,15 @@ from torch import Tensor, fx
 
 from pyro_vi.compiling.losses import Losses, LossGraph
 from pyro_vi.errors import NoGraph
-from pyro_vi.support import kept_generators
-from pyro_vi.support.torch_internals import as_compiling, has_step_hooks, make_fx, stepped_by_scheduler, untraced
+from pyro_vi.support.torch_internals import as_compiling, has_step_hooks, stepped_by_scheduler, untraced
 from pyro_vi.tracing import reason, trace
 from pyro_vi.tracing.reach import Walk
 
 Optimizer = torch.optim.Optimizer
 AVERAGE = "average"
 """Key of an optimizer's state whose value is an average of the parameter."""
-MANY = 8
-"""Steps per call, where a call takes several. More steps would take longer to compile and save little."""
+MANY = 32
+"""Most steps in a call, where a call takes several. With more, a call saves little more."""
 
 
 class WholeStep:
@@ -219,30 +217,6 @@ class WholeStep:
             raise NoGraph("the optimizer changes its learning rate, which a graph would freeze; leave that to schedule")
         fresh = [twin.state[by_id[id(p)]][key] for p, state in self.states for key in self._keys(state)]
         return copies, fresh
-
-
-def several(graph: fx.GraphModule, tensors: int, inputs: Sequence[Tensor]) -> fx.GraphModule:
-    """Make one graph of `MANY` steps in a row from the graph of one step.
-
-    Args:
-        graph: graph of one step, called with ``(*tensors, control, *stored, rows)``.
-        tensors: number of tensors that a step changes.
-        inputs: inputs of the new graph: those of one step, but with the ``rows`` of all steps.
-
-    Returns:
-        A graph that returns the losses, of shape ``(MANY,)``, and the norm of the last gradient.
-    """
-
-    def steps(*inputs: Tensor) -> tuple[Tensor, Tensor]:
-        losses = []
-        for i in range(MANY):
-            control, *stored, rows = inputs[tensors:]
-            loss, norm = graph(*inputs[:tensors], control[i:], *stored, rows.chunk(MANY)[i])
-            losses.append(loss)
-        return torch.stack(losses), norm
-
-    with kept_generators():
-        return make_fx(steps)(*(value.detach().clone() for value in inputs))
 
 
 def _norm(gradients: Sequence[Tensor]) -> Tensor:

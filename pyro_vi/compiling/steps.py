@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_vi.compiling.inductor import Compiled, compile_graph, replayed, why_not
+from pyro_vi.compiling.inductor import Compiled, collecting_later, compile_graph, replayed, why_not
+from pyro_vi.compiling.native import Native
 from pyro_vi.compiling.proof import copies, digits_of, near, proving
-from pyro_vi.compiling.step import MANY, WholeStep, several
+from pyro_vi.compiling.step import MANY, WholeStep
 from pyro_vi.data import Batch
 from pyro_vi.errors import NoGraph, first_line
 from pyro_vi.support import generators, set_generators
@@ -50,7 +51,7 @@ class Raised(RuntimeError):
 
 
 class CompiledSteps:
-    """Compiled steps, by the length of the batch and the number of steps per call.
+    """Compiled steps, by the length of the batch and the largest number of steps per call.
 
     Args:
         whole: the step as a pure function.
@@ -62,6 +63,7 @@ class CompiledSteps:
         self.whole, self.eager = whole, eager
         self.steps: dict[tuple[int, int], Compiled] = {}
         self.raising: set[int] = set()
+        self.kinds: dict[int, list[tuple[tuple[int, ...], torch.dtype]]] = {}
 
     def __call__(
         self, length: int, many: int, source: Sequence[Tensor], controls: Sequence[tuple[float, float]]
@@ -85,14 +87,36 @@ class CompiledSteps:
                 raise
             restore()
             raise Raised(first_line(error).rstrip(".")) from error
-        found = [float(losses)] if many == 1 else losses.tolist()
-        return found[: round(self.whole.taken() - before)] if self.whole.stopped() else found, norm
+        return losses[: round(self.whole.taken() - before)] if self.whole.stopped() else losses, norm
 
-    def _take(self, length: int, many: int, source: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        whole = self.whole
+    def _take(self, length: int, many: int, source: Sequence[Tensor]) -> tuple[list[float], Tensor]:
+        whole, step = self.whole, self.steps[length, 1]
+        inputs = [*whole.tensors, whole.control, *source]
         with torch.no_grad():
-            losses, norm = self.steps[length, many]([*whole.tensors, whole.control, *source])
-        return losses, norm
+            if many == 1:
+                loss, norm = step(inputs)
+                return [float(loss)], norm
+            if isinstance(step, Native):
+                losses, (_, norm) = step.several(inputs, many, len(whole.tensors))
+                return losses, norm
+        return self._take_in_turn(length, many, source)
+
+    def _take_in_turn(self, length: int, many: int, source: Sequence[Tensor]) -> tuple[list[float], Tensor]:
+        """Take several steps, each in a call of its own; the result is that of one call."""
+        *stored, rows = source
+        control, taken = self.whole.control.clone(), []
+        try:
+            for i, part in enumerate(rows.chunk(many)):
+                self.whole.control[0] = control[i]
+                (loss,), norm = self._take(length, 1, (*stored, part))
+                taken.append(loss)
+        finally:
+            self.whole.control.copy_(control)
+        return taken, norm
+
+    def takes(self, length: int, many: int) -> bool:
+        """True if a call can take this number of steps on batches of this length."""
+        return (length, 1 if many == 1 else MANY) in self.steps and many <= MANY
 
     def short(self, length: int) -> bool:
         """True if steps on batches of this length are so short that the overhead of a call matters."""
@@ -109,7 +133,7 @@ class CompiledSteps:
         if missing:
             raise NoGraph(missing)
         losses = self.whole.losses.graph(length, sources)
-        with _put_back(self.whole):
+        with _put_back(self.whole), collecting_later():
             return same_twice(lambda: self.whole.trace(losses, sources[0]), pair.model, pair.guide)
 
     def add(self, length: int, graph: fx.GraphModule, sources: Sequence[Sequence[Tensor]]) -> None:
@@ -120,6 +144,7 @@ class CompiledSteps:
         """
         if any(not RAISING.isdisjoint(str(node.target).split(".")) for node in graph.graph.nodes):
             self.raising.add(length)
+        self.kinds[length] = [_kind(value) for value in sources[0]]
         self.steps[length, 1] = self._compile(graph, sources[0])
         try:
             for source in sources:
@@ -128,39 +153,30 @@ class CompiledSteps:
             del self.steps[length, 1]
             raise
 
-    def add_several(self, length: int, graph: fx.GraphModule, source: Sequence[Tensor]) -> None:
-        """Compile `MANY` steps in a row, for a source of as many batches, and keep them if they do what single steps do.
+    def add_several(self, length: int, source: Sequence[Tensor]) -> None:
+        """Let one call take up to `MANY` steps, if it does what as many calls do; ``source`` has as many batches.
 
         Raises:
-            NoGraph: the steps cannot be compiled, or differ from single steps.
+            NoGraph: the batches are not made from row numbers, or a call does something else.
         """
-        whole = self.whole
-        inputs = [*copies(whole.tensors), whole.control, *source]
-        with proving():
-            graph = several(graph, len(whole.tensors), inputs)
-        self.steps[length, MANY] = self._compile(graph, source)
-        try:
-            self._check_several(length, source)
-        except NoGraph:
-            del self.steps[length, MANY]
-            raise
-
-    def _check_several(self, length: int, source: Sequence[Tensor]) -> None:
-        whole = self.whole
-        with _put_back(whole), proving():
-            losses, _ = self._take(length, MANY, source)
-            after = copies(whole.tensors)
-        with _put_back(whole):
-            *stored, rows = source
-            control = whole.control.clone()
-            for i, part in enumerate(rows.chunk(MANY)):
-                whole.control[0] = control[i]
-                loss, _ = self._take(length, 1, (*stored, part))
-                if not near(losses[i], loss, digits_of(loss)):
-                    raise NoGraph(f"step {i + 1} of {MANY} in one call has a different loss than on its own")
-            # Over several steps, Adam enlarges rounding in small gradients to the size of a step.
-            if not all(near(one, two, 0.02) for one, two in zip(after, whole.tensors, strict=True)):
-                raise NoGraph(f"{MANY} steps in one call give other parameters than {MANY} single steps")
+        *stored, rows = source
+        if [*map(_kind, stored), ((MANY * length,), torch.int64)] != [*self.kinds[length][:-1], _kind(rows)]:
+            raise NoGraph("several steps in a call need row numbers")
+        source = (*stored, torch.cat([rows, rows])[len(rows) :])  # in the midst of others, as in an epoch
+        with _put_back(self.whole), proving():
+            losses, norm = self._take(length, MANY, source)
+            after = copies(self.whole.tensors)
+        with _put_back(self.whole), proving():
+            expected, last = self._take_in_turn(length, MANY, source)
+            pairs = [
+                *zip(after, self.whole.tensors, strict=True),
+                (norm, last),
+                (torch.tensor(losses), torch.tensor(expected)),
+            ]
+            same = all(torch.equal(one.nan_to_num(), two.nan_to_num()) for one, two in pairs)
+        if not same:
+            raise NoGraph(f"{MANY} steps in one call differ from {MANY} single steps")
+        self.steps[length, MANY] = self.steps[length, 1]
 
     def _compile(self, graph: fx.GraphModule, source: Sequence[Tensor]) -> Compiled:
         whole = self.whole
@@ -200,7 +216,7 @@ class CompiledSteps:
         """Raise NoGraph unless the compiled step leaves everything as the eager step does."""
         whole = self.whole
         with _put_back(whole), proving():
-            loss, _ = self._take(length, 1, source)
+            (value,), _ = self._take(length, 1, source)
             after = copies(whole.tensors)
         with _put_back(whole):
             before = copies(whole.tensors)
@@ -208,8 +224,8 @@ class CompiledSteps:
             gradients = [p.grad for p in whole.parameters]
             wanted = copies(whole.tensors)
         digits = digits_of(whole.parameters[0])
-        if not near(loss, expected, digits):
-            raise NoGraph(f"the compiled loss is {float(loss):.10g} where the programs give {float(expected):.10g}")
+        if not near(torch.tensor(value, dtype=expected.dtype), expected.cpu(), digits):
+            raise NoGraph(f"the compiled loss is {value:.10g} where the programs give {float(expected):.10g}")
         largest = max((float(g.abs().max()) for g in gradients if g is not None and g.numel()), default=0.0)
         for position, (start, one, two) in enumerate(zip(before, after, wanted, strict=True)):
             moved = whole.averages.get(position, position)
@@ -264,3 +280,7 @@ def _kept(
         put(start)
 
     return restore
+
+
+def _kind(value: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
+    return tuple(value.shape), value.dtype

@@ -198,8 +198,8 @@ class Loop:
         single = order.split(size)
         while now.batch < len(single):
             start, many = now.batch * size, 1
-            if self.steps.together() and start + MANY * size <= len(order) and now.step + MANY <= self._stop(last):
-                many = MANY
+            if self.steps.together():
+                many = max(1, min(MANY, (len(order) - start) // size, self._stop(last) - now.step))
             rows = single[now.batch] if many == 1 else order[start : start + many * size]
             yield rows, (*stored, rows), many
 

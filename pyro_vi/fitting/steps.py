@@ -98,7 +98,7 @@ class Steps(Guarded):
         self._generators: Callable[[], dict[str, Any]] | None = None  # the state of those that the programs draw from
 
     def together(self) -> bool:
-        """True if a call takes `MANY` steps on batches of full length."""
+        """True if a call can take up to `MANY` steps on batches of full length."""
         return self._compiled is not None and (self.settings.rows, MANY) in self._compiled.steps
 
     def take(self, rows: Tensor, source: Batch, many: int) -> int:
@@ -115,7 +115,7 @@ class Steps(Guarded):
         if self._captured is not None and many == 1 and length in self._captured.steps:
             self._take_captured(rows, source, start, generator)
             return 1
-        if self._compiled is None or (length, many) not in self._compiled.steps:
+        if self._compiled is None or not self._compiled.takes(length, many):
             self._take_eagerly(rows, source, start)
             return 1
         try:

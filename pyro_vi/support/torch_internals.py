@@ -225,6 +225,69 @@ def cpp_compiler() -> Callable[[], str]:
     return look
 
 
+def wrapper_cache() -> Any:
+    """Return Inductor's class whose method ``load_pybinding`` takes the C++ code of a graph, and builds and loads it."""
+    return _part("torch._inductor.codecache", "CppWrapperCodeCache")
+
+
+def compile_command(*, vectors: bool) -> str:
+    """Return Inductor's command that compiles a file ``i`` of C++ code to ``o.o``, with or without vector instructions."""
+    options = _part("torch._inductor.cpp_builder", "CppTorchDeviceOptions")
+    pick, none = (
+        _part("torch._inductor.cpu_vec_isa", "pick_vec_isa"),
+        _part("torch._inductor.cpu_vec_isa", "invalid_vec_isa"),
+    )
+    chosen = options(
+        vec_isa=pick() if vectors else none, device_type="cpu", shared=True, include_pytorch=True, compile_only=True
+    )
+    line: str = _part("torch._inductor.cpp_builder", "CppBuilder")(
+        name="o", sources="i", BuildOption=chosen
+    ).get_command_line()
+    return line
+
+
+@contextmanager
+def trusted_isa() -> Iterator[None]:
+    """Within the block, believe what the processor says of its vector instructions: Inductor compiles three programs to try.
+
+    The belief ends with the block.
+    """
+    listed = _part("torch._inductor.cpu_vec_isa", "valid_vec_isa_list")
+    if listed.cache_info().currsize:  # tried before
+        yield
+        return
+    classes = (
+        _part("torch._inductor.cpu_vec_isa", "VecAVX512"),
+        _part("torch._inductor.cpu_vec_isa", "VecAVX512VNNI"),
+        _part("torch._inductor.cpu_vec_isa", "VecAMX"),
+    )
+    with mock.patch.object(_part("torch._inductor.cpu_vec_isa", "VecISA"), "check_build", lambda *_: True):
+        try:
+            yield
+        finally:
+            listed.cache_clear()
+            for one in classes:
+                one.__bool__.cache_clear()
+
+
+@contextmanager
+def made_once() -> Iterator[None]:
+    """Within the block, Inductor makes the object that knows the dtypes of results once, and not for each operation."""
+    try:
+        kind = _part("torch._inductor.codegen.common", "DtypePropagationOpsHandler")
+    except Missing:
+        yield
+        return
+    with mock.patch("torch._inductor.codegen.common.DtypePropagationOpsHandler", cache(kind)):
+        yield
+
+
+def handles() -> tuple[Callable[[list[Tensor]], list[Any]], Callable[[list[Any]], list[Tensor]]]:
+    """Return the functions that make handles of tensors for C++ code, and tensors of handles."""
+    make = _part("torch._C._aoti", "unsafe_alloc_void_ptrs_from_tensors")
+    return make, _part("torch._C._aoti", "alloc_tensors_by_stealing_from_void_ptrs")
+
+
 def has_triton() -> bool:
     """True if Triton can compile for the GPU."""
     return bool(_part("torch.utils._triton", "has_triton")())

@@ -79,6 +79,19 @@ OPTIONAL = [
     "torch._inductor.ir",
     "torch._inductor.mkldnn_ir.LinearUnary",
     "torch._inductor.inductor_prims.force_stride_order",
+    "torch._inductor.codecache.CppWrapperCodeCache",
+    "torch._inductor.cpp_builder.CppBuilder",
+    "torch._inductor.cpp_builder.CppTorchDeviceOptions",
+    "torch._inductor.cpu_vec_isa.pick_vec_isa",
+    "torch._inductor.cpu_vec_isa.invalid_vec_isa",
+    "torch._inductor.cpu_vec_isa.valid_vec_isa_list",
+    "torch._inductor.cpu_vec_isa.VecISA",
+    "torch._inductor.cpu_vec_isa.VecAVX512",
+    "torch._inductor.cpu_vec_isa.VecAVX512VNNI",
+    "torch._inductor.cpu_vec_isa.VecAMX",
+    "torch._inductor.codegen.common.DtypePropagationOpsHandler",
+    "torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors",
+    "torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs",
     "torch._C._profiler.ProfilerConfig",
     "torch._C._profiler.ProfilerState.CPU",
     "torch._C._profiler._ExperimentalConfig",
@@ -159,6 +172,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     for name in SECONDS:  # so that compiling always pays
         monkeypatch.setitem(SECONDS, name, 0.0)
     monkeypatch.setattr("pyro_vi.diagnostics.weights.to_compile", lambda operations: 0.0)
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # a graph that is kept needs no compiler
     caches = (tracing.stand_ins, torch_internals.schema, inductor._no_compiler)
 
     def hide(name: str) -> None:
