@@ -6,7 +6,7 @@ PYTHON = python3
 BENCH_ARGS =
 BENCH_STAMP = $(VENV)/.installed-bench
 
-.PHONY: help demo test test-slow test-all check smoke bench
+.PHONY: help demo test test-slow test-all check smoke bench bench-solution
 
 help:
 	@echo "make demo   fit the VAE on digits under two estimators, and compare them"
@@ -16,6 +16,7 @@ help:
 	@echo "make check  lint, types and import directions"
 	@echo "make smoke  build the wheel and use it in a fresh virtual environment (PYTHON=... for another interpreter)"
 	@echo "make bench  time a step against stock Pyro, PyTorch and NumPyro (BENCH_ARGS=... for the script's own arguments)"
+	@echo "make bench-solution  time whole solutions against the same, from the start of a process (BENCH_ARGS=...)"
 	@echo "All but smoke install into .venv first; VENV=folder for another."
 
 demo: $(STAMP)
@@ -42,6 +43,9 @@ smoke:
 
 bench: $(BENCH_STAMP)
 	$(BIN)/python scripts/benchmark_step.py $(BENCH_ARGS)
+
+bench-solution: $(BENCH_STAMP)
+	$(BIN)/python scripts/benchmark_solution.py $(BENCH_ARGS)
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || python3 -m venv $(VENV)
