@@ -32,6 +32,10 @@ class FitError(RuntimeError):
         return plain(super().__str__())
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived, as `KeyboardInterrupt` says that SIGINT did."""
+
+
 class NoGraph(RuntimeError):
     """A program that has no graph, or whose graph would give other numbers than the program; the message says why.
 

@@ -9,13 +9,20 @@
 * `writers` hand the records of a fit to TensorBoard, Weights & Biases and MLflow.
 """
 
-from pyro_vi.afterwards import writers
-from pyro_vi.afterwards.compared import compare, resume
-from pyro_vi.afterwards.exporting import export_comparison, export_fit
-from pyro_vi.afterwards.opened import OpenedRun
-from pyro_vi.afterwards.opening import open
-from pyro_vi.afterwards.refitting import refitted_calibration
-from pyro_vi.afterwards.reported import report, write_report
+from typing import TYPE_CHECKING
+
+from pyro_vi.support.lazy import lazily
+
+if TYPE_CHECKING:
+    from pyro_vi.afterwards import writers
+    from pyro_vi.afterwards.compared import compare, resume
+    from pyro_vi.afterwards.exporting import export_comparison, export_fit
+    from pyro_vi.afterwards.opened import OpenedRun
+    from pyro_vi.afterwards.opening import open
+    from pyro_vi.afterwards.refitting import refitted_calibration
+    from pyro_vi.afterwards.reported import report, write_report
+else:
+    __getattr__, __dir__ = lazily(__name__)
 
 __all__ = [
     "OpenedRun",

@@ -5,7 +5,6 @@ import sys
 from typing import Any
 
 from pyro_vi import comparing
-from pyro_vi.afterwards.exporting import export_comparison
 from pyro_vi.comparing import Comparison
 from pyro_vi.fitting import Run
 
@@ -30,6 +29,8 @@ def resume(*args: Any, **options: Any) -> Run | Comparison:
 def _export(found: Comparison, options: dict[str, Any]) -> None:
     if found.out is None:
         return
+    from pyro_vi.afterwards.exporting import export_comparison  # matplotlib, which a comparison in memory does without
+
     written = export_comparison(found, found.out)
     for remark in written.remarks if options.get("progress", True) else ():
         print(remark, file=sys.stderr)

@@ -259,7 +259,8 @@ class _Flat(nn.Module):
         self.body = mlp_body(sum(math.prod(shape) for shape in shapes), hidden, activation)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        value: Tensor = self.body(torch.cat([_flat(x, d) for x, d in zip(inputs, self.dims, strict=True)], -1))
+        flat = [_flat(x, d) for x, d in zip(inputs, self.dims, strict=True)]
+        value: Tensor = self.body(torch.cat(flat, -1) if len(flat) > 1 else flat[0])  # one is not copied
         return value
 
 

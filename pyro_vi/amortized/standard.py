@@ -1,5 +1,7 @@
 """The input of an encoder: columns standardised by the moments of the data, with missing values at the mean."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -60,9 +62,14 @@ class Standard(nn.Module):
 
     def forward(self, value: Tensor, present: Tensor | None) -> list[Tensor]:
         """Return the standardised column, (rows, *elements, *shape); where the example lacks values, also 1 for those known."""
-        known = _known(value, present)
         # No gradient flows into the data, so that a missing value may be replaced last: with as few copies as can be.
         standard = (value.to(self.mean.dtype) - self.mean) / self.scale
+        if present is None and not self.gaps:
+            if not value.is_floating_point():
+                return [standard]
+            # As below, in a tenth of the time: x - x is 0, or NaN where x is not finite.
+            return [(standard - (value - value).to(standard.dtype)).nan_to_num(0.0, math.inf, -math.inf)]
+        known = _known(value, present)
         standard = torch.where(known, standard, 0)
         return [standard, known.to(standard.dtype)] if self.gaps else [standard]
 

@@ -1,13 +1,15 @@
-"""The commands of the command line: one frozen dataclass per command, with a default and a help line for every option."""
+"""The commands of the command line: one frozen dataclass per command, with a default and a help line for every option.
+
+The defaults of a fit are those of `pyro_vi.fitting.Options`. They are written again here, and compared by a test, because help
+would otherwise take the seconds that importing torch takes.
+"""
 
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from pyro_vi.data.loading import with_data_options
 from pyro_vi.errors import UsageError
-from pyro_vi.fitting import Options
 
 Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
 Guide = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="GUIDE")]
@@ -42,7 +44,7 @@ class PairCommand:
     """Column of a table that says to which group a row belongs: the third argument of the model."""
     standardize: bool = False
     """Give each column of the training rows mean 0 and standard deviation 1."""
-    seed: int = Options.seed
+    seed: int = 0
     """Seed of all random numbers."""
     json: bool = False
     """Print one JSON document, and nothing else, on stdout."""
@@ -52,6 +54,8 @@ class PairCommand:
     @property
     def source(self) -> str:
         """The data with their options, as a run's configuration has them."""
+        from pyro_vi.data.loading import with_data_options
+
         given = {name: getattr(self, name) for name in ("columns", "label", "target", "group", "standardize")}
         if self.labels is not None:
             if self.labels != "all" and not (self.labels.isdecimal() and int(self.labels)):
@@ -64,43 +68,43 @@ class PairCommand:
 class FittingCommand(PairCommand):
     """Options of every command that fits."""
 
-    epochs: int | None = Options.epochs
+    epochs: int | None = None
     """Passes over the data; by default 100, or 2000 if each step sees all data."""
-    steps: int | None = Options.steps
+    steps: int | None = None
     """Optimisation steps, instead of epochs."""
-    batch_size: int | None = Options.batch_size
+    batch_size: int | None = None
     """Data per step; by default 128 if all latent sites belong to data, else all of them in the given order."""
-    accumulate: int = Options.accumulate
+    accumulate: int = 1
     """Batches whose gradients a step averages, with the memory of one batch."""
-    shuffle: bool | None = Options.shuffle
+    shuffle: bool | None = None
     """Order of minibatches: new in each epoch (the default), or that of the data."""
-    drop_last: bool = Options.drop_last
+    drop_last: bool = False
     """Leave out a last batch of an epoch with fewer rows."""
-    heldout: float | None = Options.heldout
+    heldout: float | None = None
     """Fraction of the rows to hold out; by default 1/10 if all latent sites belong to data, else 0."""
-    optimizer: str | None = Options.optimizer
+    optimizer: str | None = None
     """Optimizer of torch or Pyro by name, with options in parentheses ('sgd(momentum=0.9)'); by default adam."""
-    average: str | None = Options.average
+    average: str | None = None
     """Average over the steps as the result: 'polynomial', or 'none'; by default only the optimizers dog and dowg average."""
     lr: float = 3e-3
     """Learning rate, for optimizers that take one."""
-    schedule: str | None = Options.schedule
+    schedule: str | None = None
     """Learning rate over the steps: constant, linear, cosine or plateau; by default cosine, or constant with --stop."""
-    clip_norm: float | None = Options.clip_norm
+    clip_norm: float | None = None
     """Limit on the joint norm of all gradients (nats per datum)."""
     nonfinite: Literal["stop", "skip", "restore"] = "stop"
     """At a loss or gradient that is not finite: stop, leave the step out, or go back to the last record and halve the rate."""
     beta: float = 1.0
     """Weight of the KL; records show the ELBO without it."""
-    warmup: int = Options.warmup
+    warmup: int = 0
     """Steps over which the weight of the KL rises from 0 to beta."""
-    cycles: int | None = Options.cycles
+    cycles: int | None = None
     """Equal parts of the fit; in the first half of each, the weight of the KL rises from 0 to beta."""
-    free_bits: float | None = Options.free_bits
+    free_bits: float | None = None
     """Nats per datum below which the KL of a latent dimension costs nothing more."""
     stop: Literal["converged", "heldout"] | None = None
     """End the fit when its loss has converged, or when no record is better (heldout); the best record is then the result."""
-    patience: int = Options.patience
+    patience: int = 20
     """Records without a higher held-out ELBO after which --stop heldout ends the fit; a fit has about 100 records."""
     compile: Literal["auto", "yes", "no"] = "auto"
     """Compile the steps: if that saves more time than it takes, always (an error if impossible), or never."""
@@ -108,12 +112,14 @@ class FittingCommand(PairCommand):
     """Folder to write to; by default a new one in runs/."""
     format: Literal["png", "svg", "pdf"] = "png"
     """Format of the pictures."""
-    resume: bool = Options.resume
+    resume: bool = False
     """Continue the interrupted run in --out; 'resume FOLDER' does so without the other options."""
     allow: tuple[str, ...] = ()
     """Settings that may differ from those of the run that --resume continues; its error gives their names."""
 
     def options(self) -> dict[str, Any]:
+        from pyro_vi.fitting import Options
+
         apart = ("compile", "out")
         names = [option.name for option in fields(Options) if hasattr(self, option.name) and option.name not in apart]
         compiling = {"auto": "auto", "yes": True, "no": False}[self.compile]
@@ -145,7 +151,7 @@ class Fit(FittingCommand):
 
     elbo: str = "mean_field"
     """ELBO estimator."""
-    starts: int = Options.starts
+    starts: int = 1
     """Number of fits, whose initial parameters have the seeds from --seed on; the one with the highest ELBO is the result."""
 
 
@@ -194,17 +200,17 @@ class Check(PairCommand):
 
     elbo: str | None = None
     """ELBO estimator that the fit will use."""
-    epochs: int | None = Options.epochs
+    epochs: int | None = None
     """Passes over the data of the fit."""
-    steps: int | None = Options.steps
+    steps: int | None = None
     """Steps of the fit, instead of epochs."""
     batch_size: int | None = None
     """Data in the batch; by default as many as a fit takes."""
-    shuffle: bool | None = Options.shuffle
+    shuffle: bool | None = None
     """Order of the fit's minibatches: new in each epoch (the default), or that of the data."""
-    drop_last: bool = Options.drop_last
+    drop_last: bool = False
     """The fit will leave out a last batch of an epoch with fewer rows."""
-    warmup: int = Options.warmup
+    warmup: int = 0
     """Steps over which the weight of the KL will rise."""
     run: str | None = None
     """Folder of a fit, which tells model, guide and data, and whose parameters are used."""
@@ -325,10 +331,12 @@ class Plot:
 
 @dataclass(frozen=True)
 class List:
-    """List models, guides, data sets, estimators, and which pairs go together; or show the options of one."""
+    """List models, guides, data sets and estimators; or show the options of one, and what it goes with."""
 
     name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME")] = None
     """Model, guide, data set or estimator, whose options are shown."""
+    pairs: bool = False
+    """Try each model with each guide too, and show which go together; this takes a minute or so."""
     json: bool = False
     """Print one JSON document, and nothing else, on stdout."""
     debug: bool = False

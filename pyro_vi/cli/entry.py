@@ -44,7 +44,7 @@ from pyro_vi.support import slug
 
 
 def _compare(command: Compare, made: Any = None) -> int:
-    from pyro_vi.afterwards import export_comparison, report
+    from pyro_vi.afterwards import export_comparison
     from pyro_vi.comparing import compare
     from pyro_vi.reporting.summary import table
 
@@ -63,7 +63,11 @@ def _compare(command: Compare, made: Any = None) -> int:
     )
     written = export_comparison(result, out, format=command.format)
     say(written.remarks)
-    pages = [report(result, out=out)] if command.report else []
+    pages = []
+    if command.report:
+        from pyro_vi.afterwards import report
+
+        pages = [report(result, out=out)]
     if command.json:
         print_json(written.document)
         return 0
@@ -159,19 +163,30 @@ def _plot(command: Plot) -> int:
 
 def _list(command: List) -> int:
     from pyro_vi import overview
-    from pyro_vi.overview.tables import described_tables, shelf_tables
+    from pyro_vi.overview.tabular import name_tables
 
     if command.name is not None:
+        from pyro_vi.overview.tables import described_tables
+
         entries = overview.described(command.name)
         if command.json:
             print_json([dataclasses.asdict(entry) for entry in entries])
         for entry in () if command.json else entries:
             print_parts(described_tables(entry))
         return 0
+    names = overview.names()
+    if not command.pairs:
+        if command.json:
+            print_json(names)
+        else:
+            print_parts(name_tables(names))
+        return 0
+    from pyro_vi.overview.tables import match_tables
+
     if command.json:
-        print_json({**overview.names(), "pairs": [dataclasses.asdict(match) for match in overview.matches()]})
+        print_json({**names, "pairs": [dataclasses.asdict(match) for match in overview.matches()]})
     else:
-        print_parts(shelf_tables(overview.names(), overview.matches()))
+        print_parts((*name_tables(names), *match_tables(overview.matches())))
     return 0
 
 

@@ -9,8 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pyro_vi.errors import InputError
-from pyro_vi.fitting import Terminated, given_of
+from pyro_vi.errors import InputError, Terminated
 
 
 @contextmanager
@@ -31,6 +30,8 @@ def terminable() -> Iterator[None]:
 
 def stopped(error: KeyboardInterrupt, folder: str | None) -> int:
     """Print the command that continues the run in a folder, if there is one, and return the exit code of the signal."""
+    from pyro_vi.fitting import given_of
+
     hint = ""
     with suppress(InputError):  # there is no run yet
         if folder is not None and given_of(Path(folder).expanduser()):

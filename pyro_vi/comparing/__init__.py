@@ -8,11 +8,18 @@
 * `resuming` continues a fit or a comparison from its folder alone.
 """
 
-from pyro_vi.comparing.comparer import compare
-from pyro_vi.comparing.differences import CERTAIN, Difference, Spread, Standing
-from pyro_vi.comparing.ranking import plain_ranks, spread_of, standings
-from pyro_vi.comparing.results import Comparison, Result
-from pyro_vi.comparing.resuming import resume
+from typing import TYPE_CHECKING
+
+from pyro_vi.support.lazy import lazily
+
+if TYPE_CHECKING:
+    from pyro_vi.comparing.comparer import compare
+    from pyro_vi.comparing.differences import CERTAIN, Difference, Spread, Standing
+    from pyro_vi.comparing.ranking import plain_ranks, spread_of, standings
+    from pyro_vi.comparing.results import Comparison, Result
+    from pyro_vi.comparing.resuming import resume
+else:
+    __getattr__, __dir__ = lazily(__name__)
 
 __all__ = [
     "CERTAIN",

@@ -14,6 +14,7 @@ from pyro_vi.data.dataset import Batch, Data, device_of, length_of, tensors_in
 from pyro_vi.data.further import rows_like
 from pyro_vi.data.loading import load
 from pyro_vi.data.mapped import Mapped
+from pyro_vi.data.redrawing import Redrawn
 from pyro_vi.data.spec import ColumnSpec, DataSpec
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Data",
     "DataSpec",
     "Mapped",
+    "Redrawn",
     "changed",
     "device_of",
     "evenly",

@@ -22,7 +22,7 @@ SUPPORTS = ("boolean", "nonnegative_integer", "real")  # narrowest first
 HELDOUT_ROWS, HELDOUT_BYTES = 10_000, 2**28
 
 
-_DRAW_ROWS = 4096  # rows per block of draws: bounds memory, and the first rows can be drawn without the rest
+_DRAW_ROWS = 4096  # rows per block of draws: bounds memory
 
 
 def survey(
@@ -85,13 +85,14 @@ def count_and_row(bad: Tensor) -> str:
 def draw(stored: Tensor, levels: int, generator: torch.Generator, rows: int) -> Tensor:
     """Draw 0/1 values for the first ``rows`` stored rows; a stored v gives 1 with probability exactly v / levels.
 
-    A value is 1 if u < v, where u is uniform on 0, ..., levels - 1.
+    A value is 1 if u < v, where u is uniform on 0, ..., levels - 1. The generator gives one u after the other, so that the
+    first rows have the values that they have among all rows.
     """
     drawn = [
         torch.randint(levels, tuple(block.shape), dtype=torch.uint8, generator=generator).to(block.device) < block
-        for block in torch.split(stored[: -(-rows // _DRAW_ROWS) * _DRAW_ROWS], _DRAW_ROWS)
+        for block in torch.split(stored[:rows], _DRAW_ROWS)
     ]
-    return torch.cat(drawn)[:rows].to(torch.uint8)
+    return torch.cat(drawn).to(torch.uint8)
 
 
 def floats(values: Tensor, dtype: torch.dtype, levels: int | None) -> Tensor:

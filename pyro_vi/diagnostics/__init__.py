@@ -13,20 +13,27 @@
 * `diagnosing` calls the last four in one go.
 """
 
-from pyro_vi.diagnostics.annealing.sandwich import sandwich_of_pair
-from pyro_vi.diagnostics.collapsing.collapsed import collapse, collapse_of_pair
-from pyro_vi.diagnostics.diagnosing import chosen, diagnose, diagnose_pair
-from pyro_vi.diagnostics.log_evidence import evidence, evidence_of_pair
-from pyro_vi.diagnostics.ranking.calibrated import LEVELS, measured_calibration
-from pyro_vi.diagnostics.ranking.calibrating import calibration, calibration_of_pair, refuse_unsimulated
-from pyro_vi.diagnostics.ranking.ranks import JOINT, LIKELIHOOD, Ranked, Ranker
-from pyro_vi.diagnostics.ranking.uniformity import band, edges
-from pyro_vi.diagnostics.responses.mean_field import linear_response, linear_response_of_pair
-from pyro_vi.diagnostics.reweighting.joint_tails import reliability, reliability_of_pair
-from pyro_vi.diagnostics.reweighting.smoothed_moments import moments, moments_of_pair
-from pyro_vi.diagnostics.simulating import Simulated, observed_entries, simulated
-from pyro_vi.diagnostics.splitting.parts import gaps, gaps_of_pair
-from pyro_vi.diagnostics.tails import UNRELIABLE
+from typing import TYPE_CHECKING
+
+from pyro_vi.support.lazy import lazily
+
+if TYPE_CHECKING:
+    from pyro_vi.diagnostics.annealing.sandwich import sandwich_of_pair
+    from pyro_vi.diagnostics.collapsing.collapsed import collapse, collapse_of_pair
+    from pyro_vi.diagnostics.diagnosing import chosen, diagnose, diagnose_pair
+    from pyro_vi.diagnostics.log_evidence import evidence, evidence_of_pair
+    from pyro_vi.diagnostics.ranking.calibrated import LEVELS, measured_calibration
+    from pyro_vi.diagnostics.ranking.calibrating import calibration, calibration_of_pair, refuse_unsimulated
+    from pyro_vi.diagnostics.ranking.ranks import JOINT, LIKELIHOOD, Ranked, Ranker
+    from pyro_vi.diagnostics.ranking.uniformity import band, edges
+    from pyro_vi.diagnostics.responses.mean_field import linear_response, linear_response_of_pair
+    from pyro_vi.diagnostics.reweighting.joint_tails import reliability, reliability_of_pair
+    from pyro_vi.diagnostics.reweighting.smoothed_moments import moments, moments_of_pair
+    from pyro_vi.diagnostics.simulating import Simulated, observed_entries, simulated
+    from pyro_vi.diagnostics.splitting.parts import gaps, gaps_of_pair
+    from pyro_vi.diagnostics.tails import UNRELIABLE
+else:
+    __getattr__, __dir__ = lazily(__name__)
 
 __all__ = [
     "JOINT",

@@ -19,7 +19,6 @@ from pyro_vi.fitting.best import Best, best_in, refuse_unscored
 from pyro_vi.fitting.calls import fits_in, given, given_of, refuse_code
 from pyro_vi.fitting.folder import RunFolder, checksum
 from pyro_vi.fitting.identity import names_of
-from pyro_vi.fitting.interrupt import Terminated
 from pyro_vi.fitting.loop import Loop, Settings
 from pyro_vi.fitting.optimizers import recipe_of
 from pyro_vi.fitting.plan import Plan
@@ -56,7 +55,6 @@ __all__ = [
     "Run",
     "RunFolder",
     "Settings",
-    "Terminated",
     "best_in",
     "checksum",
     "config_of",

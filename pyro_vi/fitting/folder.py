@@ -228,5 +228,6 @@ def checksum(columns: Iterable[torch.Tensor | Mapped]) -> int:
     found = 0
     for column in columns:
         for block in column.blocks() if isinstance(column, Mapped) else (column,):
-            found = zlib.crc32(block.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes(), found)
+            # Flat, as memory of any shape is read without a copy then.
+            found = zlib.crc32(block.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data, found)
     return found

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived, as `KeyboardInterrupt` says that SIGINT did."""
+from pyro_vi.errors import Terminated
 
 
 @contextmanager

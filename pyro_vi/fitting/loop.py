@@ -14,7 +14,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_vi.compiling import MANY, Choice, Compile, Optimizer
-from pyro_vi.data import Batch, Data
+from pyro_vi.data import Batch, Data, Redrawn
 from pyro_vi.fitting.averaging import at_evaluation, settle
 from pyro_vi.fitting.best import BestSoFar, refuse_unscored
 from pyro_vi.fitting.callbacks import Callback, tell
@@ -67,6 +67,7 @@ class Loop:
     ) -> None:
         self.pair, self.data, self.settings, self.callbacks = pair, data, settings, callbacks
         self.steps = Steps(pair, elbo, data, settings, optimizer, compile)
+        self.redrawn = Redrawn(data)
         self.folder: RunFolder | None = None
         self.saved: int | None = None  # the step of the last checkpoint
         self.state: dict[str, Any] = {}
@@ -113,6 +114,7 @@ class Loop:
             deferred_interrupt() as interrupted,
             self._explained(),
             closing(self.steps),
+            closing(self.redrawn),
         ):
             before, self.steps.say = self._restore() if resume else None, bar.say
             if note:
@@ -154,7 +156,7 @@ class Loop:
 
     def take(self, count: int) -> None:
         """Take steps as `run` does, but without records and checkpoints."""
-        with running(self.pair, self._example()):
+        with running(self.pair, self._example()), closing(self.redrawn):
             last = self.position.step + count
             while self.position.step < last:
                 for _ in self._epoch(last):
@@ -193,9 +195,9 @@ class Loop:
             while some := list(islice(batches, many)):
                 yield torch.cat([rows for rows, _ in some]), tuple(value for _, batch in some for value in batch), 1
             return
-        stored = self.data.stored(now.epoch)
         order = self.data.order(now.epoch)[: self.data.per_epoch(self.settings.batch_size)]
         single = order.split(size)
+        stored = self.redrawn.stored(now.epoch, more=now.step + len(single) - now.batch < last)
         while now.batch < len(single):
             start, many = now.batch * size, 1
             if self.steps.together():

@@ -20,6 +20,7 @@ from pyro_vi.data import Data, length_of, load, numbered
 from pyro_vi.data.registered import DATASETS
 from pyro_vi.errors import InputError, UsageError
 from pyro_vi.programs import Pair, Source, build_pair, name_of, takes_row_numbers, with_options
+from pyro_vi.support import fitting_threads
 
 MINIBATCH = 128
 """Rows of a batch where minibatches are right."""
@@ -157,7 +158,8 @@ def _registered(given: object) -> bool:
 def _why_whole(pair: Pair, data: Data, size: int) -> str:
     """Return why a pair needs all rows in each step; empty if it does not."""
     args = data.example(size)
-    layout, _ = pair.layouts(args)
+    with fitting_threads(pair, args):
+        layout, _ = pair.layouts(args)
     plate = layout.data_plate
     if layout.shared:
         names = ", ".join(f"'{name}'" for name in layout.shared[:3]) + ", …" * (len(layout.shared) > 3)
@@ -190,7 +192,8 @@ def _why_not_minibatches(pair: Pair, data: Data) -> str:
     """Return why a pair that takes all rows cannot take some of them; empty if it can."""
     args = data.example(MINIBATCH)
     try:
-        plate = pair.layouts(args)[0].data_plate
+        with fitting_threads(pair, args):
+            plate = pair.layouts(args)[0].data_plate
     except InputError as error:
         return f"the pair cannot take {MINIBATCH} rows: {error}"
     if plate is None or plate.length != length_of(args):

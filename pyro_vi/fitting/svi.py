@@ -26,7 +26,7 @@ from pyro_vi.fitting.runs import Run, parent_of
 from pyro_vi.fitting.settings import Options, Settings, fractions
 from pyro_vi.fitting.starts import best_of_starts
 from pyro_vi.programs import Source, isolated
-from pyro_vi.support import Real, Whole, versions
+from pyro_vi.support import Real, Whole, fitting_threads, versions
 
 
 def fit(
@@ -270,12 +270,13 @@ def fit_pair(
         "versions": versions(),
     }
     example = data.example(batch_size)
-    if options.check:
-        refuse(findings_of(planned, estimator, options))
-    with isolated(validation=False):
-        sources = adapted.sources_of_pair(pair, example)
-    pair, data = pair.to(options.device), data.to(device=options.device)
-    loop = Loop(pair, estimator, data, settings, recipe, options.compile, options.callbacks)
+    with fitting_threads(pair, example):
+        if options.check:
+            refuse(findings_of(planned, estimator, options))
+        with isolated(validation=False):
+            sources = adapted.sources_of_pair(pair, example)
+        pair, data = pair.to(options.device), data.to(device=options.device)
+        loop = Loop(pair, estimator, data, settings, recipe, options.compile, options.callbacks)
     # The folder is made last, so that a pair that cannot be fitted leaves none.
     config.update(loop.steps.stepper.description)
     folder = None

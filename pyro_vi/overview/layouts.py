@@ -124,7 +124,8 @@ class Layout:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        from pyro_vi.overview.tables import layout_tables, text_of  # which need this class
+        from pyro_vi.overview.tables import layout_tables  # which needs this class
+        from pyro_vi.overview.tabular import text_of
 
         return text_of(layout_tables(self))
 

@@ -1,6 +1,6 @@
 """The shelves: every name that a command takes, the options of each, and which guides go with which models.
 
-* `names` lists models, guides, data sets and estimators; `described` describes the entry of one name, with its options.
+* `described` describes the entry of one name, with its options; `pyro_vi.overview.written.names` lists the names.
 * `matches` tries each model with each guide on a few made-up rows that suit the model: `EXAMPLES`.
 """
 
@@ -16,10 +16,10 @@ from pyro.infer import autoguide
 
 from pyro_vi import estimators
 from pyro_vi.data import Data, fresh, load, numbered
-from pyro_vi.data.loading import available as data_sets
 from pyro_vi.data.registered import DATASETS, said
 from pyro_vi.errors import InputError, of_program
-from pyro_vi.overview.options import Option, about, options_from, plain
+from pyro_vi.overview.options import Option, about, options_from
+from pyro_vi.overview.written import names
 from pyro_vi.programs import Pair, Source, build_pair, isolated, takes_row_numbers
 from pyro_vi.programs.build import options_of
 from pyro_vi.programs.lookup import AUTOGUIDES, Kind, available, resolve
@@ -70,17 +70,6 @@ class Described:
     options: Mapping[str, Option]
     example: str = ""
     pairs: tuple[Match, ...] = ()
-
-
-def names() -> dict[str, dict[str, str]]:
-    """Return every name with a line about it, by kind."""
-    return {
-        "models": {name: plain(line) for name, line in available("model").items()},
-        "guides": {name: plain(line) for name, line in available("guide").items()}
-        | {name: f"Pyro's {found}, for latents that all data share" for name, found in AUTOGUIDES.items()},
-        "data": data_sets(),
-        "estimators": {name: f"{entry.cls.__name__}: {entry.about}" for name, entry in estimators.TABLE.items()},
-    }
 
 
 def matches(models: Iterable[str] | None = None, guides: Iterable[str] | None = None) -> Iterator[Match]:

@@ -1,30 +1,19 @@
 """Layouts and shelves as tables for a terminal, 80 columns wide or more.
 
-* `layout_tables` shows a `pyro_vi.overview.Layout`, `shelf_tables` all names and pairs, and `described_tables` one name.
-* `text_of` prints such tables into a text.
+`layout_tables` shows a `pyro_vi.overview.Layout`, `match_tables` which pairs go together, and `described_tables` one name.
 """
 
-import io
-import re
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
-from rich.console import Console, RenderableType
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
-from pyro_vi.errors import plain
 from pyro_vi.overview.layouts import LaidSite, Layout
 from pyro_vi.overview.shelves import Described, Match
+from pyro_vi.overview.tabular import Row, folded, table
 
-ALIKE = 4
-"""Fewest rows with numbered names that are shown as one row."""
 MOST = 12
 """Most parameters of an owner that are shown one by one."""
-LONG = 24
-"""Longest name that is never broken."""
-
-Row = tuple[str, ...]
 
 
 def layout_tables(layout: Layout) -> Iterator[RenderableType]:
@@ -43,7 +32,7 @@ def layout_tables(layout: Layout) -> Iterator[RenderableType]:
             )
             for name, plate in layout.plates.items()
         ]
-        yield _table("plates", ("plate", "dim", "size", "in a step", "holds"), rows, right=(1, 2, 3))
+        yield table("plates", ("plate", "dim", "size", "in a step", "holds"), rows, right=(1, 2, 3))
     sites = [
         (
             name,
@@ -57,7 +46,7 @@ def layout_tables(layout: Layout) -> Iterator[RenderableType]:
         if site.model is not None
     ]
     columns = ("site", "role", "plates", "shape", "support", "distribution")
-    shown = _table("sites of the model", columns, sites)
+    shown = table("sites of the model", columns, sites)
     shown.caption = "shape: that of the batch | that of an event; -: a single number"
     yield shown
     yield from _latents(layout)
@@ -93,7 +82,7 @@ def _latents(layout: Layout) -> Iterator[RenderableType]:
     left_out |= dict.fromkeys(("KL", "why"), bool(layout.refused))
     columns = {title: cell for title, cell in columns.items() if not left_out.get(title)}
     rows = [(name, *(cell(site) for cell in columns.values())) for name, site in latents.items()]
-    yield _table("latent sites" if layout.refused else f"latent sites under {layout.elbo}", ("site", *columns), rows)
+    yield table("latent sites" if layout.refused else f"latent sites under {layout.elbo}", ("site", *columns), rows)
 
 
 def _parameters(layout: Layout) -> Iterator[RenderableType]:
@@ -106,24 +95,16 @@ def _parameters(layout: Layout) -> Iterator[RenderableType]:
         own = {name: one for name, one in layout.parameters.items() if one.owner == owner}
         total = sum(one.count for one in own.values())
         totals.append(f"{owner} {total:,}")
-        found = _folded([(n, owner, _shape(p.shape), f"{p.count:,}", p.constraint) for n, p in own.items()])
+        found = folded([(n, owner, _shape(p.shape), f"{p.count:,}", p.constraint) for n, p in own.items()])
         rows += found[:MOST]
         if len(found) > MOST:
             left = total - sum(own[name].count for name, *_ in found[:MOST] if name in own)
             rows.append((f"{len(found) - MOST} more", owner, "", f"{left:,}", ""))
-    shown = _table("parameters", ("parameter", "owner", "shape", "numbers", "constraint"), rows, right=(3,))
+    shown = table("parameters", ("parameter", "owner", "shape", "numbers", "constraint"), rows, right=(3,))
     shown.caption = f"numbers in all: {', '.join(totals)}"
     yield shown
     if layout.fixed:
         yield Text(f"{layout.fixed:,} more numbers are not fitted, as their requires_grad is False")
-
-
-def shelf_tables(names: Mapping[str, Mapping[str, str]], found: Iterable[Match]) -> Iterator[RenderableType]:
-    """Yield a table of each kind of names, and then which guides go with which models."""
-    for what, entries in names.items():
-        yield _table(what, ("name", "what it is"), list(entries.items()))
-    yield from match_tables(found)
-    yield Text("pyro-vi list NAME shows the options of a name.")
 
 
 def match_tables(found: Iterable[Match]) -> Iterator[RenderableType]:
@@ -137,10 +118,10 @@ def match_tables(found: Iterable[Match]) -> Iterator[RenderableType]:
         else:
             good.append(match.guide)
     rows = [(model, data, ", ".join(guides) or "none") for (model, data), guides in models.items()]
-    yield _table("pairs that go together", ("model", "tried on", "guides"), rows)
+    yield table("pairs that go together", ("model", "tried on", "guides"), rows)
     if refused:
         lines = [(model, ", ".join(guides), reason) for (model, reason), guides in refused.items()]
-        yield _table("pairs that do not", ("model", "guides", "why"), lines)
+        yield table("pairs that do not", ("model", "guides", "why"), lines)
 
 
 def described_tables(found: Described) -> Iterator[RenderableType]:
@@ -149,7 +130,7 @@ def described_tables(found: Described) -> Iterator[RenderableType]:
     yield Text(found.about)
     if found.options:
         rows = [(name, one.type, one.default, one.help) for name, one in found.options.items()]
-        yield _table("options", ("option", "type", "default", "what it is"), rows)
+        yield table("options", ("option", "type", "default", "what it is"), rows)
     else:
         yield Text("It has no options.")
     if found.example:
@@ -160,55 +141,7 @@ def described_tables(found: Described) -> Iterator[RenderableType]:
         yield Text(f"It goes with the {other}s: {', '.join(good) or 'none'}")
     refused = [(getattr(match, other), match.reason) for match in found.pairs if match.reason]
     if refused:
-        yield _table("It does not go with", (other, "why"), refused)
-
-
-def text_of(parts: Iterable[RenderableType]) -> str:
-    """Print parts into a text as wide as the terminal."""
-    file = io.StringIO()
-    console = Console(file=file, width=shutil.get_terminal_size((110, 24)).columns, highlight=False)
-    for part in parts:
-        console.print(part, markup=False, soft_wrap=isinstance(part, str))
-    return file.getvalue().rstrip("\n")
-
-
-def _table(title: str, columns: Iterable[str], rows: Iterable[Row], right: tuple[int, ...] = ()) -> Table:
-    shown = Table(title=title, title_justify="left", caption_justify="left")
-    folded = _folded(rows)
-    for i, column in enumerate(columns):
-        # Names stay whole; columns of sentences take the rest of the width.
-        whole = all(" " not in row[i] and len(row[i]) <= LONG for row in folded)
-        shown.add_column(column, justify="right" if i in right else "left", overflow="fold", no_wrap=whole)
-    for row in folded:
-        # As texts, because rich reads what is in brackets as markup.
-        shown.add_row(*(Text("\n".join(map(plain, cell.split("\n")))) for cell in row))
-    return shown
-
-
-def _folded(rows: Iterable[Row]) -> list[Row]:
-    """Make one row of several that differ by the numbers in their names alone: the sites ``z_0``, ``z_1``, …"""
-    rows = list(rows)
-    keys = [(_unnumbered(row[0]), *map(_quoted, row[1:])) for row in rows]
-    groups: dict[Row, list[Row]] = {}
-    for key, row in zip(keys, rows, strict=True):
-        groups.setdefault(key, []).append(row)
-    shown: list[Row] = []
-    for key, row in zip(keys, rows, strict=True):
-        group = groups[key]
-        if len(group) < ALIKE:
-            shown.append(row)
-        elif row is group[0]:
-            shown.append((f"{row[0]} … {group[-1][0]} ({len(group)})", *row[1:]))
-    return shown
-
-
-def _unnumbered(name: str) -> str:
-    return re.sub(r"\d+", "#", name)
-
-
-def _quoted(cell: str) -> str:
-    """A cell without the numbers in the names that it quotes."""
-    return re.sub(r"'[^']*'", lambda found: _unnumbered(found[0]), cell)
+        yield table("It does not go with", (other, "why"), refused)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -26,7 +26,7 @@ from pyro_vi.programs.lookup import Kind, Source, available, name_of, resolve, w
 from pyro_vi.programs.messages import failure, mismatch, shapes_of, title
 from pyro_vi.programs.numbering import ignore_numbers, takes_row_numbers
 from pyro_vi.programs.pair import Pair
-from pyro_vi.support import check_options, parse
+from pyro_vi.support import check_options, fitting_threads, parse
 
 PYROS = (AutoGuide, AutoMessenger, EasyGuide)
 """Pyro's classes of guides, which are made from the model alone: they see the data in their first call."""
@@ -97,12 +97,13 @@ def build_pair(model: Source, guide: Source, data: Data, *, seed: int = 0, rows:
         # A guide class gets the model that the pair will have.
         plain = args[:-1] if data.numbered else args
         contract = (shell, plain, data.spec.num_data) if numbers else (shell, plain)
-        made = _make(guide, "guide", contract, data.spec.num_data)
-        other = _shell(by_name(made, names), copies, "guide")
-        if data.numbered:
-            for program in (shell,) if numbers else (shell, other):
-                ignore_numbers(program, len(plain))
-        return Pair(*_bind(shell, other, args, copies))
+        with fitting_threads(shell, args):
+            made = _make(guide, "guide", contract, data.spec.num_data)
+            other = _shell(by_name(made, names), copies, "guide")
+            if data.numbered:
+                for program in (shell,) if numbers else (shell, other):
+                    ignore_numbers(program, len(plain))
+            return Pair(*_bind(shell, other, args, copies))
 
 
 def by_name(program: Any, names: tuple[str, ...]) -> Any:

@@ -115,9 +115,11 @@ def _isolated(seed: int | None, validation: bool | None) -> Iterator[None]:
 def evaluating(module: torch.nn.Module) -> Iterator[None]:
     """Set evaluation mode (dropout, batch norm) for the block; afterwards restore the mode of each submodule."""
     modes = {part: part.training for part in module.modules()}
-    module.eval()
+    if any(modes.values()):
+        module.eval()
     try:
         yield
     finally:
         for part, training in modes.items():
-            part.training = training
+            if part.training != training:  # to set an attribute of a module takes as long as a small operation
+                part.training = training

@@ -217,12 +217,21 @@ def _mass(fn: Any, support: Any, bijection: Any) -> tuple[Tensor, Tensor]:
     except (NotImplementedError, RuntimeError, ValueError):
         return torch.zeros(shape), torch.ones(shape)
     draws = torch.where(draws.isfinite(), draws, draws.new_zeros(()))
+    known = _moments(fn, shape) if isinstance(innermost(support), type(constraints.real)) else None
+    if known is not None and all(right.all() for _, right in known):
+        (mean, _), (sd, _) = known
+        return mean.clone(), sd.clone()
     start, spread = draws.median(0).values, draws.std(0).clamp(min=1e-6)
-    if isinstance(innermost(support), type(constraints.real)):
-        try:  # without the noise of the draws
-            mean, sd = fn.mean.expand(shape), fn.stddev.expand(shape)
-        except (NotImplementedError, AttributeError):
-            return start, spread
-        start = torch.where(mean.isfinite(), mean, start)
-        spread = torch.where(sd.isfinite() & (sd > 0), sd, spread)
+    if known is not None:  # without the noise of the draws
+        (mean, finite), (sd, positive) = known
+        start, spread = torch.where(finite, mean, start), torch.where(positive, sd, spread)
     return start, spread
+
+
+def _moments(fn: Any, shape: torch.Size) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """Mean and standard deviation of a distribution, each with where it is usable; None if they are not known."""
+    try:
+        mean, sd = fn.mean.expand(shape), fn.stddev.expand(shape)
+    except (NotImplementedError, AttributeError):
+        return None
+    return (mean, mean.isfinite()), (sd, sd.isfinite() & (sd > 0))

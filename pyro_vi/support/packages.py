@@ -3,6 +3,7 @@
 import platform
 from importlib.metadata import version
 
+VERSION = version("pyro-vi")
 PACKAGES = ("pyro-vi", "pyro-ppl", "torch", "numpy")
 
 

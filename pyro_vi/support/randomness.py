@@ -8,6 +8,7 @@
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,15 @@ def kept_generators() -> Iterator[None]:
 
 def seed_generators(seed: int) -> None:
     """Seed the generators of torch, NumPy and Python; NumPy gets the seed modulo 2³²."""
-    torch.manual_seed(seed)
+    if _accelerated():
+        torch.manual_seed(seed)
+    else:  # torch would write down for later that the generators of absent devices are to be seeded, with a stack trace
+        torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+@cache
+def _accelerated() -> bool:
+    """True if torch may have generators other than that of the CPU."""
+    return torch.accelerator.is_available()

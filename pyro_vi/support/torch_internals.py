@@ -206,6 +206,8 @@ class Inductor(NamedTuple):
 
 def inductor() -> Inductor:
     """Return the compiler of flat graphs that `torch.compile` uses; the first call takes a second or two."""
+    with suppress(Missing):  # torch forgets to import it before it looks at it
+        _part("torch._higher_order_ops.triton_kernel_wrap")
     _part("torch._functorch.compile_utils", "rand_ops")
     return Inductor(
         compile=_part("torch._inductor.compile_fx", "compile_fx_inner"),

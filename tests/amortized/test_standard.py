@@ -77,3 +77,17 @@ def test_missing_and_masked_values_count_neither_in_the_moments_nor_in_the_input
 def test_truth_values_are_numbers():
     x = torch.arange(40).reshape(40, 1).expand(40, 3) % 4 > 0
     torch.testing.assert_close(standard(x).mean, torch.full((3,), 0.75).double())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_missing_value_in_later_data_is_at_the_mean_and_one_that_overflows_stays_infinite(dtype):
+    """The example has no gaps; the numbers are those of ``where``, bit by bit."""
+    found = standard(X, dtype=dtype)
+    value = X[:5].clone()
+    value[0, 0], value[1, 1], value[2, 2], value[3, 0], value[4, 1] = math.nan, math.inf, -math.inf, 1e308, -1e308
+    (given,) = found(value, None)
+    scaled = (value.to(dtype) - found.mean) / found.scale
+    assert given.dtype == dtype
+    assert torch.equal(given, torch.where(value.isfinite(), scaled, 0))
+    assert given[0, 0] == given[1, 1] == given[2, 2] == 0
+    assert dtype == torch.float64 or given[3, 0] == math.inf == -given[4, 1]

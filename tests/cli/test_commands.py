@@ -1,7 +1,10 @@
 """Each command gives the numbers that it says, for people and as one JSON document."""
 
+import dataclasses
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,9 @@ import xarray as xr
 from command_line import QUICK, SMALL, real
 
 from pyro_vi.cli import entry as cli
+from pyro_vi.cli.commands import Check, Compare, Fit, FittingCommand
 from pyro_vi.data.loading import load
+from pyro_vi.fitting import Options
 from pyro_vi.programs.build import build_pair
 from pyro_vi.reporting.pictures import plotting
 
@@ -245,16 +250,13 @@ def test_show_of_a_run_has_its_batches_and_its_estimator(folder, capsys):
     assert "is of another pair" in capsys.readouterr().err
 
 
-def test_list_has_every_table_and_the_pairs(capsys):
+def test_list_has_every_table(capsys):
     from pyro_vi import estimators, guides, models
     from pyro_vi.data.loading import available
     from pyro_vi.programs.lookup import AUTOGUIDES
 
     assert cli.main(["list", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    pairs = found.pop("pairs")
-    assert {(pair["model"], pair["guide"]) for pair in pairs} == {(m, g) for m in models.TABLE for g in guides.TABLE}
-    assert {"vae", "linear_gaussian"} <= {pair["model"] for pair in pairs if not pair["reason"]}
     assert found["models"].keys() == models.TABLE.keys()
     assert found["guides"].keys() == guides.TABLE.keys() | AUTOGUIDES.keys()
     assert found["data"].keys() == available().keys()
@@ -263,7 +265,47 @@ def test_list_has_every_table_and_the_pairs(capsys):
     assert cli.main(["list"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for table in found.values() for name in table)
-    assert "pairs that go together" in shown and "pairs that do not" in shown
+    assert "pairs that go together" not in shown
+
+
+@pytest.mark.slow
+def test_list_of_pairs_tries_each_model_with_each_guide(capsys):
+    from pyro_vi import guides, models
+
+    assert cli.main(["list", "--pairs", "--json"]) == 0
+    pairs = json.loads(capsys.readouterr().out)["pairs"]
+    assert {(pair["model"], pair["guide"]) for pair in pairs} == {(m, g) for m in models.TABLE for g in guides.TABLE}
+    assert {"vae", "linear_gaussian"} <= {pair["model"] for pair in pairs if not pair["reason"]}
+
+
+def test_list_of_pairs_shows_both_tables(capsys, monkeypatch):
+    from pyro_vi import overview
+    from pyro_vi.overview.shelves import Match
+
+    monkeypatch.setattr(overview, "matches", lambda: [Match("vae", "prior", "d"), Match("vae", "exact", "d", "no")])
+    assert cli.main(["list", "--pairs"]) == 0
+    shown = capsys.readouterr().out
+    assert "pairs that go together" in shown and "pairs that do not" in shown and "NAME" in shown
+
+
+@pytest.mark.parametrize("args", [["--help"], ["fit", "--help"], ["list"], ["list", "--json"]], ids=" ".join)
+def test_help_and_names_import_neither_torch_nor_pyro(args):
+    """Help and names are shown at once; torch and Pyro take seconds."""
+    code = (
+        "import sys\nfrom pyro_vi.cli.entry import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
+    assert "diag_normal" in done.stdout or "compare" in done.stdout
+    assert not {"torch", "pyro", "numpy", "matplotlib"} & set(done.stderr.split())
+
+
+def test_the_defaults_of_a_fit_are_the_same_in_commands():
+    names = {option.name: option.default for option in dataclasses.fields(Options)}
+    for command in (FittingCommand, Compare, Fit, Check):
+        for option in dataclasses.fields(command):
+            if option.name in names and option.name not in ("compile", "allow"):
+                assert option.default == names[option.name], (command, option.name)
 
 
 def test_list_of_a_name_has_its_options(capsys):

@@ -11,7 +11,7 @@ from small_fits import in_main_thread
 
 from pyro_vi.cli import entry as cli
 from pyro_vi.cli.stopping import stopped
-from pyro_vi.fitting import Terminated
+from pyro_vi.errors import Terminated
 from pyro_vi.fitting.progress import Progress
 
 

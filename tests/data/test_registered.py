@@ -17,6 +17,7 @@ from data_toys import message, same
 from sklearn.datasets import load_digits
 
 from pyro_vi.data import posteriordb
+from pyro_vi.data.columns import draw
 from pyro_vi.data.loading import available, load
 from pyro_vi.data.sets import images as of_images
 from pyro_vi.errors import UsageError
@@ -41,6 +42,22 @@ def test_digits_shapes_and_spec() -> None:
     assert (spec.name, spec.num_data, spec.event_shape) == ("digits", 1498, (64,))
     assert (spec.support, spec.image_shape) == ("boolean", (8, 8))
     assert "CC BY 4.0" in spec.source
+
+
+def test_digits_are_those_of_scikit_learn_with_and_without_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_digits()
+    for path in (Path.is_file, lambda _: False):
+        monkeypatch.setattr(Path, "is_file", path)
+        values, target = of_images._sklearn_digits()
+        assert values.dtype == torch.uint8 and target.dtype == torch.int64
+        assert np.array_equal(values.numpy(), whole.data) and np.array_equal(target.numpy(), whole.target)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4095, 4096, 4097, 5000])
+def test_the_first_rows_are_drawn_as_all_are(rows: int) -> None:
+    stored = torch.arange(17, dtype=torch.uint8).expand(5000, 17)
+    whole = draw(stored, 16, torch.Generator().manual_seed(1), 5000)
+    assert torch.equal(draw(stored, 16, torch.Generator().manual_seed(1), rows), whole[:rows])
 
 
 def test_digits_split_is_disjoint_and_covers() -> None:

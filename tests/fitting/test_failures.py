@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_vi import fit
 from pyro_vi.data.loading import load
 from pyro_vi.errors import FitError
+from pyro_vi.fitting.failures import _finite
 
 
 @pytest.mark.parametrize("elbo", ["trace", "mean_field"])
@@ -114,3 +115,20 @@ def test_a_program_that_fails_at_a_step_names_it():
         match=rf"^the pair fails at step {batch + 1} \(epoch 0, batch {batch}\): RuntimeError: no such datum \(test_f",
     ):
         fit(model, nothing, data, steps=200, batch_size=100, progress=False)
+
+
+@pytest.mark.parametrize(
+    "value, finite",
+    [
+        (torch.ones(3), True),
+        (torch.tensor([1.0, math.nan]), False),
+        (torch.tensor([math.inf, -math.inf]), False),
+        (torch.full((4,), 3e38), True),  # the sum is infinite
+        (torch.full((4,), 6e4, dtype=torch.float16), True),
+        (torch.tensor([2**62, 2**62]), True),
+        (torch.tensor([True]), True),
+        (torch.zeros(0), True),
+    ],
+)
+def test_what_is_finite_though_its_sum_may_not_be(value, finite):
+    assert _finite(value) is finite

@@ -7,15 +7,25 @@ import torch
 from torch import nn
 
 from pyro_vi import DataSpec, estimators, guides, models
+from pyro_vi.data.loading import available as data_sets
 from pyro_vi.data.registered import DATASETS
 from pyro_vi.errors import InputError, UsageError
 from pyro_vi.overview import described, matches, names
+from pyro_vi.overview.options import plain
 from pyro_vi.overview.shelves import EXAMPLES
-from pyro_vi.programs.lookup import AUTOGUIDES
+from pyro_vi.programs.lookup import AUTOGUIDES, available
 
 
 def test_every_name_has_a_line_and_can_be_described():
+    """Names are read from source: they and their lines are those of the tables and docstrings that an import gives."""
     found = names()
+    assert found == {
+        "models": {name: plain(line) for name, line in available("model").items()},
+        "guides": {name: plain(line) for name, line in available("guide").items()}
+        | {name: f"Pyro's {found}, for latents that all data share" for name, found in AUTOGUIDES.items()},
+        "data": data_sets(),
+        "estimators": {name: f"{entry.cls.__name__}: {entry.about}" for name, entry in estimators.TABLE.items()},
+    }
     assert {kind: list(entries) for kind, entries in found.items()} == {
         "models": list(models.TABLE),
         "guides": [*guides.TABLE, *AUTOGUIDES],

@@ -9,7 +9,8 @@ from pyro_vi.overview import Layout, show
 from pyro_vi.overview.layouts import LaidParameter
 from pyro_vi.overview.options import Option
 from pyro_vi.overview.shelves import Described, Match
-from pyro_vi.overview.tables import described_tables, layout_tables, shelf_tables, text_of
+from pyro_vi.overview.tables import described_tables, layout_tables, match_tables
+from pyro_vi.overview.tabular import name_tables, text_of
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,6 @@ def test_shelves_show_pairs_and_reasons():
         Match("a", "i", "counts", "no way"),
         Match("b", "g", "", "bad"),
     ]
-    text = text_of(shelf_tables({"models": {"a": "A model."}}, pairs))
+    text = text_of((*name_tables({"models": {"a": "A model."}}), *match_tables(pairs)))
     assert "│ a     │ counts   │ g, h   │" in text and "│ b     │          │ none   │" in text
     assert "│ a     │ i      │ no way │" in text and "A model." in text

@@ -37,3 +37,13 @@ def test_the_mass_of_a_normal_is_its_mean_and_scale(rows):
     site = reading.latents["z"]
     torch.testing.assert_close(site.start, torch.full(rows, 3.0))
     torch.testing.assert_close(site.spread, torch.full(rows, 0.5))
+
+
+def test_the_mass_of_a_law_without_a_variance_is_that_of_draws_where_the_law_says_nothing():
+    """A Student t has no mean with one degree of freedom, and no finite variance with two."""
+    with Reading() as reading:
+        pyro.sample("z", dist.StudentT(torch.tensor([1.0, 2.0, 5.0]), 3.0, 0.5).to_event(1))
+    site = reading.latents["z"]
+    assert site.start.isfinite().all() and (site.start[1:] == 3.0).all() and site.start[0] != 3.0
+    assert site.spread.isfinite().all() and (site.spread > 0).all()
+    torch.testing.assert_close(site.spread[2], torch.tensor(0.5 * (5 / 3) ** 0.5))

@@ -3,6 +3,8 @@
 Every reader returns a `Raw` of flat images, with values as stored (uint8).
 """
 
+import gzip
+import importlib.util
 import os
 from pathlib import Path
 
@@ -37,11 +39,8 @@ def digits(
         standardize: real values with mean 0 and standard deviation 1 in each pixel, without the pixels that never vary.
         labels: give the labels to the model too; a number says how many rows of each class are labelled, the others are −1.
     """
-    from sklearn.datasets import load_digits  # imported here because it takes a second
-
     source = "optical recognition of handwritten digits (Alpaydin and Kaynak 1998, UCI, CC BY 4.0), in scikit-learn"
-    found = load_digits()
-    values, target = torch.from_numpy(found.data.astype(np.uint8)), torch.from_numpy(found.target)
+    values, target = _sklearn_digits()
     kept, rest = split(len(values), 1 / 6 if heldout is None else heldout, seed)
     train, test = values[kept], values[rest]
     if not standardize:
@@ -154,6 +153,21 @@ def caltech(
     )
     raw = Raw(train, test, "boolean", source, image_shape=(28, 28))
     return labelled(raw, known[0], known[1], tuple(map(str, names)), labels, seed, "caltech")
+
+
+def _sklearn_digits() -> tuple[Tensor, Tensor]:
+    """Images and labels of `sklearn.datasets.load_digits`, from its file: to import scikit-learn takes a second."""
+    package = importlib.util.find_spec("sklearn")
+    path = Path(((package and package.submodule_search_locations) or [""])[0], "datasets", "data", "digits.csv.gz")
+    if path.is_file():
+        with gzip.open(path, "rt") as file:
+            table = np.loadtxt(file, delimiter=",", dtype=np.float64)
+        data, target = table[:, :-1], table[:, -1].astype(np.int64)
+    else:
+        from sklearn.datasets import load_digits
+
+        data, target = load_digits(return_X_y=True)
+    return torch.from_numpy(data.astype(np.uint8)), torch.from_numpy(target)
 
 
 def _intensities(
