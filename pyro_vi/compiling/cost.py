@@ -35,7 +35,7 @@ SECONDS = {
     "switch": 1.0,
     "first": 2.5,
     "graph": 1.5,
-    "node": 0.011,
+    "node": 0.005,
     "operation": 4e-6,
     "call": 3e-5,
     "several": 1.2e-5,
