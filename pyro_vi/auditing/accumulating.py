@@ -42,7 +42,7 @@ class Moments:
             left = int(self.bounds[len(self.group_variances)]) - self.count - self._open[2]
             part, values = values[:left].double(), values[left:]
             mean = part.mean(0)
-            self._open = _merge(self._open, (mean, (part - mean).square().sum(0), len(part)))
+            self._open = _merge(self._open, (mean, (part - mean).square_().sum(0), len(part)))
             if len(part) == left:
                 mean, m2, count = self._open
                 self.mean, self.m2, self.count = _merge((self.mean, self.m2, self.count), self._open)

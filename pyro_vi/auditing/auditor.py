@@ -15,8 +15,9 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_vi.auditing.accumulating import GROUPS, Difference, Moments
-from pyro_vi.auditing.evaluator import Evaluator, stacked
+from pyro_vi.auditing.evaluator import Evaluator
 from pyro_vi.auditing.result import Record, dataset_of
+from pyro_vi.auditing.sites import SiteVariances
 from pyro_vi.auditing.timing import costs
 from pyro_vi.data import Batch, device_of, length_of
 from pyro_vi.errors import InputError, naming_programs
@@ -24,9 +25,6 @@ from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of, traits_of
 from pyro_vi.programs import Pair, Program, isolated, kept_buffers, pair_and_args
 from pyro_vi.support import Whole, fitting_threads, seed_from, versions, whole
-
-SITE_DRAWS = 200
-"""Pairs of draws for the share of each site in the variance."""
 
 
 def audit(
@@ -118,8 +116,10 @@ def audit_pair(
     with isolated(seed, validation=False), kept_buffers(pair), fitting_threads(pair, args):
         threads = torch.get_num_threads()
         seeds = torch.randint(2**62, (draws,)).tolist()
-        evaluators = {name: Evaluator(elbo, pair, args, parameters, vectorize) for name, elbo in estimators.items()}
-        measured = costs({name: evaluator.once for name, evaluator in evaluators.items()}, seconds=0.1)
+        evaluators = {
+            name: Evaluator(elbo, pair, args, parameters, vectorize, draws) for name, elbo in estimators.items()
+        }
+        measured = costs({name: evaluator.once for name, evaluator in evaluators.items()}, seconds=0.02)
         references = _references(estimators)
         for name, elbo in estimators.items():
             records[name] = Record(
@@ -133,21 +133,24 @@ def audit_pair(
             if name not in references.values() and parameters:
                 resolution = 1e-4 if parameters[0].dtype == torch.float32 else 1e-10
                 records[name].against = Difference(sizes, draws, resolution)
-        chunk = max(1, min(50, 2**22 // max(1, sum(sizes))))
+        shares = {name: SiteVariances(evaluator, seeds, num_data) for name, evaluator in evaluators.items()}
+        chunk = max((evaluator.chunk for evaluator in evaluators.values()), default=draws)
         for start in range(0, draws, chunk):
             some = seeds[start : start + chunk]
             seen: dict[str, Tensor] = {}
             for name in sorted(records, key=lambda name: name not in references.values()):
                 record = records[name]
                 losses, gradients = record.evaluator(some)
+                gradients /= num_data
                 record.values.add(-losses.unsqueeze(1) / num_data)
-                record.gradients.add(gradients / num_data)
                 if record.against is None:
                     seen[record.target] = gradients
                 else:
                     record.against.add(gradients, seen[record.target])
-        for record in records.values():
-            record.site_var = _site_variances(record.evaluator, seeds, chunk, num_data)
+                record.gradients.add(gradients)
+                shares[name].add(start, gradients)
+        for name, record in records.items():
+            record.site_var = shares[name].result
     for name, record in records.items():
         if not bool(record.gradients.mean.isfinite().all()) or not bool(record.values.mean.isfinite().all()):
             raise InputError(
@@ -171,22 +174,3 @@ def _references(estimators: Mapping[str, ELBO]) -> dict[str, str]:
     for name in sorted(traits, key=lambda name: traits[name].biased):
         references.setdefault(traits[name].target, name)
     return references
-
-
-def _site_variances(evaluator: Evaluator, seeds: list[int], chunk: int, num_data: int) -> dict[str, Tensor]:
-    """½ E|g(z) − g(z')|² by element, where z' has other draws at one site only."""
-    captured = evaluator.captured
-    if captured is None:
-        return {}
-    half = min(SITE_DRAWS, len(seeds) // 2)
-    sites = dict.fromkeys(draw.site for draw in captured.draws if draw.site is not None)
-    result = {site: torch.zeros(evaluator.size, dtype=torch.float64) for site in sites}
-    for start in range(0, half, chunk):
-        stop = min(start + chunk, half)
-        parts = (seeds[start:stop], seeds[half + start : half + stop])
-        base, other = (stacked(captured, part, evaluator.args) for part in parts)
-        _, gradients = evaluator.at(base)
-        for site in sites:
-            mixed = [o if draw.site == site else b for draw, b, o in zip(captured.draws, base, other, strict=True)]
-            result[site] += 0.5 * ((evaluator.at(mixed)[1] - gradients) / num_data).square().sum(0) / half
-    return result

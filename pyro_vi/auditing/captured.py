@@ -10,7 +10,7 @@ output, a rejection sampler) stay in the graph.
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,30 +25,25 @@ from pyro_vi.errors import NoGraph
 from pyro_vi.estimators.traits import differentiable_loss
 from pyro_vi.programs import Pair, swapped
 from pyro_vi.support import kept_generators
+from pyro_vi.support.private import Missing
 from pyro_vi.support.torch_internals import graph_in_the_making, make_fx, schema
-from pyro_vi.tracing import is_random, reason, trace
+from pyro_vi.tracing import (
+    OPERATION,
+    Draw,
+    Recording,
+    Replay,
+    copied,
+    faster,
+    is_random,
+    lifted,
+    reason,
+    record,
+    trace,
+    without_values,
+)
 
 BATCHABLE: dict[Any, Callable[..., Any]] = {torch.ops.aten.fill.Scalar: torch.full_like}
 """Operations that vmap cannot batch, and what does the same."""
-
-
-@dataclass(frozen=True)
-class Draw:
-    """A random draw that is an input of a graph: how to make it, and its site, if that is known.
-
-    Attributes:
-        make: makes it, from the generator as it is; ``make(device)`` elsewhere than the programs do.
-        site: the site that it is for.
-        operation: what makes it, such as ``"aten.rand"``.
-        law: distribution of each element: ``("normal", mean, sd)``, ``("uniform", low, high)``, or None if it is neither.
-        device: where the graph takes it.
-    """
-
-    make: Callable[..., Tensor]
-    site: str | None
-    operation: str
-    law: tuple[str, float, float] | None
-    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -75,15 +70,38 @@ class Captured:
 
     def many(self, parameters: Sequence[Tensor], draws: Sequence[Tensor], args: Batch) -> tuple[Tensor, ...]:
         """Evaluations for stacked draws, at once: each result has their number as first dimension."""
+        return self._many(len(parameters) + len(args), *parameters, *args, *draws)
 
-        def one(*draws: Tensor) -> tuple[Tensor, ...]:
-            return self(parameters, draws, args)
-
+    def _many(self, fixed: int, *inputs: Tensor) -> tuple[Tensor, ...]:
         with warnings.catch_warnings():
             # torch runs an operation without a batching rule one by one, and would warn of it on stderr each time.
             warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet implemented")
-            result: tuple[Tensor, ...] = vmap(one)(*draws)
+            result: tuple[Tensor, ...] = vmap(partial(self.graph, *inputs[:fixed]))(*inputs[fixed:])
         return result
+
+    def replay(self, parameters: Sequence[Tensor], draws: Sequence[Tensor], args: Batch) -> Replay:
+        """`many` at these parameters and this batch, as a function of as many draws; what is the same for all is computed once.
+
+        Raises:
+            Exception: the batched evaluation has no flat graph.
+        """
+        fixed = (*parameters, *args)
+        graph = record(partial(self._many, len(fixed)), *fixed, *draws)
+        replay = Replay(graph, len(fixed))
+        replay.fix(*fixed)
+        return replay
+
+    def faster(self) -> "Captured":
+        """The same with faster forms of some operations (`pyro_vi.tracing.faster`)."""
+        graph = copied(self.graph.graph)
+        faster(graph)
+        return replace(self, graph=fx.GraphModule(self.graph, graph))
+
+    @property
+    def numbers(self) -> int:
+        """The numbers that one evaluation computes, intermediate ones included."""
+        values = [node.meta.get("val") for node in self.graph.graph.nodes]
+        return sum(value.numel() for value in values if isinstance(value, Tensor))
 
 
 def loss_and_gradients(
@@ -132,14 +150,38 @@ def capture(elbo: ELBO, pair: Pair, args: Batch, parameters: Sequence[Tensor]) -
         # The estimator examines the pair in its first call; this must not become part of the graph.
         differentiable_loss(elbo, pair, args)
         try:
-            graph = trace(evaluation, *inputs)
-            draws, lifted = _lift(graph, marks)
-            # Operations in place cannot be batched; a second pass replaces them.
-            flat = make_fx(functionalize(graph), decomposition_table=BATCHABLE)
-            graph = flat(*inputs, *(draw.make() for draw in draws))
+            found = _recorded(evaluation, inputs, marks)
+            draws, complete = lifted(found.graph, marks.site)
+            if any(schema(node.target).is_mutable for node in found.graph.nodes if isinstance(node.target, OPERATION)):
+                # Operations in place cannot be batched; a second pass replaces them.
+                flat = make_fx(functionalize(found.module()), decomposition_table=BATCHABLE)
+                graph = flat(*inputs, *(draw.make() for draw in draws))
+            else:
+                _batchable(found.graph)
+                graph = found.module()
         except Exception as error:
             raise NoGraph(reason(error)) from error
-    return Captured(graph, tuple(draws), lifted)
+    without_values(graph.graph)
+    return Captured(graph, tuple(draws), complete)
+
+
+def _recorded(evaluation: Callable[..., Any], inputs: Sequence[Tensor], marks: "_Marks") -> Recording:
+    try:
+        return record(evaluation, *inputs, watch=marks.start)
+    except (NotImplementedError, Missing):  # a trace knows more kinds of tensors, and needs other parts of torch
+        marks.start(None)
+        module = trace(evaluation, *inputs)
+        return Recording(module.graph, module)
+
+
+def _batchable(graph: fx.Graph) -> None:
+    for node in list(graph.nodes):
+        if node.target in BATCHABLE:
+            with graph.inserting_before(node):
+                other = graph.call_function(BATCHABLE[node.target], node.args, node.kwargs)
+            other.meta = node.meta
+            node.replace_all_uses_with(other)
+            graph.erase_node(node)
 
 
 class _Marks(Messenger):
@@ -147,80 +189,16 @@ class _Marks(Messenger):
 
     def __init__(self) -> None:
         super().__init__()
-        self.counts: list[tuple[str, int]] = []
+        self.start(None)
+
+    def start(self, graph: fx.Graph | None) -> None:
+        """Forget the numbers; the operations will be in ``graph``, or in the graph that is being traced."""
+        self.graph, self.counts = graph, list[tuple[str, int]]()
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        graph = graph_in_the_making()
+        graph = self.graph or graph_in_the_making()
         if graph is not None and not msg["is_observed"]:
             self.counts.append((msg["name"], sum(is_random(node) for node in graph.nodes)))
 
     def site(self, index: int) -> str | None:
         return next((name for name, count in self.counts if index < count), None)
-
-
-def _lift(module: fx.GraphModule, marks: _Marks) -> tuple[list[Draw], bool]:
-    graph, lifted = module.graph, True
-    draws: list[Draw] = []
-    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
-    for index, node in enumerate([node for node in graph.nodes if is_random(node)]):
-        inputs = node.all_input_nodes
-        if any(source.target is not torch.ops.aten.empty.memory_format for source in inputs):
-            lifted = False
-            continue
-        with graph.inserting_after(last):
-            last = graph.placeholder(f"draw{len(draws)}")
-        operation: Any = node.target
-        name, device = str(operation.overloadpacket), node.meta["val"].device
-        draws.append(Draw(_maker(node), marks.site(index), name, _law(node), device))
-        node.replace_all_uses_with(last)
-        graph.erase_node(node)
-    graph.eliminate_dead_code()
-    graph.set_codegen(fx.graph.CodeGen())
-    module.recompile()
-    return draws, lifted
-
-
-def _maker(node: fx.Node) -> Callable[..., Tensor]:
-    """A function that makes the node's draw again: the same operation, on a new tensor where it fills one."""
-    # Read now: a node forgets its arguments when it is erased.
-    operation: Any = node.target
-    recipes = [_recipe(argument) for argument in node.args]
-    named = {key: _recipe(argument) for key, argument in node.kwargs.items()}
-
-    def make(device: torch.device | None = None) -> Tensor:
-        there = {} if device is None else {"device": device}
-        options = {key: r() for key, r in named.items()}
-        options |= there if "device" in options else {}
-        # A partial makes the tensor that is filled; all else is a number or a shape.
-        result: Tensor = operation(*(r(**there) if isinstance(r, partial) else r() for r in recipes), **options)
-        return result
-
-    return make
-
-
-def _law(node: fx.Node) -> tuple[str, float, float] | None:
-    """The distribution of a draw's elements, read off the operation and its arguments."""
-    operation: Any = node.target
-    arguments = schema(operation).arguments
-    names = [argument.name for argument in arguments]
-    given = {argument.name: argument.default_value for argument in arguments}
-    given |= dict(zip(names, node.args, strict=False)) | node.kwargs
-    # rand, rand_like, uniform_, uniform, normal_, normal_functional, ...
-    name = schema(operation).name.removeprefix("aten::").rstrip("_").removesuffix("_like").removesuffix("_functional")
-    if not node.meta["val"].is_floating_point():
-        return None
-    match name:
-        case "randn" | "rand":
-            return ("normal" if name == "randn" else "uniform", 0.0, 1.0)
-        case "normal" | "uniform":
-            first, second = (given[key] for key in (("mean", "std") if name == "normal" else ("from", "to")))
-            if isinstance(first, int | float) and isinstance(second, int | float):
-                return name, float(first), float(second)
-    return None
-
-
-def _recipe(argument: Any) -> Callable[[], Any]:
-    if isinstance(argument, fx.Node):
-        operation: Any = argument.target
-        return partial(operation, *argument.args, **argument.kwargs)
-    return lambda: argument

@@ -317,6 +317,11 @@ def onednn_product(one: Tensor, two: Tensor) -> Tensor:
     return result
 
 
+def onednn_layer() -> Any:
+    """Return the operation of a linear layer in oneDNN, with its activation, for graphs that are replayed; None without it."""
+    return torch.ops.mkldnn._linear_pointwise.default if has_onednn_product() else None
+
+
 def lowering() -> Lowering | None:
     """Return the parts with which Inductor calls oneDNN for a product; None if torch lacks them and uses its own product."""
     try:

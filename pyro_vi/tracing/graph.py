@@ -58,7 +58,7 @@ def trace(function: Callable[..., Any], *inputs: Tensor, state: int = 0) -> fx.G
         refuse_varying_shapes(graph, state)  # here, because make_fx drops unused operations at its end
         return result
 
-    with without_items(), noting_little(), _Opaque():
+    with without_items(), noting_little(), Opaque(varies):
         return make_fx(checked)(*inputs)
 
 
@@ -93,11 +93,19 @@ def reason(error: BaseException) -> str:
     return kind_and_line(error)
 
 
-class _Opaque(TorchFunctionMode):
-    """A mode that rejects ``tolist`` and NumPy on a traced tensor, because the graph would keep the values of one batch."""
+class Opaque(TorchFunctionMode):
+    """A mode that rejects ``tolist`` and NumPy on a traced tensor, because the graph would keep the values of one batch.
+
+    Args:
+        varies: true of a traced tensor.
+    """
+
+    def __init__(self, varies: Callable[[Tensor], bool]) -> None:
+        super().__init__()
+        self.varies = varies
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__) and varies(args[0]):
+        if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__) and self.varies(args[0]):
             raise NoGraph(
                 f"the programs take values out of a tensor ({func.__name__}), which a graph would freeze; use tensor operations"
             )

@@ -441,7 +441,7 @@ def fourth_moments(elbo: str, x: float, m: float, s: float) -> list[float]:
 def test_total_effects_of_independent_sites_are_their_variances(cases, monkeypatch):
     """½ (g − g')² of independent g, g' has the standard error √((μ₄ + σ⁴) / 2 n); those of m and log s at most add."""
     pairs = 2000
-    monkeypatch.setattr("pyro_vi.auditing.auditor.SITE_DRAWS", pairs)
+    monkeypatch.setattr("pyro_vi.auditing.sites.PAIRS", pairs)
     found = audit(*two_sites(*cases), torch.zeros(1, dtype=torch.float64), draws=2 * pairs, seed=1)
     assert found.site.values.tolist() == [f"z{i}" for i in range(len(cases))]
     for elbo in ELBOS:
