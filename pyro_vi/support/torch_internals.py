@@ -4,6 +4,7 @@ Each part is looked up on use, so that a version of torch without it breaks noth
 `pyro_vi.support.private.Missing` if torch lacks its part: fits, audits and the evidence then continue eagerly and report it.
 """
 
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache, partial
@@ -178,6 +179,13 @@ def schema(operation: Any) -> Any:
     return _attribute(operation, "_schema", "torch._ops.OpOverload._schema")
 
 
+def load_graph(stored: bytes) -> Any:
+    """Return what was pickled with graphs in it; torch traces each anew, and needs a module that it forgets to import."""
+    with suppress(Missing):
+        _part("torch._higher_order_ops.triton_kernel_wrap")
+    return pickle.loads(stored)
+
+
 # Inductor.
 
 
@@ -206,8 +214,6 @@ class Inductor(NamedTuple):
 
 def inductor() -> Inductor:
     """Return the compiler of flat graphs that `torch.compile` uses; the first call takes a second or two."""
-    with suppress(Missing):  # torch forgets to import it before it looks at it
-        _part("torch._higher_order_ops.triton_kernel_wrap")
     _part("torch._functorch.compile_utils", "rand_ops")
     return Inductor(
         compile=_part("torch._inductor.compile_fx", "compile_fx_inner"),
