@@ -5,7 +5,7 @@
 * `step` writes a whole step, with the optimizer, as a pure function.
 * `inductor` compiles a graph, with the faster operations of `decompositions` and `products`.
 * `steps` holds the compiled steps of a fit, and proves that they do what the eager steps do; `proof` compares numbers.
-* `background` compiles a step in another process, `worker`, while captured steps go on.
+* `background` compiles a step in another process, `worker`, to which `written` hands its graph, while captured steps go on.
 * `cost` estimates the time that compiling takes and saves, and `choice` decides what steps are taken.
 """
 

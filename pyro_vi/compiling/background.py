@@ -19,9 +19,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx
 
-from pyro_vi.compiling.inductor import is_kept
+from pyro_vi.compiling.inductor import is_kept, lift
 from pyro_vi.compiling.step import MANY
 from pyro_vi.compiling.steps import CompiledSteps
+from pyro_vi.compiling.written import write_graph
 from pyro_vi.errors import NoGraph
 
 
@@ -39,11 +40,13 @@ class Background:
     def __init__(self, graph: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
         if any(value.device.type != "cpu" for value in inputs):
             raise NoGraph("compiled code for a GPU is not kept on disk")
+        lifted, constants = lift(graph)
+        written = write_graph(lifted.graph)
         self._folder = tempfile.TemporaryDirectory(prefix="pyro_vi-")
         path = Path(self._folder.name, "graph")
         task = {
-            "graph": graph,
-            "inputs": [(tuple(v.shape), tuple(v.stride()), v.dtype) for v in inputs],
+            "graph": written,
+            "inputs": [(tuple(v.shape), tuple(v.stride()), v.dtype) for v in [*inputs, *constants]],
             "threads": torch.get_num_threads(),
             "dtype": torch.get_default_dtype(),
         }

@@ -44,7 +44,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
         NoGraph: the graph cannot be compiled; the message has the first line of the compiler's error.
     """
     settings = _settings(inputs)
-    graph, constants = _lifted(graph)
+    graph, constants = lift(graph)
     own = _own(inputs)
     # An old compiler may not support all instruction sets.
     tries = [*([] if own is None else [own]), settings, {**settings, "cpp.vec_isa_ok": None, "memory_planning": False}]
@@ -104,11 +104,11 @@ def _description(lifted: fx.GraphModule, inputs: Sequence[Tensor]) -> str:
 
 def is_kept(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> bool:
     """True if the compiled code of a graph is on disk, so that `compile_graph` only loads it."""
-    lifted, constants = _lifted(graph)
+    lifted, constants = lift(graph)
     return find(_description(lifted, [*inputs, *constants])) is not None
 
 
-def _lifted(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
+def lift(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
     """Return the graph with its constant tensors as further inputs at the end, and these tensors, without marks for profilers.
 
     The compiler traces the graph with fake tensors, and a constant would be a real one.

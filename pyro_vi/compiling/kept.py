@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, fx
 
 from pyro_vi.compiling.native import Library, folder, write
+from pyro_vi.support.torch_internals import changed_settings
 
 KNOWN = {"aten", "prims", "mkldnn"}
 """Operations that torch's version determines. A graph with others, such as those of a user, is not kept."""
@@ -38,12 +39,10 @@ def description(graph: fx.GraphModule, inputs: Sequence[Tensor], settings: Mappi
     operations = _operations(graph)
     if operations is None:
         return ""
-    changed = ""
-    if config is not None:
-        try:
-            changed = config.codegen_config()  # settings that differ from their defaults
-        except Exception:
-            return ""
+    try:
+        changed = changed_settings()
+    except Exception:
+        return ""
     return json.dumps(
         {
             "operations": operations,

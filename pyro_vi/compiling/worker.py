@@ -5,32 +5,34 @@ If there is none, the last line of the output says why.
 """
 
 import os
+import pickle
 import sys
 from pathlib import Path
 
 import torch
 
 from pyro_vi.compiling.inductor import compile_graph, is_kept
+from pyro_vi.compiling.written import read_graph
 from pyro_vi.errors import NoGraph, kind_and_line
-from pyro_vi.support.torch_internals import load_graph
 
 
 def main(path: Path) -> int:
     """Compile the graph in a file; return 0 if the fit will find its code."""
     os.nice(5)  # the steps of the fit go first
     try:
-        task = load_graph(path.read_bytes())
+        task = pickle.loads(path.read_bytes())
         torch.set_num_threads(task["threads"])
         torch.set_default_dtype(task["dtype"])
         inputs = [torch.empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in task["inputs"]]
-        compile_graph(task["graph"], inputs)
+        graph = read_graph(task["graph"])
+        compile_graph(graph, inputs)
     except NoGraph as error:
         print(error)
         return 1
     except Exception as error:
         print(kind_and_line(error))
         return 1
-    if not is_kept(task["graph"], inputs):
+    if not is_kept(graph, inputs):
         print("the compiled code cannot be kept on disk")
         return 1
     return 0

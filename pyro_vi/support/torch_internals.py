@@ -4,7 +4,7 @@ Each part is looked up on use, so that a version of torch without it breaks noth
 `pyro_vi.support.private.Missing` if torch lacks its part: fits, audits and the evidence then continue eagerly and report it.
 """
 
-import pickle
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache, partial
@@ -179,13 +179,6 @@ def schema(operation: Any) -> Any:
     return _attribute(operation, "_schema", "torch._ops.OpOverload._schema")
 
 
-def load_graph(stored: bytes) -> Any:
-    """Return what was pickled with graphs in it; torch traces each anew, and needs a module that it forgets to import."""
-    with suppress(Missing):
-        _part("torch._higher_order_ops.triton_kernel_wrap")
-    return pickle.loads(stored)
-
-
 # Inductor.
 
 
@@ -225,6 +218,19 @@ def inductor() -> Inductor:
         context=_part("torch._guards", "TracingContext"),
         virtualized=_part("torch._inductor.virtualized", "V"),
     )
+
+
+def changed_settings() -> dict[str, str]:
+    """Return the settings of Inductor that differ from their defaults, as text; none if Inductor is not loaded.
+
+    Inductor's own list of them also has settings that were changed and put back.
+    """
+    config = sys.modules.get("torch._inductor.config")
+    if config is None:
+        return {}
+    entries = _attribute(config, "_config", "torch._inductor.config._config")
+    now = config.get_config_copy()
+    return {k: repr(v) for k, v in sorted(now.items()) if k in entries and repr(v) != repr(entries[k].default)}
 
 
 def cpp_compiler() -> Callable[[], str]:
