@@ -302,7 +302,11 @@ class Steps(Guarded):
 
     def switch(self) -> str:
         """Take compiled steps from now on, and return that in one line; captured ones go on if there is no code."""
-        assert self._chosen is not None
+        assert self._chosen is not None and self._chosen.pending is not None
+        whole = self._chosen.pending.compiled.whole
+        whole.set(
+            [(self.used[0], self.used[1] * (self.stepper.ratio() or 1.0))] * MANY
+        )  # of the last step, for the proof
         line = self._chosen.switch(self.position.step)
         self._adopt()
         return line
