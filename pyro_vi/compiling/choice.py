@@ -200,7 +200,7 @@ class _Chooser:
             try:
                 self._one(length, count, first=position == 0)
             except NoGraph as error:
-                if self.mode == "captured" or (self.mode is True and position == 0):
+                if self.mode == "captured" or (self.mode is True and (position == 0 or count >= FEW)):
                     kind = "compiled" if self.mode is True else "captured"
                     raise InputError(f"the step cannot be {kind}: {error}; or fit with compile='auto'") from error
                 self.eager = self.eager or f"{error}"

@@ -47,5 +47,7 @@ def proving() -> Iterator[None]:
     """Within the block, an error is one of the graph."""
     try:
         yield
+    except NoGraph:
+        raise
     except Exception as error:
         raise NoGraph(f"the graph raises an error, which the programs may catch: {first_line(error)}") from error

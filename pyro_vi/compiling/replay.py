@@ -19,17 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_vi.compiling.simplify import Seen, is_random, memory, name_of, simplify, tensors, written
-from pyro_vi.errors import NoGraph
+from pyro_vi.compiling.looking import Seen, is_random, memory, name_of, tensors, written
+from pyro_vi.compiling.simplify import simplify
+from pyro_vi.compiling.ways import IN_PLACE, Way, method, plain, then_copied, ways_of
 from pyro_vi.support import generators, kept_generators, set_generators
 from pyro_vi.support.torch_internals import schema
 
 Call = Callable[[], Any]
-Way = Callable[..., Any]
-IN_PLACE = {"normal_", "uniform_", "exponential_", "cauchy_", "log_normal_", "copy_", "add_", "mul_", "zero_", "fill_"}
-"""Operations that are called as methods of the tensor that they change."""
-COPIES = {"clone", "_to_copy", "lift_fresh_copy", "contiguous", "_unsafe_view"}
-"""Operations whose result is a copy of their operand."""
 ALIGNED = 64
 """Bytes to a multiple of which results that lie side by side begin; the bytes between them are zero."""
 
@@ -74,15 +70,13 @@ class Replay:
         self._last: list[Any] = list(given)
         given = [self._places.get(i, value) for i, value in enumerate(given)]
         with kept_generators(), torch.no_grad():
-            self.module, seen = simplify(module, [*self.kept, *given])
-            if any(memory(value) in seen.changed for value in self.kept):
-                raise NoGraph(
-                    "the programs change a parameter in place; hold it in a buffer, or change it after the fit"
-                )
+            self.module, seen = simplify(module, [*self.kept, *given], [kept + i for i in copied])
+            self._changing = [i for i, place in self._places.items() if memory(place) in seen.changed]
             self._plan = _Plan(self.module, seen, beside)
             self._bind(given)
         self.beside = self._plan.vector
         self._plan.forget()
+        self.refresh()
 
     def _bind(self, given: Sequence[Tensor]) -> None:
         self.calls, self.results = self._plan.bind([*self.kept, *given])
@@ -94,12 +88,15 @@ class Replay:
             if value is not last[i]:
                 if i in self._places:
                     self._places[i].copy_(value)
+                    last[i] = value
                 else:
                     moved = True
-                last[i] = value
         if moved:
             with torch.no_grad():
                 self._bind([self._places.get(i, value) for i, value in enumerate(source)])
+            self._last = list(source)
+        for i in self._changing:  # by the calls
+            self._last[i] = None
         for call in self.calls:
             call()
         return self.results
@@ -124,7 +121,7 @@ class _Plan:
         self.of: dict[fx.Node, list[tuple[int, torch.dtype, tuple[int, ...], tuple[int, ...], int]]] = {}
         for node in self.nodes[:-1]:
             self.of[node] = [_where(value) for value in tensors(seen.values[node])]
-        self.single = {node for node, value in seen.values.items() if isinstance(value, Tensor)}
+        self.form = {node: _form(value) for node, value in seen.values.items()}
         self.makers: dict[fx.Node, Callable[..., Any]] = {}
         self.pools = self._side_by_side(beside)
         self.pools |= self._pools(self.pools)
@@ -215,7 +212,7 @@ class _Plan:
             if self._is_view(node):
                 at[node] = node.target(*args, **kwargs)
                 continue
-            at[node] = self._place(node, args, kwargs)
+            at[node] = self._place(node, args, kwargs)  # with None where the operation gives none
             call = self._call(node, args, kwargs, at[node])
             if call is not None:
                 calls.append(call)
@@ -229,11 +226,16 @@ class _Plan:
 
     def _place(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """Return the tensors that the result is written to; they are the changed operands of an operation in place."""
-        if schema(node.target).is_mutable:
+        if self._in_place(node):
             found = written(node, args, kwargs)
             return found[0] if len(found) == 1 and schema(node.target).returns else found
-        places = [_placed(self.pools[where[0]], where) for where in self.of[node]]
-        return places[0] if node in self.single else places
+        places = iter([_placed(self.pools[where[0]], where) for where in self.of[node]])
+        return _filled(self.form[node], places)
+
+    def _in_place(self, node: fx.Node) -> bool:
+        """True if the results of an operation are operands that it changes."""
+        found = schema(node.target)
+        return bool(found.is_mutable) and all(one.alias_info is not None for one in found.returns)
 
     def _call(self, node: fx.Node, args: Any, kwargs: Any, place: Any) -> Call | None:
         if node not in self.makers:
@@ -246,15 +248,19 @@ class _Plan:
         name = name_of(node)
         if name.startswith("empty"):
             return lambda args, kwargs, place: None
-        if schema(node.target).is_mutable:
-            way: Way = partial(_method, name) if name in IN_PLACE else partial(_plain, node.target)
+        if self._in_place(node):
+            way: Way = partial(method, name) if name in IN_PLACE else partial(plain, node.target)
+            way(args, kwargs, place)()
+            return way
+        if schema(node.target).is_mutable:  # a trial would change its operands once more
+            way = partial(then_copied, node.target)
             way(args, kwargs, place)()
             return way
         start = generators() if is_random(node) else None
         before = [(one, one.clone()) for one in tensors(place)]  # which may be an operand that is not needed afterwards
         operation: Any = node.target
         expected = tensors(operation(*args, **kwargs))
-        *ways, last = _ways(node)
+        *ways, last = ways_of(node)
         for make in ways:
             if start is not None:
                 set_generators(start)
@@ -274,67 +280,13 @@ class _Plan:
         self.seen.values.clear()
 
 
-def _ways(node: fx.Node) -> Iterator[Callable[..., Any]]:
-    name = name_of(node)
-    if name in COPIES:
-        yield _copied
-    public = getattr(torch, name, None)
-    if public is not None and not name.startswith("_"):
-        yield partial(_public, public)
-    variant = _variant(node.target)
-    if variant is not None:
-        yield partial(_with_outputs, *variant)
-    yield partial(_then_copied, node.target)
+def _form(value: Any) -> Any:
+    """Return what a value is made of: True for a tensor, a list for several, None for none."""
+    return [_form(one) for one in value] if isinstance(value, (tuple, list)) else isinstance(value, Tensor) or None
 
 
-def _copied(args: Any, kwargs: Any, place: Tensor) -> Call:
-    return partial(place.copy_, args[0])
-
-
-def _public(function: Callable[..., Any], args: Any, kwargs: Any, place: Any) -> Call:
-    kept = {key: value for key, value in kwargs.items() if key not in ("pin_memory", "layout", "device", "dtype")}
-    return partial(function, *args, **kept, out=place if isinstance(place, Tensor) else tuple(place))
-
-
-def _with_outputs(operation: Any, names: Sequence[str], args: Any, kwargs: Any, place: Any) -> Call:
-    kept = {key: value for key, value in kwargs.items() if key not in ("pin_memory", "layout", "device", "dtype")}
-    return partial(operation, *args, **kept, **dict(zip(names, tensors(place), strict=True)))
-
-
-def _then_copied(operation: Any, args: Any, kwargs: Any, place: Any) -> Call:
-    places = tensors(place)
-
-    def call() -> None:
-        for one, value in zip(places, tensors(operation(*args, **kwargs)), strict=True):
-            one.copy_(value)
-
-    return call
-
-
-def _method(name: str, args: Any, kwargs: Any, place: Any) -> Call:
-    return partial(getattr(args[0], name), *args[1:], **kwargs)
-
-
-def _plain(operation: Any, args: Any, kwargs: Any, place: Any) -> Call:
-    return partial(operation, *args, **kwargs)
-
-
-def _variant(operation: Any) -> tuple[Any, tuple[str, ...]] | None:
-    """Return the variant of an operation that writes into given tensors, and the names of these; None if there is none."""
-    wanted = [(a.name, str(a.type)) for a in schema(operation).arguments if a.name not in _MADE]
-    packet = operation.overloadpacket
-    for name in packet.overloads():
-        other = getattr(packet, name)
-        arguments = schema(other).arguments
-        outs = [a for a in arguments if a.is_out]
-        rest = [(a.name, str(a.type)) for a in arguments if not a.is_out and a.name not in _MADE]
-        if outs and rest == wanted and len(outs) == len(schema(operation).returns):
-            return other, tuple(a.name for a in outs)
-    return None
-
-
-_MADE = ("dtype", "layout", "device", "pin_memory")
-"""Arguments that say what the result is like; its place says so already."""
+def _filled(form: Any, places: Iterator[Tensor]) -> Any:
+    return [_filled(one, places) for one in form] if isinstance(form, list) else next(places) if form else None
 
 
 def _where(value: Tensor) -> tuple[int, torch.dtype, tuple[int, ...], tuple[int, ...], int]:

@@ -6,21 +6,21 @@ densities whose value is not used, and numbers that are the same in every step. 
 * a view with the size and strides of an earlier view of the same memory is that view; a copy of memory that is never changed is
   the memory itself;
 * an operation on constants alone is carried out once; a constant whose elements are all equal becomes a number;
-* products with 1, quotients by 1, sums with 0 and powers of 1 are their other operand;
+* products with 1, quotients by 1, differences from 0 and powers of 1 are their other operand;
 * equal operations on equal operands are one;
 * an operation whose result is not used is left out, unless it draws random numbers, changes memory or checks a value.
 
 The memory of every value is known from one run on the real inputs, so no rule rests on what an operation is said to return.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from pyro_vi.support.torch_internals import schema
+from pyro_vi.compiling.looking import Seen, is_random, look, memory, name_of, tensors, writes
 
 FOLDED = 2**26
 """Most bytes of constants that are computed once and kept."""
@@ -29,92 +29,24 @@ aten = torch.ops.aten
 _MAKERS = {"zeros", "ones", "full", "arange", "scalar_tensor", "eye", "linspace"}
 _LIKE = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}
 _COPIES = {"clone", "lift_fresh_copy", "lift_fresh", "contiguous"}
-_NEUTRAL = {"mul": (1.0, True), "div": (1.0, False), "add": (0.0, True), "sub": (0.0, False), "pow": (1.0, False)}
-"""The second operand that leaves the first unchanged, and whether the two may change places."""
+_NEUTRAL = {"mul": (1.0, True), "div": (1.0, False), "add": (-0.0, True), "sub": (0.0, False), "pow": (1.0, False)}
+"""The second operand that leaves the first unchanged, and whether the two may change places; −0 + 0 is 0, and no longer −0."""
 
 
-@dataclass
-class Seen:
-    """A graph, and what one run of it on real inputs has shown.
-
-    Attributes:
-        graph: the flat graph.
-        values: the value of each node: a tensor, or a tuple or list of tensors.
-        inputs: its inputs, in order.
-        changed: the memory that operations change in place.
-    """
-
-    graph: fx.Graph
-    values: dict[fx.Node, Any]
-    inputs: list[fx.Node]
-    changed: set[int]
-
-
-def memory(value: Tensor) -> int:
-    """Return a number that two tensors share if and only if they share memory, as long as both exist."""
-    return int(value.untyped_storage()._cdata)
-
-
-def look(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Seen:
-    """Run a graph once on real inputs, and note every value and the memory that is changed."""
-    values: dict[fx.Node, Any] = {}
-    changed: set[int] = set()
-    given = iter(inputs)
-    places = []
-    with torch.no_grad():
-        for node in module.graph.nodes:
-            if node.op == "placeholder":
-                values[node] = next(given)
-                places.append(node)
-            elif node.op == "get_attr":
-                values[node] = getattr(module, str(node.target))
-            elif node.op == "call_function":
-                args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
-                changed |= {memory(value) for value in written(node, args, kwargs)}
-                values[node] = node.target(*args, **kwargs)
-    return Seen(module.graph, values, places, changed)
-
-
-def written(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """Return the arguments that an operation changes in place."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return []
-    found: list[Tensor] = []
-    for position, argument in enumerate(schema(node.target).arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = kwargs.get(argument.name, args[position] if position < len(args) else None)
-            found += [value] if isinstance(value, Tensor) else list(value or ())
-    return found
-
-
-def is_random(node: fx.Node) -> bool:
-    """True if an operation draws from a generator."""
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-
-
-def name_of(node: fx.Node) -> str:
-    """Return the name of an operation without namespace and overload, as in ``"mul"``."""
-    found = getattr(node.target, "overloadpacket", None)
-    return "" if found is None else str(found).removeprefix("aten.")
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """Return the tensors in a value of a node."""
-    if isinstance(value, Tensor):
-        return [value]
-    return [one for part in value for one in tensors(part)] if isinstance(value, (tuple, list)) else []
-
-
-def simplify(module: fx.GraphModule, inputs: Sequence[Tensor]) -> tuple[fx.GraphModule, Seen]:
+def simplify(module: fx.GraphModule, inputs: Sequence[Tensor], free: Sequence[int] = ()) -> tuple[fx.GraphModule, Seen]:
     """Return a graph with the same results, and what a run of it shows.
 
     Args:
         module: the flat graph; it returns tensors.
         inputs: real inputs, on which it runs twice.
+        free: positions of inputs that it may change.
+
+    Raises:
+        NoGraph: it would change another input, or a tensor of the programs.
     """
-    rewriter = _Rewriter(module, look(module, inputs))
+    rewriter = _Rewriter(module, look(module, inputs, free))
     small = rewriter.written()
-    return small, look(small, inputs)
+    return small, look(small, inputs, free)
 
 
 class _Rewriter:
@@ -129,6 +61,7 @@ class _Rewriter:
         self.constant: dict[fx.Node, bool] = {}
         self.views: dict[Any, fx.Node] = {}
         self.equal: dict[Any, fx.Node] = {}
+        self.place: dict[int, int] = {}  # the memory in which the values of an old memory lie, if that is another
         self.folded = 0
 
     def written(self) -> fx.GraphModule:
@@ -140,6 +73,9 @@ class _Rewriter:
             new = self._of(node)
             self.at[node] = new
             self.value.setdefault(new, self.seen.values[node])
+            for old, now in zip(tensors(self.seen.values[node]), tensors(self.value[new]), strict=True):
+                if memory(old) != memory(now):
+                    self.place.setdefault(memory(old), self._memory(now))
             self._remember(new)
         result = fx.GraphModule(self.held, self.graph)
         _drop(result.graph)
@@ -148,15 +84,19 @@ class _Rewriter:
 
     def _own(self, results: Any) -> tuple[Any, ...]:
         """Return the results, each in memory of its own, as a caller may change them."""
-        taken = {memory(self.value[new]) for new in self.graph.nodes if new.op in ("placeholder", "get_attr")}
+        taken = {self._memory(self.value[new]) for new in self.graph.nodes if new.op in ("placeholder", "get_attr")}
         found = []
         for new in results:
-            if memory(self.value[new]) in taken:
+            if self._memory(self.value[new]) in taken:
                 new = self.graph.call_function(aten.clone.default, (new,))
             else:
-                taken.add(memory(self.value[new]))
+                taken.add(self._memory(self.value[new]))
             found.append(new)
         return tuple(found)
+
+    def _memory(self, value: Tensor) -> int:
+        """Return the memory of a value in the new graph, which lacks the copy of which it may be a view."""
+        return self.place.get(memory(value), memory(value))
 
     def _remember(self, new: fx.Node) -> None:
         value = self.value[new]
@@ -195,24 +135,26 @@ class _Rewriter:
         """Return the new node whose value this one has, if there is one."""
         if not isinstance(value, Tensor):
             return None
-        if not self._writes(node) and (earlier := self.views.get(_view(value))) is not None:
+        if not writes(node) and (earlier := self.views.get(_view(value))) is not None:
             return earlier
         name, first = name_of(node), args[0] if args else None
         if not isinstance(first, fx.Node) or not isinstance(self.value[first], Tensor):
-            return self._neutral(name, args, value)
+            return self._neutral(node, args, value)
         old = self.value[first]
         copies = name in _COPIES or (name == "_to_copy" and old.dtype == value.dtype and old.device == value.device)
         if copies and self._calm(old) and self._calm(value) and _layout(old) == _layout(value):
             return first
-        return self._neutral(name, args, value)
+        return self._neutral(node, args, value)
 
-    def _neutral(self, name: str, args: Any, value: Tensor) -> fx.Node | None:
-        if name not in _NEUTRAL or len(args) != 2 or not self._calm(value):
-            return None
+    def _neutral(self, node: fx.Node, args: Any, value: Tensor) -> fx.Node | None:
+        name = name_of(node)
+        if name not in _NEUTRAL or len(args) != 2 or node.kwargs or not self._calm(value):
+            return None  # a keyword scales or rounds
         number, both = _NEUTRAL[name]
         for kept, other in ((0, 1), (1, 0)) if both else ((0, 1),):
             operand = args[kept]
-            if self._number(args[other]) == number and isinstance(operand, fx.Node):
+            found = self._number(args[other])
+            if found == number and math.copysign(1, found) == math.copysign(1, number) and isinstance(operand, fx.Node):
                 old = self.value[operand]
                 if self._calm(old) and old.dtype == value.dtype and _layout(old) == _layout(value):
                     return operand
@@ -226,7 +168,7 @@ class _Rewriter:
             found = self.value[operand]
             if found.is_floating_point() and found.numel() and self._calm(found):
                 first = found.reshape(-1)[0]
-                if bool((found == first).all()):
+                if bool(((found == first) & (found.signbit() == first.signbit())).all()):
                     return float(first)
         return None
 
@@ -255,7 +197,7 @@ class _Rewriter:
 
     def _pure(self, node: fx.Node, value: Any, sources: list[fx.Node]) -> bool:
         """True if an operation depends on its operands alone, changes nothing, and none of its memory is ever changed."""
-        if is_random(node) or self._writes(node) or name_of(node).startswith(("empty", "new_empty", "_assert", "sym_")):
+        if is_random(node) or writes(node) or name_of(node).startswith(("empty", "new_empty", "_assert", "sym_")):
             return False
         parts = [*tensors(value), *(one for source in sources for one in tensors(self.value[source]))]
         return bool(tensors(value)) and all(map(self._calm, parts))
@@ -269,10 +211,6 @@ class _Rewriter:
     def _calm(self, value: Tensor) -> bool:
         return memory(value) not in self.seen.changed
 
-    def _writes(self, node: fx.Node) -> bool:
-        found = getattr(node.target, "_schema", None)
-        return bool(found is not None and found.is_mutable)
-
 
 def _drop(graph: fx.Graph) -> None:
     """Remove operations whose result is not used."""
@@ -281,7 +219,7 @@ def _drop(graph: fx.Graph) -> None:
             continue
         if node.op == "call_function":
             found = getattr(node.target, "_schema", None)
-            acts = found is not None and (found.is_mutable or not found.returns)
+            acts = writes(node) or (found is not None and not found.returns)
             if acts or is_random(node) or "_assert" in name_of(node):
                 continue
         graph.erase_node(node)

@@ -137,7 +137,9 @@ class Stepper:
         if self.factor != 1:
             torch._foreach_mul_(gradients, self.factor)
         if fitted not in self._direct:
-            self._direct[fitted] = direct_update(self.optimizer, self.parameters, fitted)
+            # On the sum, `step()` also moves parameters that have had a gradient and have none now.
+            whole = not self.summed or len(fitted) == len(self.parameters)
+            self._direct[fitted] = direct_update(self.optimizer, self.parameters, fitted) if whole else None
         direct = self._direct[fitted]
         if direct is not None:
             direct(gradients, rate)

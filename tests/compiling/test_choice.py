@@ -1,8 +1,8 @@
-"""Which steps of a fit are compiled, and what is said of it: with steps that only note what is done to them."""
+"""Which steps of a fit are captured or compiled, and what is said of it: with steps that only note what is done to them."""
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,16 +11,22 @@ import torch
 from torch import Tensor
 
 from pyro_vi.compiling import choice, cost
-from pyro_vi.compiling.choice import LENGTHS, SEVERAL, Choice, check_mode, choose, lengths_to_come
-from pyro_vi.compiling.cost import PER_TENSOR, SECONDS, Estimate
+from pyro_vi.compiling.captured import CapturedSteps
+from pyro_vi.compiling.choice import FEW, LENGTHS, Choice, Ways, check_mode, choose, lengths_to_come
+from pyro_vi.compiling.cost import PER_TENSOR, SAVED, SECONDS, Estimate, to_capture
+from pyro_vi.compiling.replay import Replay
 from pyro_vi.compiling.step import MANY
 from pyro_vi.compiling.steps import CompiledSteps
 from pyro_vi.errors import InputError, NoGraph, UsageError
 
 NODES, CHANGED = 50, 3
-AGAIN = SECONDS["graph"] + SECONDS["node"] * (NODES + PER_TENSOR * CHANGED)
+AGAIN = SECONDS["graph"] + SECONDS["node"] * (NODES + PER_TENSOR * 4 * CHANGED)
 FIRST = SECONDS["first"] + AGAIN
 """Seconds to compile a first length of batch, and another."""
+CAPTURE = SECONDS["capture"] + SECONDS["captured"] * NODES
+"""Seconds to capture a length of batch."""
+UPDATE = 0.5
+"""Seconds of the optimizer's part of a step."""
 NO_COMPILER = "there is no C++ compiler 'g++'; install g++ (or set CXX to a C++ compiler)"
 
 
@@ -34,13 +40,19 @@ class Clock:
         return self.now
 
 
-class Steps(CompiledSteps):
-    """Compiled steps that compile nothing.
+class Made:
+    """Captured and compiled steps that do nothing, and how they are made.
 
     Args:
         nodes: size of the graph.
-        refused: what is refused of which length, in `trace`, `add` or `add_several`.
+        refused: what is refused of which length, in `capture`, `trace`, `add` or `add_several`.
         seconds: that pass as a length is compiled.
+        captured: seconds of a captured step, by length.
+        capturing: seconds that pass as a length is captured.
+
+    Attributes:
+        done: what was done, with the length and the number of steps per call.
+        held: the holders that were made.
     """
 
     def __init__(
@@ -49,43 +61,84 @@ class Steps(CompiledSteps):
         nodes: int = NODES,
         refused: Mapping[tuple[str, int], str] | None = None,
         seconds: float = 0.0,
+        captured: Mapping[int, float] | None = None,
+        capturing: float = 0.0,
     ) -> None:
         self.clock, self.nodes, self.refused, self.seconds = clock, nodes, refused or {}, seconds
-        self.steps = {}
-        self.whole: Any = SimpleNamespace(tensors=[torch.zeros(())] * CHANGED)
+        self.of_captured, self.capturing = captured or {}, capturing
         self.done: list[tuple[str, int, int]] = []
+        self.held: list[Any] = []
+        self.losses: Any = object()
+
+    def capture(self) -> CapturedSteps:
+        self.held.append(Captured(self))
+        return self.held[-1]  # type: ignore[no-any-return]
+
+    def compile(self, losses: Any) -> CompiledSteps:
+        assert losses is self.losses
+        self.held.append(Compiled(self))
+        return self.held[-1]  # type: ignore[no-any-return]
+
+    def note(self, what: str, length: int, sources: Sequence[Sequence[Tensor]]) -> None:
+        many = MANY if what == "add_several" else 1
+        assert all(len(source[0]) == length * many for source in sources)
+        self.done.append((what, length, many))
+        if (what, length) in self.refused:
+            raise NoGraph(self.refused[what, length])
+
+
+class Played(Replay):
+    """A captured step that returns its seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __call__(self, source: Sequence[Tensor]) -> Any:
+        return self.seconds
+
+
+class Captured(CapturedSteps):
+    def __init__(self, made: Made) -> None:
+        self.made, self.losses, self.steps = made, made.losses, {}
+
+    def add(self, length: int, sources: Sequence[Sequence[Tensor]]) -> Any:
+        self.made.note("capture", length, sources)
+        self.made.clock.now += self.made.capturing
+        assert len(sources) == 2
+        found: Any = Played(self.made.of_captured.get(length, 0.0))
+        self.steps[length] = found, found
+        return found
+
+
+class Compiled(CompiledSteps):
+    def __init__(self, made: Made) -> None:
+        self.made, self.steps = made, {}
 
     def short(self, length: int) -> bool:
         return length < 1000
 
-    def trace(self, sources: Sequence[Sequence[Tensor]]) -> Any:
-        length = self._note("trace", sources)
+    def trace(self, length: int, sources: Sequence[Sequence[Tensor]]) -> Any:
+        self.made.note("trace", length, sources)
         assert len(sources) == 2
-        return SimpleNamespace(graph=SimpleNamespace(nodes=[length] * self.nodes))
+        return SimpleNamespace(graph=SimpleNamespace(nodes=[length] * self.made.nodes))
 
     def add(self, length: int, graph: Any, sources: Sequence[Sequence[Tensor]]) -> None:
-        assert self._note("add", sources) == length == graph.graph.nodes[0]
-        self.clock.now += self.seconds
-        self.clock.loaded = True
+        self.made.note("add", length, sources)
+        assert length == graph.graph.nodes[0]
+        self.made.clock.now += self.made.seconds
+        self.made.clock.loaded = True
         self.steps[length, 1] = lambda inputs: inputs
 
-    def add_several(self, length: int, source: Sequence[Tensor]) -> None:
-        assert self._note("add_several", [source]) == length * MANY
+    def add_several(self, length: int, graph: Any, source: Sequence[Tensor]) -> None:
+        self.made.note("add_several", length, [source])
         self.steps[length, MANY] = lambda inputs: inputs
-
-    def _note(self, what: str, sources: Sequence[Sequence[Tensor]]) -> int:
-        rows = len(sources[0][0])
-        many = MANY if what == "add_several" else 1
-        self.done.append((what, rows // many, many))
-        if (what, rows // many) in self.refused:
-            raise NoGraph(self.refused[what, rows // many])
-        return rows
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(choice, "time", made)
+    monkeypatch.setattr(choice, "timed", lambda run: run())  # of a step that returns its seconds
     monkeypatch.setattr(cost, "loaded", lambda: made.loaded)
     return made
 
@@ -98,216 +151,405 @@ def unasked(*_: Any) -> Any:
     raise AssertionError("this must not be asked for")
 
 
-def saving(each: float | Mapping[int, float], nodes: int = NODES) -> Any:
-    """Measurements of steps that take 7 s compiled, and so much more eager, by length."""
-    return lambda n: Estimate(7.0 + (each if isinstance(each, float) else each[n]), 7.0, nodes)
+UNASKED = Ways(unasked, unasked, unasked, unasked)
 
 
-def asked(steps: Steps, mode: Any, coming: dict[int, int], each: Any, before: Any = None) -> Any:
-    """The choice if compiling saves ``each`` seconds per step; with None a measurement fails the test."""
-    estimate = unasked if each is None else saving(each, steps.nodes)
-    found, compiled = choose(mode, lambda: steps, coming, sources, estimate, before)
-    assert compiled is (steps if found.lengths else None)
+def asked(
+    made: Made,
+    mode: Any,
+    coming: dict[int, int],
+    each: float | Mapping[int, float] | None,
+    before: Any = None,
+    eager: float = 20.0,
+) -> Choice:
+    """The choice if compiling saves ``each`` seconds of a captured step, and that is far below the ``eager`` ones.
+
+    A compiled step takes 7 s. With None a measurement fails the test.
+    """
+    saves = each if isinstance(each, Mapping) else dict.fromkeys(coming, each)
+    if each is not None:
+        made.of_captured = {n: 7.0 + some - UPDATE for n, some in saves.items() if some is not None}
+    estimate: Callable[[int], Estimate] = (
+        unasked if each is None else lambda n: Estimate(eager, 7.0, made.nodes, UPDATE, CHANGED)
+    )
+    found, captured, compiled = choose(mode, Ways(made.capture, made.compile, sources, estimate), coming, before)
+    assert (compiled is not None) == bool(found.lengths)
+    assert (captured is not None) == bool(found.captured)
+    assert all(one in made.held for one in (captured, compiled) if one is not None)
+    assert len(made.held) <= 2
     assert set(found.together) <= set(found.lengths)
+    assert not set(found.captured) & set(found.lengths)
     return found
 
 
+def compiled_alone(*lengths: int) -> list[tuple[str, int, int]]:
+    return [(what, length, 1) for length in lengths for what in ("trace", "add")]
+
+
+# ---- what is asked for
+
+
 def test_true_compiles_whatever_it_saves(clock):
-    found = asked(Steps(clock, seconds=1.25), True, {8: 1}, each=None)
+    made = Made(clock, seconds=1.25)
+    found = asked(made, True, {8: 1}, each=None)
     assert found == Choice((8,), "compiled steps: ready in 1.2 s", 1.25)
+    assert made.done == compiled_alone(8)
+
+
+@pytest.mark.parametrize(("count", "compiled"), [(FEW, True), (FEW - 1, False)])
+def test_true_captures_a_short_batch_that_comes_a_few_times(clock, count, compiled):
+    """As the batch that ends an epoch does."""
+    made = Made(clock, seconds=1.0, capturing=0.25)
+    found = asked(made, True, {8: 10 * FEW, 4: count}, each=None)
+    if compiled:
+        assert found == Choice((8, 4), "compiled steps: ready in 2.0 s", 2.0)
+    else:
+        note = "compiled steps: ready in 1.2 s; batches of 4 are captured"
+        assert found == Choice((8,), note, 1.25, captured=(4,))
+        assert made.done == [*compiled_alone(8), ("capture", 4, 1)]
+
+
+def test_true_compiles_the_most_frequent_length_however_few_there_are(clock):
+    assert asked(Made(clock), True, {4: 2, 8: 3}, each=None).record() == {
+        "lengths": [8],
+        "together": [],
+        "captured": [4],
+    }
+
+
+def test_captured_captures_every_length_and_measures_nothing(clock):
+    made = Made(clock, capturing=0.5)
+    found = asked(made, "captured", {8: 2, 4: 1}, each=None)
+    assert found == Choice((), "captured steps: ready in 1.0 s", 1.0, captured=(8, 4))
+    assert made.done == [("capture", 8, 1), ("capture", 4, 1)]
+
+
+@pytest.mark.parametrize("length", [8, 4])
+def test_captured_is_an_error_where_a_length_cannot_be(clock, length):
+    made = Made(clock, refused={("capture", length): "the graph's loss is 1 where the programs give 2"})
+    with pytest.raises(InputError) as caught:
+        asked(made, "captured", {8: 2, 4: 1}, each=None)
+    assert str(caught.value) == (
+        "the step cannot be captured: the graph's loss is 1 where the programs give 2; or fit with compile='auto'"
+    )
+    assert not isinstance(caught.value, UsageError)
+
+
+def test_without_a_compiler_captured_goes_on(clock):
+    made = Made(clock, refused={("trace", 8): NO_COMPILER})
+    assert asked(made, "captured", {8: 10**9}, each=None).captured == (8,)
+
+
+# ---- what pays
 
 
 def test_auto_compiles_what_pays(clock):
-    steps = Steps(clock, seconds=2.5)
-    found = asked(steps, "auto", {8: 3000, 4: 2000}, each=0.004)
-    assert found == Choice((8, 4), "compiled steps: ready in 5.0 s, to save about 20 s", 5.0, (8, 4))
-    calls = (("trace", 1), ("add", 1), ("add_several", MANY))
-    assert steps.done == [(what, length, many) for length in (8, 4) for what, many in calls]
+    made = Made(clock, seconds=2.0, capturing=0.5)
+    found = asked(made, "auto", {8: 3000, 4: 2000}, each=0.005, eager=7.01)
+    assert found == Choice((8, 4), "compiled steps: ready in 5.0 s, to save about 50 s", 5.0)
+    assert made.done == [(what, length, 1) for length in (8, 4) for what in ("capture", "trace", "add")]
 
 
-@pytest.mark.parametrize(("count", "says"), [(300, "0.3 s"), (3000, "3.0 s")])
+@pytest.mark.parametrize(("count", "says"), [(10, "0.1 s"), (30, "0.2 s")])
 def test_auto_is_eager_where_little_is_left_to_save(clock, count, says):
-    """A tiny fit: nothing is traced."""
-    steps = Steps(clock)
-    found = asked(steps, "auto", {8: count, 4: 10}, each=0.001)
-    assert found == Choice((), f"eager steps: compiling would save about {says} and take about {FIRST:.1f} s", 0.0)
-    assert steps.done == []
+    """A tiny fit: nothing is traced. Capturing would save at most seven tenths of an eager step of 0.01 s."""
+    made = Made(clock)
+    found = asked(made, "auto", {8: count, 4: 3}, each=-6.9, eager=0.01)
+    assert found == Choice((), f"eager steps: capturing would save about {says} and take about {CAPTURE:.1f} s", 0.0)
+    assert made.done == []
 
 
-def test_the_sentence():
-    assert cost.eager_because("steps", 3.14, 9.06) == (
-        "eager steps: compiling would save about 3.1 s and take about 9.1 s"
-    )
+def test_auto_measures_nothing_where_all_steps_take_less_time_than_capturing_one(clock):
+    """By the time of the eager step that was taken."""
+    many = 100
+    rough = 0.99 * SECONDS["capture"] / many
+    ways = Ways(unasked, unasked, unasked, unasked, rough)
+    note = f"eager steps: {many} steps take less time than capturing one"
+    assert choose("auto", ways, {8: many}) == (Choice((), note, 0.0), None, None)
+    with pytest.raises(AssertionError, match="must not be asked for"):
+        choose("auto", Ways(unasked, unasked, unasked, unasked, 1.02 * rough), {8: many})
+
+
+def test_the_sentences():
     assert cost.eager_because("draws", 9.96, 1234.5) == (
         "eager draws: compiling would save about 10 s and take about 1234 s"
+    )
+    assert choice.because("capturing", 3.14, 9.06) == "capturing would save about 3.1 s and take about 9.1 s"
+
+
+def test_auto_captures_where_compiling_does_not_pay(clock):
+    enough = FIRST / 1024
+    made = Made(clock, capturing=0.25)
+    found = asked(made, "auto", {8: 1024}, each=0.99 * enough, eager=7.5)
+    saved = 1024 * (0.5 - 0.99 * enough)
+    assert found == Choice((), f"captured steps: ready in 0.2 s, to save about {saved:.0f} s", 0.25, captured=(8,))
+    assert made.done == [("capture", 8, 1)]
+    assert asked(Made(clock), "auto", {8: 1024}, each=1.01 * enough, eager=7.5).lengths == (8,)
+
+
+def test_auto_captures_from_where_it_saves_what_it_takes(clock):
+    """At most `SAVED` of the time of eager steps, as nothing is known of captured ones before they are made."""
+    enough = CAPTURE / 1024 / SAVED
+    assert to_capture(NODES) == pytest.approx(CAPTURE, rel=1e-12)
+    for eager, captures in ((1.01 * enough, True), (0.99 * enough, False)):
+        made = Made(clock)
+        asked(made, "auto", {8: 1024}, each=-7.0, eager=eager)
+        assert (made.done == [("capture", 8, 1)]) == captures
+
+
+def test_auto_leaves_steps_eager_that_are_slower_captured(clock):
+    """Captured, they are measured; the optimizer's part, 0.5 s, counts."""
+    for each, captured in ((0.99, (8,)), (1.01, ())):
+        made = Made(clock)
+        found = asked(made, "auto", {8: 1000}, each=each, eager=8.0)
+        assert (found.captured or found.lengths) == captured
+    assert (found.note, found.record()) == (
+        "eager steps: captured ones would not be faster",
+        {"lengths": [], "together": [], "captured": []},
     )
 
 
 def test_auto_at_mnist(clock):
-    """Ten epochs of static MNIST, as measured; the short batch of each epoch, 10 of 3910, stays eager."""
+    """Ten epochs of static MNIST, as measured: 3909 steps of which each epoch ends with a short one."""
     coming = lengths_to_come(num_data=50_000, batch_size=128, done=1, left=3909)
     assert coming == {128: 3899, 80: 10}
-    steps = Steps(clock, nodes=400, seconds=9.0)
-    steps.whole.tensors *= 9  # eight parameters, Adam's state of each, and what counts the steps
-    found, compiled = choose("auto", lambda: steps, coming, sources, lambda n: Estimate(0.0053, 0.0026, 157))
-    assert found == Choice((128,), "compiled steps: ready in 9.0 s, to save about 11 s", 9.0, (128,))
-    assert compiled is steps
-    assert [length for _, length, _ in steps.done] == [128, 128, 128]
+    made = Made(clock, nodes=157, captured={128: 0.0030, 80: 0.0020})
+    ways = Ways(made.capture, made.compile, sources, lambda n: Estimate(0.0053, 0.0026, 157, 0.0004, 8))
+    found, captured, compiled = choose("auto", ways, coming)
+    assert found == Choice((), "captured steps: ready in 0.0 s, to save about 7.4 s", 0.0, captured=(128,))
+    assert captured is made.held[0]
+    assert compiled is None
 
 
 def test_auto_compiles_a_short_batch_that_pays(clock):
-    """Each length by its own measurement, and without loading the compiler again."""
-    counts = {8: 100_000, 4: 2000}
+    """Each length by its own measurement, and without loading the compiler again; the other one is captured."""
     enough = AGAIN / 2000
     for each, lengths in ((1.01 * enough, (8, 4)), (0.99 * enough, (8,))):
         clock.loaded = False
-        steps = Steps(clock)
-        assert asked(steps, "auto", counts, each={8: 1.0, 4: each}).lengths == lengths
-        assert ("trace", 4, 1) in steps.done or len(lengths) == 1
-
-
-def test_auto_compiles_from_where_it_saves_what_it_takes(clock):
-    enough = FIRST / 1024
-    assert asked(Steps(clock), "auto", {8: 1024}, each=1.01 * enough).lengths == (8,)
-    clock.loaded = False
-    assert asked(Steps(clock), "auto", {8: 1024}, each=0.99 * enough).lengths == ()
+        made = Made(clock)
+        found = asked(made, "auto", {8: 100_000, 4: 2000}, each={8: 1.0, 4: each})
+        assert found.lengths == lengths
+        assert found.captured == (() if 4 in lengths else (4,))
+        assert found.note.endswith("; batches of 4 are captured") == (4 not in lengths)
 
 
 def test_auto_never_compiles_what_would_be_slower(clock):
-    assert asked(Steps(clock), "auto", {8: 10**9}, each=-0.001).lengths == ()
+    """Than the captured steps."""
+    found = asked(Made(clock), "auto", {8: 10**9}, each=-0.001)
+    assert (found.lengths, found.captured) == ((), (8,))
 
 
 def test_auto_counts_the_operations(clock):
-    """A large graph takes longer to compile than it saves."""
+    """A large graph takes longer to compile, and to capture, than it saves."""
     nodes = round(20 / SECONDS["node"])
-    steps = Steps(clock, nodes=nodes)
-    found = asked(steps, "auto", {8: 10_000}, each=0.001)
-    takes = FIRST + SECONDS["node"] * (nodes - NODES)
-    assert found == Choice((), f"eager steps: compiling would save about 10 s and take about {takes:.0f} s", 0.0)
-    assert steps.done == []
-    assert asked(Steps(clock, nodes=nodes), "auto", {8: 30_000}, each=0.001).lengths == (8,)
-    assert asked(Steps(clock, nodes=nodes), True, {8: 1}, each=None).lengths == (8,)
+    takes = SECONDS["capture"] + SECONDS["captured"] * nodes
+    found = asked(Made(clock, nodes=nodes), "auto", {8: 500}, each=-6.999, eager=0.002)
+    assert found == Choice((), f"eager steps: capturing would save about 0.7 s and take about {takes:.1f} s", 0.0)
+    assert asked(Made(clock, nodes=nodes), "auto", {8: 10_000}, each=0.001).captured == (8,)
+    assert asked(Made(clock, nodes=nodes), "auto", {8: 30_000}, each=0.001).lengths == (8,)
+    assert asked(Made(clock, nodes=nodes), True, {8: 1}, each=None).lengths == (8,)
 
 
-def test_without_a_compiler_auto_says_so(clock):
-    refused = {("trace", 8): NO_COMPILER}
-    assert asked(Steps(clock, refused=refused), "auto", {8: 10**6}, each=1.0) == Choice(
-        (), f"eager steps: {NO_COMPILER}", 0.0
-    )
+# ---- what is refused
+
+
+def test_without_a_compiler_auto_captures_and_says_so(clock):
+    made = Made(clock, refused={("trace", 8): NO_COMPILER})
+    found = asked(made, "auto", {8: 10**6}, each=1.0)
+    assert (found.lengths, found.captured) == ((), (8,))
+    assert found.note.startswith("captured steps: ready in 0.0 s")
+    assert found.note.endswith(f"; not compiled: {NO_COMPILER}")
+
+
+@pytest.mark.parametrize("what", ["trace", "add"])
+def test_what_cannot_be_compiled_stays_captured(clock, what):
+    made = Made(clock, refused={(what, 8): "the compiled step changes it"})
+    found = asked(made, "auto", {8: 10**6, 4: 10**6}, each=1.0)
+    assert (found.lengths, found.captured) == ((4,), (8,))
+    assert found.note.endswith("; batches of 8 are captured; not compiled: the compiled step changes it")
 
 
 def test_without_a_compiler_true_is_an_error_with_the_remedy(clock):
     with pytest.raises(InputError) as caught:
-        asked(Steps(clock, refused={("trace", 8): NO_COMPILER}), True, {8: 1}, each=None)
+        asked(Made(clock, refused={("trace", 8): NO_COMPILER}), True, {8: 1}, each=None)
     assert str(caught.value) == f"the step cannot be compiled: {NO_COMPILER}; or fit with compile='auto'"
     assert not isinstance(caught.value, UsageError)
 
 
-def test_refused_as_the_steps_are_made(clock):
-    """Such as by an optimizer with hooks."""
+def no(*_: Any) -> Any:
+    raise NoGraph("no")
 
-    def steps() -> Any:
-        raise NoGraph("no")
 
-    found, compiled = choose("auto", steps, {8: 10**6}, sources, saving(1.0))
-    assert (found.note, found.lengths, compiled) == ("eager steps: no", (), None)
+def test_refused_as_the_captured_steps_are_made(clock):
+    """Such as by a hook on a gradient."""
+    ways = Ways(no, unasked, sources, lambda n: Estimate(8.0, 7.0, NODES))
+    found, captured, compiled = choose("auto", ways, {8: 10**6})
+    assert (found.note, found.record(), captured, compiled) == (
+        "eager steps: no",
+        Choice((), "", 0.0).record(),
+        None,
+        None,
+    )
+    for mode, kind in ((True, "compiled"), ("captured", "captured")):
+        with pytest.raises(InputError, match=f"^the step cannot be {kind}: no; or fit with compile='auto'$"):
+            choose(mode, ways, {8: 10**6})
+
+
+def test_refused_as_the_compiled_steps_are_made(clock):
+    """Such as by an optimizer that counts in its state."""
+    made = Made(clock, captured={8: 7.5})
+    ways = Ways(made.capture, no, sources, lambda n: Estimate(8.0, 7.0, NODES))
+    found, captured, compiled = choose("auto", ways, {8: 10**6})
+    assert (found.captured, found.lengths, captured, compiled) == ((8,), (), made.held[0], None)
+    assert found.note.endswith("; not compiled: no")
+    with pytest.raises(InputError, match=r"^the step cannot be compiled: no; or fit with"):
+        choose(True, ways, {8: 10**6})
+    assert choose("captured", ways, {8: 10**6})[0].captured == (8,)
+
+
+def test_refused_as_a_step_is_measured(clock):
+    made = Made(clock)
+    assert choose("auto", Ways(made.capture, made.compile, sources, no), {8: 10**6})[0].note == "eager steps: no"
+    assert made.held == []
+
+
+def test_captured_steps_that_are_refused_stay_eager(clock):
+    made = Made(clock, refused={("capture", 8): "the replayed graph gives other numbers than the graph"})
+    found = asked(made, "auto", {8: 10**6}, each=1.0)
+    assert found == Choice((), "eager steps: the replayed graph gives other numbers than the graph", 0.0)
 
 
 @pytest.mark.parametrize("what", ["trace", "add"])
 def test_a_second_length_that_is_refused(clock, what):
-    """The first stays, and the note says why the second does not."""
+    """The first stays, and the note says why the second does not; True raises an error."""
     refused = {(what, 4): "the graph's loss is 1 where the programs give 2"}
-    found = asked(Steps(clock, refused=refused), "auto", {8: 3000, 4: 3000}, each=1.0)
-    assert found.lengths == (8,)
-    assert found.note.endswith(f", to save about 3000 s; batches of 4 stay eager: {refused[what, 4]}")
+    found = asked(Made(clock, refused=refused), "auto", {8: 3000, 4: 3000}, each=1.0, eager=8.0)
+    assert (found.lengths, found.captured) == ((8,), (4,))
+    assert f"; batches of 4 are captured; not compiled: {refused[what, 4]}" in found.note
     with pytest.raises(InputError, match=f"^the step cannot be compiled: {refused[what, 4]}; or fit with"):
-        asked(Steps(clock, refused=refused), True, {8: 3, 4: 1}, each=None)
+        asked(Made(clock, refused=refused), True, {8: 3 * FEW, 4: FEW}, each=None)
+
+
+@pytest.mark.parametrize("mode", [True, "auto"])
+def test_a_second_length_that_is_not_even_captured(clock, mode):
+    refused = {("capture", 4): "the graph's loss is 1 where the programs give 2"}
+    found = asked(Made(clock, refused=refused), mode, {8: 3000, 4: 300}, each=1.0, eager=8.0)
+    assert found.record() == {"lengths": [8], "together": [], "captured": []}
+    assert found.note.endswith(f"; batches of 4 stay eager: {refused['capture', 4]}")
+
+
+# ---- a resumed fit
 
 
 def test_resumed_with_a_record_does_again_what_was_done(clock):
     """Whatever it would save: nobody measures."""
-    before = {"lengths": [8], "together": []}
-    found = asked(Steps(clock, seconds=0.5), "auto", {8: 2, 4: 10**9}, each=None, before=before)
-    assert found == Choice((8,), "compiled steps: ready in 0.5 s", 0.5)
+    before = {"lengths": [8], "together": [], "captured": [4]}
+    made = Made(clock, seconds=0.5)
+    found = asked(made, "auto", {8: 2, 4: 10**9, 2: 10**9}, each=None, before=before)
+    assert found == Choice((8,), "compiled steps: ready in 0.5 s; batches of 4 are captured", 0.5, captured=(4,))
     assert found.record() == before
 
 
-def test_resumed_with_a_record_of_eager_steps(clock):
-    before = {"lengths": [], "together": []}
-    found, compiled = choose("auto", unasked, {8: 10**9}, unasked, unasked, before)
-    assert (found, compiled) == (Choice((), "eager steps, as before the interruption", 0.0), None)
+@pytest.mark.parametrize("mode", ["auto", "captured"])
+def test_resumed_with_a_record_of_captured_steps(clock, mode):
+    before = {"lengths": [], "together": [], "captured": [8, 4]}
+    made = Made(clock, capturing=0.25)
+    found = asked(made, mode, {8: 10**9, 4: 0}, each=None, before=before)
+    assert found == Choice((), "captured steps: ready in 0.5 s", 0.5, captured=(8, 4))
+
+
+def test_resumed_with_a_record_of_a_version_without_captured_steps(clock):
+    """Its other lengths were eager."""
+    found = asked(Made(clock), True, {8: 2 * FEW, 4: FEW}, each=None, before={"lengths": [8], "together": []})
+    assert found.record() == {"lengths": [8], "together": [], "captured": []}
+
+
+@pytest.mark.parametrize("before", [{"lengths": [], "together": []}, {"lengths": [], "together": [], "captured": []}])
+def test_resumed_with_a_record_of_eager_steps(clock, before):
+    found = choose("auto", UNASKED, {8: 10**9}, before)
+    assert found == (Choice((), "eager steps, as before the interruption", 0.0), None, None)
 
 
 def test_resumed_without_a_record_chooses_anew(clock):
-    assert asked(Steps(clock), "auto", {8: 10}, each=0.001, before=None).lengths == ()
-    assert asked(Steps(clock), "auto", {8: 10**5}, each=0.001, before=None).lengths == (8,)
+    assert asked(Made(clock), "auto", {8: 10}, each=-6.9, eager=0.001).record() == Choice((), "", 0.0).record()
+    assert asked(Made(clock), "auto", {8: 10**5}, each=0.001).lengths == (8,)
 
 
 def test_resumed_where_it_can_no_longer_be_compiled(clock):
-    before = {"lengths": [8], "together": []}
-    steps = Steps(clock, refused={("trace", 8): NO_COMPILER})
-    assert asked(steps, "auto", {8: 5}, each=None, before=before).note == f"eager steps: {NO_COMPILER}"
+    before = {"lengths": [8], "together": [], "captured": []}
+    made = Made(clock, refused={("trace", 8): NO_COMPILER})
+    assert asked(made, "auto", {8: 5}, each=None, before=before).note == f"eager steps: {NO_COMPILER}"
     with pytest.raises(InputError, match="the step cannot be compiled"):
-        asked(steps, True, {8: 5}, each=None, before=before)
-
-
-def test_the_most_frequent_lengths_are_compiled(clock):
-    coming = {length: 10**5 + length for length in range(1, LENGTHS + 4)}
-    most = tuple(sorted(coming, reverse=True)[:LENGTHS])
-    steps = Steps(clock)
-    assert asked(steps, "auto", coming, each=0.001).lengths == most
-    assert {length for _, length, _ in steps.done} == set(most)
-    assert asked(Steps(clock), True, coming, each=None).lengths == most
-
-
-@pytest.mark.parametrize("mode", [True, "auto"])
-@pytest.mark.parametrize("coming", [{}, {8: 0}, {8: 0, 4: 0}])
-def test_nothing_is_left(clock, mode, coming):
-    found, compiled = choose(mode, unasked, coming, unasked, unasked)
-    assert (found, compiled) == (Choice((), "eager steps: none is left to compile", 0.0), None)
-
-
-@pytest.mark.parametrize("mode", [True, "auto"])
-def test_nothing_is_left_of_what_was_compiled(clock, mode):
-    before = {"lengths": [8], "together": []}
-    found, compiled = choose(mode, unasked, {8: 0}, unasked, unasked, before)
-    assert (found.note, compiled) == ("eager steps: none is left to compile", None)
-
-
-PAYS = round(SEVERAL / SECONDS["several"])
-"""Steps of which several in a call save what their proof takes."""
-
-
-@pytest.mark.parametrize("mode", [True, "auto"])
-def test_several_steps_together_where_there_are_very_many(clock, mode):
-    steps = Steps(clock, seconds=1.0)
-    found = asked(steps, mode, {8: 2 * PAYS, 4: PAYS // 2}, each=None if mode is True else 0.1)
-    assert (found.lengths, found.together) == ((8, 4), (8,))
-    assert found.record() == {"lengths": [8, 4], "together": [8]}
-    assert ("add_several", 8, MANY) in steps.done
-    assert ("add_several", 4, MANY) not in steps.done
-
-
-def test_several_steps_that_are_refused_are_taken_one_by_one(clock):
-    steps = Steps(clock, refused={("add_several", 8): "other parameters"})
-    found = asked(steps, True, {8: 2 * PAYS, 4: 2 * PAYS}, each=None)
-    assert (found.lengths, found.together) == ((8, 4), (4,))
-    assert found.note == "compiled steps: ready in 0.0 s"
+        asked(made, True, {8: 5}, each=None, before=before)
 
 
 @pytest.mark.parametrize("together", [[8], []])
 def test_resumed_with_several_steps_together_or_not(clock, together):
-    before = {"lengths": [8], "together": together}
-    found = asked(Steps(clock), True, {8: 10 if together else 2 * PAYS}, each=None, before=before)
+    before = {"lengths": [8], "together": together, "captured": []}
+    found = asked(Made(clock), True, {8: 10 if together else 2 * PAYS}, each=None, before=before)
     assert found.record() == before
 
 
+# ---- how many lengths, and how many steps
+
+
+@pytest.mark.parametrize("mode", [True, "auto", "captured"])
+def test_the_most_frequent_lengths_are_taken(clock, mode):
+    coming = {length: 10**5 + length for length in range(1, LENGTHS + 4)}
+    most = tuple(sorted(coming, reverse=True)[:LENGTHS])
+    made = Made(clock)
+    found = asked(made, mode, coming, each=0.001 if mode == "auto" else None)
+    assert (found.captured if mode == "captured" else found.lengths) == most
+    assert {length for _, length, _ in made.done} == set(most)
+
+
+@pytest.mark.parametrize("mode", [True, "auto", "captured"])
+@pytest.mark.parametrize("coming", [{}, {8: 0}, {8: 0, 4: 0}])
+def test_nothing_is_left(clock, mode, coming):
+    assert choose(mode, UNASKED, coming) == (Choice((), "eager steps: none is left to compile", 0.0), None, None)
+
+
+@pytest.mark.parametrize("mode", [True, "auto", "captured"])
+@pytest.mark.parametrize("kind", ["lengths", "captured"])
+def test_nothing_is_left_of_what_was_compiled(clock, mode, kind):
+    before = {"lengths": [], "together": [], "captured": [], kind: [8]}
+    found, captured, compiled = choose(mode, UNASKED, {8: 0}, before)
+    assert (found.note, captured, compiled) == ("eager steps: none is left to compile", None, None)
+
+
+PAYS = round(SECONDS["node"] * NODES * MANY / SECONDS["several"])
+"""Steps of which several in a call save what compiling them takes."""
+
+
+@pytest.mark.parametrize("mode", [True, "auto"])
+def test_several_steps_together_where_there_are_very_many(clock, mode):
+    made = Made(clock, seconds=1.0)
+    found = asked(made, mode, {8: 2 * PAYS, 4: PAYS // 2}, each=None if mode is True else 0.001)
+    assert (found.lengths, found.together) == ((8, 4), (8,))
+    assert found.record() == {"lengths": [8, 4], "together": [8], "captured": []}
+    assert ("add_several", 8, MANY) in made.done
+    assert ("add_several", 4, MANY) not in made.done
+
+
+def test_captured_steps_are_single_calls(clock):
+    made = Made(clock)
+    assert asked(made, "captured", {8: 2 * PAYS}, each=None).together == ()
+    assert made.done == [("capture", 8, 1)]
+
+
+def test_several_steps_that_are_refused_are_taken_one_by_one(clock):
+    made = Made(clock, refused={("add_several", 8): "other parameters"})
+    found = asked(made, True, {8: 2 * PAYS, 4: 2 * PAYS}, each=None)
+    assert (found.lengths, found.together) == ((8, 4), (4,))
+    assert found.note == "compiled steps: ready in 0.0 s"
+
+
 def test_a_record_holds_plain_lists():
-    assert Choice((8, 3), "", 0.0, (8,)).record() == {"lengths": [8, 3], "together": [8]}
-    assert Choice((), "", 0.0).record() == {"lengths": [], "together": []}
+    assert Choice((8, 3), "", 0.0, (8,), (2,)).record() == {"lengths": [8, 3], "together": [8], "captured": [2]}
+    assert Choice((), "", 0.0).record() == {"lengths": [], "together": [], "captured": []}
 
 
-@pytest.mark.parametrize("mode", [True, False, "auto"])
+@pytest.mark.parametrize("mode", [True, False, "auto", "captured"])
 def test_modes(mode):
     check_mode(mode)
 
@@ -316,7 +558,7 @@ def test_modes(mode):
 def test_unknown_modes(mode):
     with pytest.raises(UsageError) as caught:
         check_mode(mode)
-    assert str(caught.value) == f"compile must be True, False or 'auto', not {mode!r}"
+    assert str(caught.value) == f"compile must be True, False, 'auto' or 'captured', not {mode!r}"
 
 
 def test_an_unknown_mode_of_a_fit(tmp_path):
@@ -325,6 +567,6 @@ def test_an_unknown_mode_of_a_fit(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode
     assert done.stderr.splitlines()[-1] == (
-        "pyro_vi.errors.UsageError: compile must be True, False or 'auto', not 'yes'"
+        "pyro_vi.errors.UsageError: compile must be True, False, 'auto' or 'captured', not 'yes'"
     )
     assert not (tmp_path / "run").exists()

@@ -13,7 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vi.compiling import cost, products
-from pyro_vi.compiling.cost import FUSED, PER_TENSOR, SECONDS, Estimate, estimate_step, measure, to_compile
+from pyro_vi.compiling.cost import (
+    FUSED,
+    PER_TENSOR,
+    SECONDS,
+    Estimate,
+    estimate_step,
+    measure,
+    timed,
+    to_capture,
+    to_compile,
+)
 from pyro_vi.compiling.products import by_onednn, has_onednn
 from pyro_vi.data.loading import load
 from pyro_vi.errors import NoGraph
@@ -232,12 +242,46 @@ def test_a_program_that_fails_has_no_estimate():
 
 
 def test_auto_measures_the_batches_of_the_fit_alone(seen, monkeypatch):
-    """Eight rows, and no fewer."""
+    """Eight rows, and four where an epoch ends; no other number, such as those of an example."""
     loop = one_step(adam)
     loop.steps.compile, loop.steps.choice = "auto", None
-    monkeypatch.setattr("pyro_vi.compiling.choice.to_compile", lambda *_: float("inf"))
+    monkeypatch.setattr("pyro_vi.compiling.choice.to_capture", lambda *_: 1e6)
     seen.clear()
     loop.take(1)
     assert loop.choice is not None
-    assert "compiling would save about" in loop.choice.note
-    assert set(seen) == {BATCH}
+    assert "capturing would save about" in loop.choice.note
+    assert {BATCH} <= {*seen} <= {BATCH, ROWS % BATCH}
+
+
+def test_capturing_takes_time_for_each_operation():
+    assert to_capture(0) == SECONDS["capture"]
+    assert to_capture(40) - to_capture(20) == close(20 * SECONDS["captured"])
+    assert to_capture(100) < to_compile(100)
+
+
+def test_the_least_of_some_runs_counts(monkeypatch):
+    """Of five, or of fewer where these take long."""
+    now, takes = [0.0], iter([0.003, 0.001, 0.002, 0.004, 0.005, 0.0001])
+
+    def run() -> None:
+        now[0] += next(takes)
+
+    clock = lambda: now[0]  # noqa: E731
+    monkeypatch.setattr(cost, "time", SimpleNamespace(thread_time=clock, perf_counter=clock))
+    assert timed(run) == close(0.001)
+    assert next(takes) == 0.0001
+    runs = []
+
+    def slow() -> None:
+        runs.append(1)
+        now[0] += 0.04
+
+    assert timed(slow, longest=0.05) == close(0.04)
+    assert len(runs) == 2
+
+
+def test_the_part_of_the_optimizer_is_measured_apart(ticking):
+    """Captured steps call it as before; it is nothing where it cannot be copied."""
+    found, without = (measured(one_step(make)) for make in (adam, Awkward))
+    assert 0 < found.update < found.eager or found.update == 1.0  # a second between two looks at the clock
+    assert found.changed == without.changed == 4

@@ -73,9 +73,25 @@ def same_bits(one: Run, two: Run) -> bool:
 def assert_compiled_is_eager(
     model: Any, guide: Any, lengths: set[int] | None = None, digits: float = 1e-9, **options: Any
 ) -> None:
-    eager, compiled = (taken(model, guide, compile, **options) for compile in (False, True))
+    """Both kinds of graphs take the eager steps: compiled to rounding, captured to the last digits."""
+    eager, compiled, captured = (taken(model, guide, compile, **options) for compile in (False, True, "captured"))
     assert compiled.choice is not None and set(compiled.choice.lengths) == ({8, 4} if lengths is None else lengths)
     assert_same(eager, compiled, digits)
+    assert captured.choice is not None and {*captured.choice.captured} >= {*compiled.choice.lengths}
+    assert_same(eager, captured, 1e-12)
+
+
+def assert_captured_is_eager(
+    model: Any, guide: Any, lengths: set[int] | None = None, *, bits: bool = True, **options: Any
+) -> None:
+    """Captured steps run the kernels of eager ones: all bits are equal, or all but the last."""
+    eager, captured = (taken(model, guide, compile, **options) for compile in (False, "captured"))
+    assert captured.choice is not None and not captured.choice.lengths
+    assert set(captured.choice.captured) == ({8, 4} if lengths is None else lengths)
+    assert_same(eager, captured, 1e-12)
+    if bits:
+        first, second = eager.pair.state_dict(), captured.pair.state_dict()
+        assert all(torch.equal(second[name], value) for name, value in first.items())
 
 
 @pytest.fixture
