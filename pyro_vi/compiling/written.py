@@ -1,7 +1,7 @@
 """A flat graph as plain values, for another process.
 
-* `write_graph` makes them of a graph of torch's own operations without constants, and `read_graph` makes the graph of them, with
-  the same nodes in the same order. Pickling a graph would let torch trace it anew, which drops nodes and repeats constants.
+* `write_graph` makes them of a graph of torch's own operations without constants, and `read_graph` makes the graph of them,
+  with the same nodes in the same order. Pickling a graph would let torch trace it anew, which drops some nodes.
 """
 
 import operator

@@ -3,16 +3,15 @@
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from pyro_vi.compiling import choice, cost
 from pyro_vi.compiling.captured import CapturedSteps
-from pyro_vi.compiling.choice import FEW, LENGTHS, Choice, Ways, check_mode, choose, lengths_to_come
+from pyro_vi.compiling.choice import FEW, LENGTHS, SEVERAL, Choice, Ways, check_mode, choose, lengths_to_come
 from pyro_vi.compiling.cost import PER_TENSOR, SAVED, SECONDS, Estimate, to_capture
 from pyro_vi.compiling.replay import Replay
 from pyro_vi.compiling.step import MANY
@@ -28,6 +27,12 @@ CAPTURE = SECONDS["capture"] + SECONDS["captured"] * NODES
 UPDATE = 0.5
 """Seconds of the optimizer's part of a step."""
 NO_COMPILER = "there is no C++ compiler 'g++'; install g++ (or set CXX to a C++ compiler)"
+
+
+def chosen(*arguments: Any) -> tuple[Choice, CapturedSteps | None, CompiledSteps | None]:
+    found = choose(*arguments)
+    assert found.pending is None and not found.choice.coming
+    return found.choice, found.captured, found.compiled
 
 
 class Clock:
@@ -120,16 +125,18 @@ class Compiled(CompiledSteps):
     def trace(self, length: int, sources: Sequence[Sequence[Tensor]]) -> Any:
         self.made.note("trace", length, sources)
         assert len(sources) == 2
-        return SimpleNamespace(graph=SimpleNamespace(nodes=[length] * self.made.nodes))
+        found = fx.GraphModule(torch.nn.Module(), fx.Graph())
+        found.length = length
+        return found
 
     def add(self, length: int, graph: Any, sources: Sequence[Sequence[Tensor]]) -> None:
         self.made.note("add", length, sources)
-        assert length == graph.graph.nodes[0]
+        assert length == graph.length
         self.made.clock.now += self.made.seconds
         self.made.clock.loaded = True
         self.steps[length, 1] = lambda inputs: inputs
 
-    def add_several(self, length: int, graph: Any, source: Sequence[Tensor]) -> None:
+    def add_several(self, length: int, source: Sequence[Tensor]) -> None:
         self.made.note("add_several", length, [source])
         self.steps[length, MANY] = lambda inputs: inputs
 
@@ -138,6 +145,7 @@ class Compiled(CompiledSteps):
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(choice, "time", made)
+    monkeypatch.setattr(choice, "processors", lambda: 1)  # with more, the compiler works in the background
     monkeypatch.setattr(choice, "timed", lambda run: run())  # of a step that returns its seconds
     monkeypatch.setattr(cost, "loaded", lambda: made.loaded)
     return made
@@ -172,7 +180,7 @@ def asked(
     estimate: Callable[[int], Estimate] = (
         unasked if each is None else lambda n: Estimate(eager, 7.0, made.nodes, UPDATE, CHANGED)
     )
-    found, captured, compiled = choose(mode, Ways(made.capture, made.compile, sources, estimate), coming, before)
+    found, captured, compiled = chosen(mode, Ways(made.capture, made.compile, sources, estimate), coming, before)
     assert (compiled is not None) == bool(found.lengths)
     assert (captured is not None) == bool(found.captured)
     assert all(one in made.held for one in (captured, compiled) if one is not None)
@@ -265,9 +273,9 @@ def test_auto_measures_nothing_where_all_steps_take_less_time_than_capturing_one
     rough = 0.99 * SECONDS["capture"] / many
     ways = Ways(unasked, unasked, unasked, unasked, rough)
     note = f"eager steps: {many} steps take less time than capturing one"
-    assert choose("auto", ways, {8: many}) == (Choice((), note, 0.0), None, None)
+    assert chosen("auto", ways, {8: many}) == (Choice((), note, 0.0), None, None)
     with pytest.raises(AssertionError, match="must not be asked for"):
-        choose("auto", Ways(unasked, unasked, unasked, unasked, 1.02 * rough), {8: many})
+        chosen("auto", Ways(unasked, unasked, unasked, unasked, 1.02 * rough), {8: many})
 
 
 def test_the_sentences():
@@ -315,7 +323,7 @@ def test_auto_at_mnist(clock):
     assert coming == {128: 3899, 80: 10}
     made = Made(clock, nodes=157, captured={128: 0.0030, 80: 0.0020})
     ways = Ways(made.capture, made.compile, sources, lambda n: Estimate(0.0053, 0.0026, 157, 0.0004, 8))
-    found, captured, compiled = choose("auto", ways, coming)
+    found, captured, compiled = chosen("auto", ways, coming)
     assert found == Choice((), "captured steps: ready in 0.0 s, to save about 7.4 s", 0.0, captured=(128,))
     assert captured is made.held[0]
     assert compiled is None
@@ -383,7 +391,7 @@ def no(*_: Any) -> Any:
 def test_refused_as_the_captured_steps_are_made(clock):
     """Such as by a hook on a gradient."""
     ways = Ways(no, unasked, sources, lambda n: Estimate(8.0, 7.0, NODES))
-    found, captured, compiled = choose("auto", ways, {8: 10**6})
+    found, captured, compiled = chosen("auto", ways, {8: 10**6})
     assert (found.note, found.record(), captured, compiled) == (
         "eager steps: no",
         Choice((), "", 0.0).record(),
@@ -392,24 +400,24 @@ def test_refused_as_the_captured_steps_are_made(clock):
     )
     for mode, kind in ((True, "compiled"), ("captured", "captured")):
         with pytest.raises(InputError, match=f"^the step cannot be {kind}: no; or fit with compile='auto'$"):
-            choose(mode, ways, {8: 10**6})
+            chosen(mode, ways, {8: 10**6})
 
 
 def test_refused_as_the_compiled_steps_are_made(clock):
     """Such as by an optimizer that counts in its state."""
     made = Made(clock, captured={8: 7.5})
     ways = Ways(made.capture, no, sources, lambda n: Estimate(8.0, 7.0, NODES))
-    found, captured, compiled = choose("auto", ways, {8: 10**6})
+    found, captured, compiled = chosen("auto", ways, {8: 10**6})
     assert (found.captured, found.lengths, captured, compiled) == ((8,), (), made.held[0], None)
     assert found.note.endswith("; not compiled: no")
     with pytest.raises(InputError, match=r"^the step cannot be compiled: no; or fit with"):
-        choose(True, ways, {8: 10**6})
-    assert choose("captured", ways, {8: 10**6})[0].captured == (8,)
+        chosen(True, ways, {8: 10**6})
+    assert chosen("captured", ways, {8: 10**6})[0].captured == (8,)
 
 
 def test_refused_as_a_step_is_measured(clock):
     made = Made(clock)
-    assert choose("auto", Ways(made.capture, made.compile, sources, no), {8: 10**6})[0].note == "eager steps: no"
+    assert chosen("auto", Ways(made.capture, made.compile, sources, no), {8: 10**6})[0].note == "eager steps: no"
     assert made.held == []
 
 
@@ -466,7 +474,7 @@ def test_resumed_with_a_record_of_a_version_without_captured_steps(clock):
 
 @pytest.mark.parametrize("before", [{"lengths": [], "together": []}, {"lengths": [], "together": [], "captured": []}])
 def test_resumed_with_a_record_of_eager_steps(clock, before):
-    found = choose("auto", UNASKED, {8: 10**9}, before)
+    found = chosen("auto", UNASKED, {8: 10**9}, before)
     assert found == (Choice((), "eager steps, as before the interruption", 0.0), None, None)
 
 
@@ -506,19 +514,19 @@ def test_the_most_frequent_lengths_are_taken(clock, mode):
 @pytest.mark.parametrize("mode", [True, "auto", "captured"])
 @pytest.mark.parametrize("coming", [{}, {8: 0}, {8: 0, 4: 0}])
 def test_nothing_is_left(clock, mode, coming):
-    assert choose(mode, UNASKED, coming) == (Choice((), "eager steps: none is left to compile", 0.0), None, None)
+    assert chosen(mode, UNASKED, coming) == (Choice((), "eager steps: none is left to compile", 0.0), None, None)
 
 
 @pytest.mark.parametrize("mode", [True, "auto", "captured"])
 @pytest.mark.parametrize("kind", ["lengths", "captured"])
 def test_nothing_is_left_of_what_was_compiled(clock, mode, kind):
     before = {"lengths": [], "together": [], "captured": [], kind: [8]}
-    found, captured, compiled = choose(mode, UNASKED, {8: 0}, before)
+    found, captured, compiled = chosen(mode, UNASKED, {8: 0}, before)
     assert (found.note, captured, compiled) == ("eager steps: none is left to compile", None, None)
 
 
-PAYS = round(SECONDS["node"] * NODES * MANY / SECONDS["several"])
-"""Steps of which several in a call save what compiling them takes."""
+PAYS = round(SEVERAL / SECONDS["several"])
+"""Steps of which several in a call save what their proof takes."""
 
 
 @pytest.mark.parametrize("mode", [True, "auto"])
