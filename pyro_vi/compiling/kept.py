@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from pyro_vi.compiling.looking import OPERATION
 from pyro_vi.compiling.native import Library, folder, write
 from pyro_vi.support.torch_internals import changed_settings
 
@@ -89,7 +90,7 @@ def _operations(graph: fx.GraphModule) -> list[str] | None:
     for node in graph.graph.nodes:
         if node.op == "call_function":
             target = node.target
-            if isinstance(target, torch._ops.OpOverload):
+            if isinstance(target, OPERATION):
                 if target.namespace not in KNOWN:
                     return None
                 name = str(target)

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, fx
 
 from pyro_vi.errors import NoGraph
-from pyro_vi.support.torch_internals import schema
+from pyro_vi.support.torch_internals import memory, schema
 
 _NORMS = {"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"}
 """Operations that change their fourth and fifth operand, the running statistics, although their schema does not say so."""
+
+OPERATION = type(torch.ops.aten.add.Tensor)
+"""Type of the operations in a graph."""
 
 
 @dataclass
@@ -33,11 +36,6 @@ class Seen:
     values: dict[fx.Node, Any]
     inputs: list[fx.Node]
     changed: set[int]
-
-
-def memory(value: Tensor) -> int:
-    """Return a number that two tensors share if and only if they share memory, as long as both exist."""
-    return int(value.untyped_storage()._cdata)
 
 
 def look(module: fx.GraphModule, inputs: Sequence[Tensor], free: Sequence[int] = ()) -> Seen:
@@ -78,7 +76,7 @@ def look(module: fx.GraphModule, inputs: Sequence[Tensor], free: Sequence[int] =
 
 def written(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """Return the arguments that an operation changes in place."""
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OPERATION):
         return []
     found: list[Tensor] = []
     hidden = (3, 4) if _hides(node) else ()
@@ -91,7 +89,7 @@ def written(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> li
 
 def writes(node: fx.Node) -> bool:
     """True if an operation may change an operand."""
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OPERATION):
         return False
     return bool(schema(node.target).is_mutable) or _hides(node)
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_vi.compiling.looking import Seen, is_random, memory, name_of, tensors, written
+from pyro_vi.compiling.looking import OPERATION, Seen, is_random, memory, name_of, tensors, written
 from pyro_vi.compiling.simplify import simplify
 from pyro_vi.compiling.ways import IN_PLACE, Way, method, plain, then_copied, ways_of
 from pyro_vi.support import generators, kept_generators, set_generators
@@ -206,7 +206,7 @@ class _Plan:
                 memories[self.of[node][0][0]] = at[node]
                 continue
             args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), at.__getitem__)
-            if not isinstance(node.target, torch._ops.OpOverload):  # an item of several results
+            if not isinstance(node.target, OPERATION):  # an item of several results
                 at[node] = node.target(*args, **kwargs)
                 continue
             if self._is_view(node):

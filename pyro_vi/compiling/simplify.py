@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_vi.compiling.looking import Seen, is_random, look, memory, name_of, tensors, writes
+from pyro_vi.compiling.looking import OPERATION, Seen, is_random, look, memory, name_of, tensors, writes
+from pyro_vi.support.torch_internals import schema
 
 FOLDED = 2**26
 """Most bytes of constants that are computed once and kept."""
@@ -218,8 +219,8 @@ def _drop(graph: fx.Graph) -> None:
         if node.users or node.op in ("placeholder", "output"):
             continue
         if node.op == "call_function":
-            found = getattr(node.target, "_schema", None)
-            acts = writes(node) or (found is not None and not found.returns)
+            operation = isinstance(node.target, OPERATION)
+            acts = writes(node) or (operation and not schema(node.target).returns)
             if acts or is_random(node) or "_assert" in name_of(node):
                 continue
         graph.erase_node(node)

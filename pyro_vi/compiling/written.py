@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
+from pyro_vi.compiling.looking import OPERATION
 from pyro_vi.errors import NoGraph
 
 
@@ -28,7 +29,7 @@ def write_graph(graph: fx.Graph) -> list[tuple[str, str, Any, Any]]:
     numbers: dict[fx.Node, Ref] = {}
     lines: list[tuple[str, str, Any, Any]] = []
     for node in graph.nodes:
-        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+        if node.op == "call_function" and isinstance(node.target, OPERATION):
             name = str(node.target)
         elif node.op == "call_function" and node.target is operator.getitem:
             name = "getitem"

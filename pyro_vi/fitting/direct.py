@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyro_vi.support.torch_internals import fused_adam, has_step_hooks, stepped_by_scheduler
+from pyro_vi.support.torch_internals import add_to_each, fused_adam, has_step_hooks, stepped_by_scheduler
 
 Direct = Callable[[Sequence[Tensor], float], None]
 
@@ -55,12 +55,13 @@ def _made(optimizer: Optimizer, parameters: Sequence[Tensor], fitted: Sequence[i
         if own:
             lists = {name: [state[name] for state in states] for name in names if states}  # type: ignore[index]
             groups.append((group, [p.detach() for p in own], [places[id(p)] for p in own], lists))
+    count = add_to_each()
     steppers = {kind: fused_adam(kind) for kind in (False, True)}
 
     def update(gradients: Sequence[Tensor], rate: float) -> None:
         with torch.no_grad():
             for group, own, positions, lists in groups:
-                torch._foreach_add_(lists["step"], 1.0)
+                count(lists["step"], 1.0)
                 beta1, beta2 = group["betas"]
                 steppers[bool(group.get("decoupled_weight_decay"))](
                     own,

@@ -133,9 +133,9 @@ class Stepper:
         self.factor = float(num_data) if self.summed else 1.0
         if self.clip_norm is not None and (shrink := self.clip_norm / (size + 1e-6 / self.factor)) < 1:
             norm = norm * shrink
-            torch._foreach_mul_(gradients, shrink)
+            _multiply(gradients if beside is None else [beside], shrink)
         if self.factor != 1:
-            torch._foreach_mul_(gradients, self.factor)
+            _multiply(gradients if beside is None else [beside], self.factor)
         if fitted not in self._direct:
             # On the sum, `step()` also moves parameters that have had a gradient and have none now.
             whole = not self.summed or len(fitted) == len(self.parameters)
@@ -267,6 +267,11 @@ def running(pair: Pair, example: Batch, seed: int | None = None) -> Iterator[Non
         # Compiled steps take the optimizer's steps without it, and torch takes that for an error.
         warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step\(\)`")
         yield
+
+
+def _multiply(tensors: Iterable[Tensor], factor: float) -> None:
+    for tensor in tensors:
+        tensor.mul_(factor)
 
 
 def takes_loss(scheduler: Any) -> bool:

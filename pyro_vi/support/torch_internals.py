@@ -6,7 +6,7 @@ Each part is looked up on use, so that a version of torch without it breaks noth
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache, partial
 from typing import Any, NamedTuple
 from unittest import mock
@@ -72,8 +72,19 @@ def stepped_by_scheduler(optimizer: torch.optim.Optimizer) -> bool:
 
 def fused_adam(decoupled: bool) -> Callable[..., Any]:
     """Return the kernel of a step of Adam, or of AdamW, on lists of tensors; ``step()`` calls it with ``fused=True``."""
-    kernel: Callable[..., Any] = _part("torch", "_fused_adamw_" if decoupled else "_fused_adam_")
+    kernel: Callable[..., Any] = _part("torch", "_fused_adamw_") if decoupled else _part("torch", "_fused_adam_")
     return kernel
+
+
+def add_to_each() -> Callable[[list[Tensor], float], Any]:
+    """Return the operation that adds a number to each tensor of a list; ``step()`` counts the steps of parameters with it."""
+    operation: Callable[[list[Tensor], float], Any] = _part("torch", "_foreach_add_")
+    return operation
+
+
+def memory(value: Tensor) -> int:
+    """Return a number that two tensors share if and only if they share memory, as long as both exist."""
+    return int(_attribute(value.untyped_storage(), "_cdata", "torch.UntypedStorage._cdata"))
 
 
 def times_changed(tensor: Tensor) -> int:
@@ -118,8 +129,10 @@ def noting_little() -> AbstractContextManager[Any]:
 
     `make_fx` would make a fake tensor for each value, which takes two thirds of the time of a trace on real tensors.
     """
-    module, name = _part("torch.fx.experimental.proxy_tensor"), "extract_val"
-    original = _part("torch.fx.experimental.proxy_tensor", name)
+    try:
+        original = _part("torch.fx.experimental.proxy_tensor", "extract_val")
+    except Missing:  # a trace takes its time
+        return nullcontext()
 
     def noted(value: Any, include_real: bool = False) -> Any:
         if type(value) in (Tensor, nn.Parameter):
@@ -128,7 +141,8 @@ def noting_little() -> AbstractContextManager[Any]:
             return type(value)([noted(part) for part in value])
         return original(value, include_real=include_real)
 
-    context: AbstractContextManager[Any] = mock.patch.object(module, name, noted)
+    module = sys.modules[original.__module__]
+    context: AbstractContextManager[Any] = mock.patch.object(module, original.__name__, noted)
     return context
 
 

@@ -149,7 +149,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
 )
 def test_what_a_graph_cannot_hold_is_refused_and_fitted_eagerly_to_the_same_bits(name, monkeypatch):
     monkeypatch.setattr("pyro_vi.compiling.steps.compile_graph", lambda *_: pytest.fail("a step was compiled"))
-    for constant in ("first", "graph", "node"):
+    for constant in ("first", "graph", "node", "capture", "captured"):
         monkeypatch.setitem(SECONDS, constant, 0.0)
     make, cause, remedy = REFUSED[name]
     with pytest.raises(InputError, match=r"^the step cannot be compiled: ") as caught:
