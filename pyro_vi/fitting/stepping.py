@@ -154,7 +154,8 @@ class Stepper:
             self._step(rate)
         except Exception as error:
             raise FitError(f"the optimizer {type(self.optimizer).__name__} fails: {kind_and_line(error)}") from error
-        return norm
+        # The norm is that of the gradients that the optimizer leaves, as in `norm`: Pyro's ClippedAdam clips them in place.
+        return torch.linalg.vector_norm(beside) / self.factor if beside is not None else self.norm()
 
     def _step(self, rate: float) -> None:
         groups = self.optimizer.param_groups

@@ -27,6 +27,12 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyro_vi.compiling.steps.compile_graph", graph_itself)
 
 
+@pytest.fixture(autouse=True)
+def every_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With True, every length is compiled, as in long fits; a length of few steps would be captured."""
+    monkeypatch.setattr("pyro_vi.compiling.choice.FEW", 0)
+
+
 def assert_same(one: Run, two: Run) -> None:
     first, second = one.pair.state_dict(), two.pair.state_dict()
     for name in first:
@@ -56,10 +62,13 @@ SAME: dict[str, dict[str, Any]] = {
 def test_compiled_steps_are_eager_steps(name, interpreted):
     options = {"steps": 12, "batch_size": 8, "elbo": "trace", "lr": 0.05, **SAME[name]}
     data = load(columns(20), heldout=0.0)
-    eager, compiled = (quick(LINEAR, DIAGONAL, data, compile=compile, **options) for compile in (False, True))
-    assert compiled.choice is not None
-    assert set(compiled.choice.lengths) == ({12, 8} if "accumulate" in options else {8, 4})
+    kinds = (False, True, "captured")
+    eager, compiled, captured = (quick(LINEAR, DIAGONAL, data, compile=kind, **options) for kind in kinds)
+    assert compiled.choice is not None and captured.choice is not None
+    lengths = {12, 8} if "accumulate" in options else {8, 4}
+    assert set(compiled.choice.lengths) == set(captured.choice.captured) == lengths
     assert_same(eager, compiled)
+    assert_same(eager, captured)
 
 
 @pytest.mark.slow
