@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx
 
 from pyro_vi.compiling.looking import OPERATION, Seen, is_random, look, memory, name_of, tensors, writes
+from pyro_vi.errors import NoGraph
 from pyro_vi.support.torch_internals import schema
 
 FOLDED = 2**26
@@ -45,6 +46,7 @@ def simplify(module: fx.GraphModule, inputs: Sequence[Tensor], free: Sequence[in
     Raises:
         NoGraph: it would change another input, or a tensor of the programs.
     """
+    module = _with_views(module)
     rewriter = _Rewriter(module, look(module, inputs, free))
     small = rewriter.written()
     return small, look(small, inputs, free)
@@ -211,6 +213,37 @@ class _Rewriter:
 
     def _calm(self, value: Tensor) -> bool:
         return memory(value) not in self.seen.changed
+
+
+_TURNED = ("transpose_", "t_", "squeeze_", "unsqueeze_", "as_strided_", "swapaxes_", "swapdims_", "detach_")
+"""Operations that give a tensor another shape in place; without the last sign they make a view instead."""
+
+
+def _with_views(module: fx.GraphModule) -> fx.GraphModule:
+    """Return the graph with views in place of operations that give a tensor another shape in place.
+
+    A trace lets all later operations use their result, and not the tensor that was changed.
+    """
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        new = copied[node] = graph.node_copy(node, copied.__getitem__)
+        if torch.Tag.inplace_view in getattr(node.target, "tags", ()):
+            new.target = _viewing(node)
+            assert isinstance(node.args[0], fx.Node)
+            copied[node.args[0]] = new
+    return fx.GraphModule(module, graph)
+
+
+def _viewing(node: fx.Node) -> Any:
+    """Return the operation that gives a view with the shape that an operation gives its operand."""
+    name, wanted = name_of(node), [(a.name, str(a.type)) for a in schema(node.target).arguments]
+    packet = getattr(aten, name[:-1]) if name in _TURNED else None
+    for overload in () if packet is None else packet.overloads():
+        other = getattr(packet, overload)
+        if [(a.name, str(a.type)) for a in schema(other).arguments] == wanted:
+            return other
+    raise NoGraph(f"the programs change the shape of a tensor in place ({name}); make a new tensor instead")
 
 
 def _drop(graph: fx.Graph) -> None:

@@ -333,3 +333,30 @@ def test_what_a_run_shows():
     assert names == ["add", "mul_", "max"]
     assert len(seen.inputs) == 2
     assert seen.changed == {memory(next(seen.values[node] for node in seen.values if name_of(node) == "add"))}
+
+
+def test_a_tensor_that_is_turned_in_place_becomes_a_view():
+    def turned(x: Tensor) -> list[Tensor]:
+        y = x * 2
+        y.transpose_(0, 1)
+        z = y + 1
+        z.unsqueeze_(0)
+        return [z * z, y]
+
+    x = torch.randn(3, 2, dtype=torch.float64)
+    graph = make_fx(turned)(x)
+    small, seen = simplify(graph, [x])
+    for one, two in zip(small(x), turned(x), strict=True):
+        assert torch.equal(one, two) and one.stride() == two.stride()
+    names = [str(node.target) for node in small.graph.nodes]
+    assert "aten.transpose.int" in names and not any("transpose_" in name or "unsqueeze_" in name for name in names)
+
+
+def test_a_tensor_that_is_resized_in_place_has_no_graph():
+    def resized(x: Tensor) -> list[Tensor]:
+        y = x * 2
+        y.resize_(2)
+        return [y]
+
+    with pytest.raises(NoGraph, match="change the shape of a tensor in place"):
+        simplify(make_fx(resized)(torch.ones(3)), [torch.ones(3)])
