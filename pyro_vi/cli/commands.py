@@ -106,8 +106,8 @@ class FittingCommand(PairCommand):
     """End the fit when its loss has converged, or when no record is better (heldout); the best record is then the result."""
     patience: int = 20
     """Records without a higher held-out ELBO after which --stop heldout ends the fit; a fit has about 100 records."""
-    compile: Literal["auto", "yes", "no"] = "auto"
-    """Compile the steps: if that saves more time than it takes, always (an error if impossible), or never."""
+    compile: Literal["auto", "yes", "captured", "no"] = "auto"
+    """Steps: captured and compiled where that saves time, compiled or captured (an error if impossible), or eager."""
     out: str | None = None
     """Folder to write to; by default a new one in runs/."""
     format: Literal["png", "svg", "pdf"] = "png"
@@ -122,7 +122,7 @@ class FittingCommand(PairCommand):
 
         apart = ("compile", "out")
         names = [option.name for option in fields(Options) if hasattr(self, option.name) and option.name not in apart]
-        compiling = {"auto": "auto", "yes": True, "no": False}[self.compile]
+        compiling = {"yes": True, "no": False}.get(self.compile, self.compile)
         return {**{name: getattr(self, name) for name in names}, "compile": compiling}
 
 

@@ -125,10 +125,11 @@ def fit(
             has the numbers of all. See `pyro_vi.fitting.starts`.
         out: run folder; without it nothing is written.
         resume: continue the run in ``out``, with the same bits as a run without the interruption.
-        compile: True compiles the whole step (loss, gradients, clipping, schedule, optimizer) into one piece of machine code
-            after the first step, or raises an error; False never compiles; ``"auto"`` compiles if that is possible and saves
-            more time than it takes. Compiled steps use the same draws as eager ones and differ from them by rounding only;
-            see ``choice`` of the run.
+        compile: how steps after the first one are taken. ``"captured"`` replays a graph of loss and gradients, without a
+            compiler; True compiles the whole step (loss, gradients, clipping, schedule, optimizer) into one piece of machine
+            code; either raises an error if it cannot. False leaves all steps eager. ``"auto"`` captures and compiles where that
+            is possible and saves more time than it takes, with the compiler in the background. All use the same draws, and
+            differ by rounding only; see ``choice`` of the run.
         device: device of parameters and data; by default they stay where they are.
         progress: show rate and time left on stderr.
         check: check the pair for silent errors first, and refuse to start if there is one.

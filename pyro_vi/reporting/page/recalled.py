@@ -60,7 +60,7 @@ def _line(command: str, arguments: Mapping[str, Any], asked: Mapping[str, Any]) 
     for name, value in asked.items():
         option = f"--{name.replace('_', '-')}"
         if name == "compile":
-            words += [option, {True: "yes", False: "no"}.get(value, "auto")]
+            words += [option, {True: "yes", False: "no"}.get(value, value)]
         elif name == "drop_last":
             words += [option] if value else []
         else:
