@@ -345,7 +345,7 @@ def test_a_tensor_that_is_turned_in_place_becomes_a_view():
 
     x = torch.randn(3, 2, dtype=torch.float64)
     graph = make_fx(turned)(x)
-    small, seen = simplify(graph, [x])
+    small, _ = simplify(graph, [x])
     for one, two in zip(small(x), turned(x), strict=True):
         assert torch.equal(one, two) and one.stride() == two.stride()
     names = [str(node.target) for node in small.graph.nodes]
