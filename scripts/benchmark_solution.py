@@ -15,7 +15,7 @@ The contenders:
 * ``torch``, ``torch_compiled``: PyTorch by hand, eager and under `torch.compile`.
 * ``numpyro``: NumPyro, with many steps in one compiled `jax.lax.scan`.
 * ``pyro_vi_auto``, ``pyro_vi_eager``, ``pyro_vi_compiled``: `pyro_vi.fit` with ``compile="auto"``, False and True; and
-  ``pyro_vi_captured``, where this version has that mode.
+  ``pyro_vi_captured``.
 
 Each run is a process of its own. The time is from its start until its line about a bound arrives, and until it ends. A cold
 run has an empty folder for the caches of all compilers (Inductor's, and JAX's persistent cache, which also keeps what was
@@ -45,8 +45,6 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from pyro_vi.cli.commands import FittingCommand
-from pyro_vi.compiling import Compile
 from pyro_vi.reporting.look import LOOK, legend, looks
 from pyro_vi.support import versions
 
@@ -129,17 +127,8 @@ class Options:
     out: Path = Path("runs/benchmark_solution")
 
 
-def captures(task: str) -> bool:
-    """Return whether this version, and for the demo its command line, has the mode ``compile="captured"``."""
-    if task == "demo" and "captured" not in str(FittingCommand.__annotations__["compile"]):
-        return False
-    return "captured" in str(Compile)
-
-
 def missing(task: str, way: str) -> str:
     """Return why a contender cannot run a task; empty if it can."""
-    if way == "pyro_vi_captured" and not captures(task):
-        return "this version has no compile='captured'"
     if way == "numpyro" and find_spec("numpyro") is None and way not in TASKS[task].absent:
         return "numpyro is not installed: pip install 'pyro-vi[bench]'"
     if task in ("mnist", "chorales") and not os.environ.get("PYRO_VI_DATA"):

@@ -28,7 +28,7 @@ from pyro_vi.compiling.kept import description, find, keep
 from pyro_vi.compiling.native import Code, Library, Native, building, prepare_headers
 from pyro_vi.compiling.products import multiplying
 from pyro_vi.errors import NoGraph, kind_and_line
-from pyro_vi.support import torch_internals
+from pyro_vi.support import inductor_internals
 from pyro_vi.support.torch_internals import make_fx
 
 Compiled = Callable[[list[Tensor]], Sequence[Tensor]]
@@ -130,7 +130,7 @@ def lift(graph: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
 
 def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], settings: dict[str, Any]) -> Any:
     """Compile a graph by Inductor: to a library, if the settings separate the calls from the loops, or to a function."""
-    parts, code = torch_internals.inductor(), list[Code]()
+    parts, code = inductor_internals.inductor(), list[Code]()
     own = bool(settings.get("cpp_wrapper_build_separate"))
     with parts.config.patch(settings), torch.no_grad(), building(code) if own else nullcontext():
         if own:
@@ -146,7 +146,7 @@ def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], settings: dict[str
             parts.tracing(parts.context(mode)),
             parts.virtualized.set_fake_mode(mode),
             multiplying(),
-            torch_internals.made_once(),
+            inductor_internals.made_once(),
         ):
             compiled: Any = parts.compile(flat, fakes, is_inference=True, cpp_wrapper=parts.config.cpp_wrapper)
         if own:
@@ -204,15 +204,15 @@ def why_not(device: torch.device) -> str:
     try:
         if device.type == "cpu":
             return _no_compiler()
-        torch_internals.inductor()
-        return "" if torch_internals.has_triton() else "there is no Triton for this GPU; pip install triton"
+        inductor_internals.inductor()
+        return "" if inductor_internals.has_triton() else "there is no Triton for this GPU; pip install triton"
     except NoGraph as error:
         return str(error)
 
 
 @cache
 def _no_compiler() -> str:
-    look = torch_internals.cpp_compiler()
+    look = inductor_internals.cpp_compiler()
     try:
         look()  # asks it for its version
     except Exception:

@@ -24,7 +24,7 @@ from torch import Tensor, fx
 
 from pyro_vi.compiling.looking import OPERATION
 from pyro_vi.compiling.native import Library, folder, write
-from pyro_vi.support.torch_internals import changed_settings
+from pyro_vi.support.inductor_internals import changed_settings
 
 KNOWN = {"aten", "prims", "mkldnn"}
 """Operations that torch's version determines. A graph with others, such as those of a user, is not kept."""

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from pyro_vi.compiling import driver
 from pyro_vi.errors import first_line
-from pyro_vi.support import torch_internals
+from pyro_vi.support import inductor_internals
 
 HEADERS = "#include <torch/csrc/inductor/cpp_wrapper/cpu.h>\n#include <torch/csrc/inductor/cpp_prefix.h>\n"
 """Headers of the C++ code that Inductor writes; to read them takes longer than to compile the code."""
@@ -51,7 +51,7 @@ class Native:
     """
 
     def __init__(self, module: ModuleType, constants: Sequence[Tensor] = ()) -> None:
-        make, self._take = torch_internals.handles()
+        make, self._take = inductor_internals.handles()
         self._known, self._call, self._several = module.begin(make), module.call, module.several
         self._constants = list(constants)
 
@@ -219,7 +219,10 @@ def building(made: list[Code]) -> Iterator[None]:
 
         return unbuilt
 
-    with mock.patch.object(torch_internals.wrapper_cache(), "load_pybinding", collected), torch_internals.trusted_isa():
+    with (
+        mock.patch.object(inductor_internals.wrapper_cache(), "load_pybinding", collected),
+        inductor_internals.trusted_isa(),
+    ):
         yield
 
 
@@ -242,7 +245,7 @@ def folder(part: str = "") -> Path:
 
 def compiler_command(*, vectors: bool) -> list[str]:
     """Return the command that compiles a source ``i`` to an object ``o.o``, with most of Inductor's options."""
-    tokens = shlex.split(torch_internals.compile_command(vectors=vectors))
+    tokens = shlex.split(inductor_internals.compile_command(vectors=vectors))
     unwanted = {"-g1", "-Wall", "-pedantic", "-Wno-unused-variable", "-Wno-unknown-pragmas"}
     return [*("-O2" if token == "-O3" else token for token in tokens if token not in unwanted), "-w"]
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vi.support import torch_internals
-from pyro_vi.support.torch_internals import Lowering, onednn_product
+from pyro_vi.support import inductor_internals
+from pyro_vi.support.inductor_internals import Lowering, onednn_product
 
 SMALL = 2**15
 """Most multiplications for which a loop replaces a call. At 2¹⁶ a call is as fast; at 2¹⁴ a loop saves 1 to 4 of 7 µs."""
@@ -32,7 +32,7 @@ def product(one: Tensor, two: Tensor, *, otherwise: Callable[[Tensor, Tensor], A
     small = one.shape[0] * one.shape[1] * two.shape[1] <= SMALL
     if small and one.device.type == "cpu" and one.dtype == two.dtype and one.dtype in (torch.float32, torch.float64):
         # The innermost loop runs along rows of the second factor. If a row is not contiguous, it takes up to ten times as long.
-        laid_out = None if two.is_contiguous() else torch_internals.contiguous_rows()
+        laid_out = None if two.is_contiguous() else inductor_internals.contiguous_rows()
         if laid_out is not None:
             two = laid_out(two, (two.shape[1], 1))
         if laid_out is not None or two.is_contiguous():
@@ -44,7 +44,7 @@ def product(one: Tensor, two: Tensor, *, otherwise: Callable[[Tensor, Tensor], A
 def has_onednn() -> bool:
     """True if this torch has oneDNN's matrix product and the processor is an x86-64."""
     known = platform.machine().lower() in ("x86_64", "amd64")
-    return known and torch.backends.mkldnn.is_available() and torch_internals.has_onednn_product()
+    return known and torch.backends.mkldnn.is_available() and inductor_internals.has_onednn_product()
 
 
 def is_large(one: Tensor, two: Tensor) -> bool:
@@ -65,7 +65,7 @@ def multiplying() -> Iterator[None]:
     The graph does not contain oneDNN's own operation, because Inductor fuses that with the next operation and copies transposes
     for it.
     """
-    lowering = torch_internals.lowering() if has_onednn() else None
+    lowering = inductor_internals.lowering() if has_onednn() else None
     if lowering is None:
         yield
         return

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_vi.support.torch_internals import onednn_layer, schema
+from pyro_vi.support.inductor_internals import onednn_layer
+from pyro_vi.support.torch_internals import schema
 from pyro_vi.tracing.shapes import OPERATION
 
 aten = torch.ops.aten

@@ -31,7 +31,7 @@ from pyro_vi.estimators.traits import estimator_of
 from pyro_vi.programs.build import pair_of
 from pyro_vi.programs.copying import Copies
 from pyro_vi.programs.isolation import isolated
-from pyro_vi.support import pyro_internals, torch_internals
+from pyro_vi.support import inductor_internals, pyro_internals, torch_internals
 from pyro_vi.support.private import TESTED, Missing, part
 from pyro_vi.tracing import graph as tracing
 
@@ -184,7 +184,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     def hide(name: str) -> None:
         for cached in caches:
             cached.cache_clear()
-        for internals in (torch_internals, pyro_internals):
+        for internals in (torch_internals, inductor_internals, pyro_internals):
             whole = internals._attribute
 
             def attribute(owner: Any, last: str, at: str, whole: Any = whole) -> Any:
@@ -211,8 +211,8 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
 
 @pytest.fixture(scope="module", autouse=True)
 def everything_is_imported() -> None:
-    torch_internals.inductor()
-    torch_internals.lowering()
+    inductor_internals.inductor()
+    inductor_internals.lowering()
 
 
 @pytest.mark.slow
@@ -293,7 +293,7 @@ def test_products_are_torchs_own_where_the_compiler_cannot_be_asked(name, withou
         assert products.product(one, two) is NotImplemented
         assert products.product(one, two.contiguous()).shape == (4, 4)
         return
-    table = torch_internals.lowering()
+    table = inductor_internals.lowering()
     assert table is None
 
 
@@ -430,7 +430,7 @@ def test_part():
 
 # ---- the lists are complete, and no other module uses such parts
 
-INTERNALS = ("torch_internals.py", "pyro_internals.py")
+INTERNALS = ("torch_internals.py", "inductor_internals.py", "pyro_internals.py")
 FILES = [path for top in ("pyro_vi", "models", "guides") for path in sorted((ROOT / top).rglob("*.py"))]
 UNPROMISED = (
     "torch.fx.experimental",
