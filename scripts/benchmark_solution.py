@@ -14,8 +14,8 @@ The contenders:
 * ``stock``: `pyro.infer.SVI` with its defaults.
 * ``torch``, ``torch_compiled``: PyTorch by hand, eager and under `torch.compile`.
 * ``numpyro``: NumPyro, with many steps in one compiled `jax.lax.scan`.
-* ``pyro_vi_auto``, ``pyro_vi_eager``, ``pyro_vi_compiled``: `pyro_vi.fit` with ``compile="auto"``, False and True; and
-  ``pyro_vi_captured``.
+* ``pyro_vi_auto``, ``pyro_vi_eager``, ``pyro_vi_captured``, ``pyro_vi_compiled``: `pyro_vi.fit` with ``compile="auto"``, False,
+  ``"captured"`` and True.
 
 Each run is a process of its own. The time is from its start until its line about a bound arrives, and until it ends. A cold
 run has an empty folder for the caches of all compilers (Inductor's, and JAX's persistent cache, which also keeps what was
