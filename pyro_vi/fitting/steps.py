@@ -277,8 +277,12 @@ class Steps(Guarded):
             whole.set([(self.used[0], self.used[1] * ratio)] * MANY)
             return CompiledSteps(whole, self._descend)
 
+        columns: list[Batch] = []
+
         def sources(length: int, many: int) -> list[Batch]:
-            stored = data.stored(now.epoch)
+            if not columns:  # which may be drawn anew in each call
+                columns.append(data.stored(now.epoch))
+            stored = columns[0]
             rows = [(torch.arange(length * many) + i * length) % data.spec.num_data for i in (0, 1)]
             if data.mapped:
                 return [
