@@ -8,6 +8,7 @@
 import contextlib
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -43,25 +44,31 @@ class Background:
         lifted, constants = lift(graph)
         written = write_graph(lifted.graph)
         self._folder = tempfile.TemporaryDirectory(prefix="pyro_vi-")
-        path = Path(self._folder.name, "graph")
+        path, self._said = Path(self._folder.name, "graph"), Path(self._folder.name, "said")
         task = {
             "graph": written,
             "inputs": [(tuple(v.shape), tuple(v.stride()), v.dtype) for v in [*inputs, *constants]],
             "threads": torch.get_num_threads(),
             "dtype": torch.get_default_dtype(),
+            "precision": torch.get_float32_matmul_precision(),
+            "deterministic": (
+                torch.are_deterministic_algorithms_enabled(),
+                torch.is_deterministic_algorithms_warn_only_enabled(),
+            ),
         }
         try:
             path.write_bytes(pickle.dumps(task))
             here = str(Path(__file__).parents[2])
             places = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH", "")])])
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "pyro_vi.compiling.worker", str(path)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": places},
-                start_new_session=True,
-            )
+            with self._said.open("wb") as said:  # a pipe would stay open in what the process leaves behind
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "pyro_vi.compiling.worker", str(path)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=said,
+                    stderr=subprocess.DEVNULL,
+                    env={**os.environ, "PYTHONPATH": places},
+                    start_new_session=True,
+                )
         except Exception as error:
             self._folder.cleanup()
             raise NoGraph(f"no process to compile in: {error}") from error
@@ -73,9 +80,12 @@ class Background:
 
     def result(self) -> str:
         """Wait for the process; return why there is no code, or nothing if there is."""
-        said = self._process.communicate()[0].decode(errors="replace").strip().splitlines()
+        self._process.wait()
+        said = []
+        with contextlib.suppress(OSError):
+            said = self._said.read_text(errors="replace").strip().splitlines()
         self.stop()
-        return "" if self._process.returncode == 0 else (said[-1] if said else "the compiler's process died")
+        return "" if self._process.returncode == 0 else (said[-1].strip() if said else "the compiler's process died")
 
 
 class Pending:
@@ -145,11 +155,9 @@ class Pending:
 
 
 def _end(process: "subprocess.Popen[bytes]", folder: "tempfile.TemporaryDirectory[str]") -> None:
-    """End the process, if it runs, with the runs of the compiler that it has started."""
-    if process.poll() is None:
+    """End the process, if it runs, with the runs of the compiler that it has started, also if a signal has ended it."""
+    if process.poll() is None or process.returncode < 0:
         with contextlib.suppress(OSError):
-            os.killpg(process.pid, 15)
+            os.killpg(process.pid, signal.SIGTERM)
         process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
     folder.cleanup()

@@ -216,7 +216,10 @@ class _Chooser:
             else:
                 self._capture(length)
                 if length in before.get("coming", ()):
-                    self._begin(length)
+                    try:
+                        self._begin(length)
+                    except NoGraph as error:  # captured steps go on
+                        self.notes.append(f"not compiled: {error}")
         elif mode is True and (first or count >= FEW):
             self._compile(length, count=count)
         elif mode is True or mode == "captured":

@@ -23,6 +23,9 @@ def main(path: Path) -> int:
         task = pickle.loads(path.read_bytes())
         torch.set_num_threads(task["threads"])
         torch.set_default_dtype(task["dtype"])
+        torch.set_float32_matmul_precision(task["precision"])
+        always, warn_only = task["deterministic"]
+        torch.use_deterministic_algorithms(always, warn_only=warn_only)
         inputs = [torch.empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in task["inputs"]]
         graph = read_graph(task["graph"])
         compile_graph(graph, inputs)

@@ -53,6 +53,8 @@ def read_graph(lines: list[tuple[str, str, Any, Any]]) -> fx.GraphModule:
             return made[value.number]
         if isinstance(value, (list, tuple)):
             return type(value)(map(back, value))
+        if isinstance(value, slice):
+            return slice(back(value.start), back(value.stop), back(value.step))
         return {key: back(one) for key, one in value.items()} if isinstance(value, dict) else value
 
     for number, (kind, name, args, kwargs) in enumerate(lines):

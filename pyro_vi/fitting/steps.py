@@ -230,9 +230,12 @@ class Steps(Guarded):
     def _go_eager(self, why: str) -> str:
         assert self.choice is not None
         self.synchronize()
+        self.close()
         self._compiled = None
+        if self._chosen is not None:
+            self._chosen.pending = None  # no later step is compiled, either
         note = f"{'captured' if self._captured else 'eager'} steps from step {self.position.step + 1} on: {why}"
-        self.choice = replace(self.choice, lengths=(), together=(), note=note)
+        self.choice = replace(self.choice, lengths=(), together=(), coming=(), note=note)
         return note
 
     def _fetch(self, *source: Tensor) -> Batch:

@@ -1,5 +1,6 @@
 """Which steps of a fit are captured or compiled, and what is said of it: with steps that only note what is done to them."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor, fx
 
 from pyro_vi.compiling import choice, cost
+from pyro_vi.compiling.background import Pending
 from pyro_vi.compiling.captured import CapturedSteps
-from pyro_vi.compiling.choice import FEW, LENGTHS, SEVERAL, Choice, Ways, check_mode, choose, lengths_to_come
+from pyro_vi.compiling.choice import FEW, LENGTHS, SEVERAL, Choice, Chosen, Ways, check_mode, choose, lengths_to_come
 from pyro_vi.compiling.cost import PER_TENSOR, SAVED, SECONDS, Estimate, to_capture
 from pyro_vi.compiling.replay import Replay
 from pyro_vi.compiling.step import MANY
@@ -26,6 +28,8 @@ CAPTURE = SECONDS["capture"] + SECONDS["captured"] * NODES
 """Seconds to capture a length of batch."""
 UPDATE = 0.5
 """Seconds of the optimizer's part of a step."""
+PAYS = math.floor(SEVERAL / SECONDS["several"]) + 1
+"""The fewest steps of which several in a call save more than their proof takes."""
 NO_COMPILER = "there is no C++ compiler 'g++'; install g++ (or set CXX to a C++ compiler)"
 
 
@@ -190,6 +194,11 @@ def asked(
     return found
 
 
+def recorded(**lists: list[int]) -> dict[str, list[int]]:
+    """A record with these lists; the others are empty."""
+    return {"lengths": [], "together": [], "captured": [], "coming": [], **lists}
+
+
 def compiled_alone(*lengths: int) -> list[tuple[str, int, int]]:
     return [(what, length, 1) for length in lengths for what in ("trace", "add")]
 
@@ -210,19 +219,15 @@ def test_true_captures_a_short_batch_that_comes_a_few_times(clock, count, compil
     made = Made(clock, seconds=1.0, capturing=0.25)
     found = asked(made, True, {8: 10 * FEW, 4: count}, each=None)
     if compiled:
-        assert found == Choice((8, 4), "compiled steps: ready in 2.0 s", 2.0)
+        assert found == Choice((8, 4), "compiled steps: ready in 2.0 s", 2.0, (8, 4))
     else:
         note = "compiled steps: ready in 1.2 s; batches of 4 are captured"
-        assert found == Choice((8,), note, 1.25, captured=(4,))
-        assert made.done == [*compiled_alone(8), ("capture", 4, 1)]
+        assert found == Choice((8,), note, 1.25, (8,), captured=(4,))
+        assert made.done == [*compiled_alone(8), ("add_several", 8, MANY), ("capture", 4, 1)]
 
 
 def test_true_compiles_the_most_frequent_length_however_few_there_are(clock):
-    assert asked(Made(clock), True, {4: 2, 8: 3}, each=None).record() == {
-        "lengths": [8],
-        "together": [],
-        "captured": [4],
-    }
+    assert asked(Made(clock), True, {4: 2, 8: 3}, each=None).record() == recorded(lengths=[8], captured=[4])
 
 
 def test_captured_captures_every_length_and_measures_nothing(clock):
@@ -254,8 +259,9 @@ def test_without_a_compiler_captured_goes_on(clock):
 def test_auto_compiles_what_pays(clock):
     made = Made(clock, seconds=2.0, capturing=0.5)
     found = asked(made, "auto", {8: 3000, 4: 2000}, each=0.005, eager=7.01)
-    assert found == Choice((8, 4), "compiled steps: ready in 5.0 s, to save about 50 s", 5.0)
-    assert made.done == [(what, length, 1) for length in (8, 4) for what in ("capture", "trace", "add")]
+    assert found == Choice((8, 4), "compiled steps: ready in 5.0 s, to save about 50 s", 5.0, (8, 4))
+    ways = [("capture", 1), ("trace", 1), ("add", 1), ("add_several", MANY)]
+    assert made.done == [(what, length, many) for length in (8, 4) for what, many in ways]
 
 
 @pytest.mark.parametrize(("count", "says"), [(10, "0.1 s"), (30, "0.2 s")])
@@ -269,10 +275,10 @@ def test_auto_is_eager_where_little_is_left_to_save(clock, count, says):
 
 def test_auto_measures_nothing_where_all_steps_take_less_time_than_capturing_one(clock):
     """By the time of the eager step that was taken."""
-    many = 100
-    rough = 0.99 * SECONDS["capture"] / many
+    many, saves = 100, 0.99 * to_capture(0)
+    rough = saves / many / SAVED
     ways = Ways(unasked, unasked, unasked, unasked, rough)
-    note = f"eager steps: {many} steps take less time than capturing one"
+    note = f"eager steps: {choice.because('capturing', saves, to_capture(0))}"
     assert chosen("auto", ways, {8: many}) == (Choice((), note, 0.0), None, None)
     with pytest.raises(AssertionError, match="must not be asked for"):
         chosen("auto", Ways(unasked, unasked, unasked, unasked, 1.02 * rough), {8: many})
@@ -313,7 +319,7 @@ def test_auto_leaves_steps_eager_that_are_slower_captured(clock):
         assert (found.captured or found.lengths) == captured
     assert (found.note, found.record()) == (
         "eager steps: captured ones would not be faster",
-        {"lengths": [], "together": [], "captured": []},
+        recorded(),
     )
 
 
@@ -352,7 +358,7 @@ def test_auto_counts_the_operations(clock):
     nodes = round(20 / SECONDS["node"])
     takes = SECONDS["capture"] + SECONDS["captured"] * nodes
     found = asked(Made(clock, nodes=nodes), "auto", {8: 500}, each=-6.999, eager=0.002)
-    assert found == Choice((), f"eager steps: capturing would save about 0.7 s and take about {takes:.1f} s", 0.0)
+    assert found == Choice((), f"eager steps: capturing would save about 0.7 s and take about {cost.shown(takes)}", 0.0)
     assert asked(Made(clock, nodes=nodes), "auto", {8: 10_000}, each=0.001).captured == (8,)
     assert asked(Made(clock, nodes=nodes), "auto", {8: 30_000}, each=0.001).lengths == (8,)
     assert asked(Made(clock, nodes=nodes), True, {8: 1}, each=None).lengths == (8,)
@@ -442,7 +448,7 @@ def test_a_second_length_that_is_refused(clock, what):
 def test_a_second_length_that_is_not_even_captured(clock, mode):
     refused = {("capture", 4): "the graph's loss is 1 where the programs give 2"}
     found = asked(Made(clock, refused=refused), mode, {8: 3000, 4: 300}, each=1.0, eager=8.0)
-    assert found.record() == {"lengths": [8], "together": [], "captured": []}
+    assert found.record() == recorded(lengths=[8], together=[8])
     assert found.note.endswith(f"; batches of 4 stay eager: {refused['capture', 4]}")
 
 
@@ -451,7 +457,7 @@ def test_a_second_length_that_is_not_even_captured(clock, mode):
 
 def test_resumed_with_a_record_does_again_what_was_done(clock):
     """Whatever it would save: nobody measures."""
-    before = {"lengths": [8], "together": [], "captured": [4]}
+    before = recorded(lengths=[8], captured=[4])
     made = Made(clock, seconds=0.5)
     found = asked(made, "auto", {8: 2, 4: 10**9, 2: 10**9}, each=None, before=before)
     assert found == Choice((8,), "compiled steps: ready in 0.5 s; batches of 4 are captured", 0.5, captured=(4,))
@@ -469,7 +475,7 @@ def test_resumed_with_a_record_of_captured_steps(clock, mode):
 def test_resumed_with_a_record_of_a_version_without_captured_steps(clock):
     """Its other lengths were eager."""
     found = asked(Made(clock), True, {8: 2 * FEW, 4: FEW}, each=None, before={"lengths": [8], "together": []})
-    assert found.record() == {"lengths": [8], "together": [], "captured": []}
+    assert found.record() == recorded(lengths=[8])
 
 
 @pytest.mark.parametrize("before", [{"lengths": [], "together": []}, {"lengths": [], "together": [], "captured": []}])
@@ -493,7 +499,7 @@ def test_resumed_where_it_can_no_longer_be_compiled(clock):
 
 @pytest.mark.parametrize("together", [[8], []])
 def test_resumed_with_several_steps_together_or_not(clock, together):
-    before = {"lengths": [8], "together": together, "captured": []}
+    before = recorded(lengths=[8], together=together)
     found = asked(Made(clock), True, {8: 10 if together else 2 * PAYS}, each=None, before=before)
     assert found.record() == before
 
@@ -525,17 +531,22 @@ def test_nothing_is_left_of_what_was_compiled(clock, mode, kind):
     assert (found.note, captured, compiled) == ("eager steps: none is left to compile", None, None)
 
 
-PAYS = round(SEVERAL / SECONDS["several"])
-"""Steps of which several in a call save what their proof takes."""
-
-
 @pytest.mark.parametrize("mode", [True, "auto"])
-def test_several_steps_together_where_there_are_very_many(clock, mode):
+@pytest.mark.parametrize(("count", "together"), [(PAYS, True), (PAYS - 1, False)])
+def test_several_steps_together_where_there_are_very_many(clock, mode, count, together):
+    """And where they are short."""
+    long, short = 1000, 8
     made = Made(clock, seconds=1.0)
-    found = asked(made, mode, {8: 2 * PAYS, 4: PAYS // 2}, each=None if mode is True else 0.001)
-    assert (found.lengths, found.together) == ((8, 4), (8,))
-    assert found.record() == {"lengths": [8, 4], "together": [8], "captured": []}
-    assert ("add_several", 8, MANY) in made.done
+    found = asked(made, mode, {short: count}, each=None if mode is True else 1.0)
+    assert (found.lengths, found.together) == ((short,), (short,) if together else ())
+    assert (("add_several", short, MANY) in made.done) == together
+    assert asked(Made(clock), mode, {long: count}, each=None if mode is True else 1.0).together == ()
+
+
+def test_several_steps_together_for_one_length_of_two(clock):
+    made = Made(clock, seconds=1.0)
+    found = asked(made, "auto", {8: PAYS, 4: PAYS - 1}, each=1.0)
+    assert found.record() == recorded(lengths=[8, 4], together=[8])
     assert ("add_several", 4, MANY) not in made.done
 
 
@@ -547,14 +558,262 @@ def test_captured_steps_are_single_calls(clock):
 
 def test_several_steps_that_are_refused_are_taken_one_by_one(clock):
     made = Made(clock, refused={("add_several", 8): "other parameters"})
-    found = asked(made, True, {8: 2 * PAYS, 4: 2 * PAYS}, each=None)
+    found = asked(made, True, {8: 2 * FEW, 4: 2 * FEW}, each=None)
     assert (found.lengths, found.together) == ((8, 4), (4,))
     assert found.note == "compiled steps: ready in 0.0 s"
 
 
+# ---- in the background
+
+
+class Worked:
+    """A stand-in for a step that is compiled in the background, with all that were made.
+
+    Attributes:
+        kept: the lengths whose code is on disk.
+        refused: why there is no code, by length.
+        none: why no process can be started, if none can be.
+    """
+
+    def __init__(self, kept: Sequence[int] = (), refused: Mapping[int, str] | None = None, none: str = "") -> None:
+        self.kept, self.refused, self.none, self.made = kept, refused or {}, none, list[Any]()
+        outer = self
+
+        class Stub(Pending):
+            def __init__(self, compiled: Any, length: int, graph: Any, sources: Any) -> None:
+                assert graph.length == length
+                assert [len(source[0]) for source in sources(MANY)] == [length * MANY] * 2
+                self.compiled, self.length, self.graph, self.sources = compiled, length, graph, sources
+                self.done: list[str] = []
+                outer.made.append(self)
+
+            def is_kept(self) -> bool:
+                return self.length in outer.kept
+
+            def start(self) -> None:
+                if outer.none:
+                    raise NoGraph(outer.none)
+                self.done.append("start")
+
+            def finish(self) -> None:
+                self.done.append("finish")
+                if self.length in outer.refused:
+                    raise NoGraph(outer.refused[self.length])
+                self.compiled.add(self.length, self.graph, self.sources(1))
+                if self.compiled.short(self.length):
+                    self.compiled.add_several(self.length, self.sources(MANY)[0])
+
+            def seconds(self) -> float:
+                return 12.25
+
+        self.stub = Stub
+
+    @property
+    def done(self) -> list[tuple[int, str]]:
+        return [(one.length, what) for one in self.made for what in one.done]
+
+
+@pytest.fixture
+def several(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Worked]:
+    """Let this process have four processors, of which the fit uses one, and a compiler in the background."""
+
+    def make(processors: int = 4, threads: int = 1, **options: Any) -> Worked:
+        worked = Worked(**options)
+        monkeypatch.setattr(choice, "Pending", worked.stub)
+        monkeypatch.setattr(choice, "processors", lambda: processors)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        return worked
+
+    return make
+
+
+def begun(
+    made: Made, coming: dict[int, int], each: float = 1.0, mode: Any = "auto", before: Any = None, eager: float = 20.0
+) -> Chosen:
+    """What is chosen if compiling saves ``each`` seconds of a captured step; see `asked`."""
+    made.of_captured = dict.fromkeys(coming, 7.0 + each - UPDATE)
+    estimate = unasked if before else lambda n: Estimate(eager, 7.0, made.nodes, UPDATE, CHANGED)
+    return choose(mode, Ways(made.capture, made.compile, sources, estimate), coming, before)
+
+
+def test_auto_begins_in_the_background_and_says_so(clock, several):
+    worked, made = several(), Made(clock, capturing=0.5)
+    found = begun(made, {8: 1000})
+    note = "captured steps: ready in 0.5 s, to save about 12000 s; the compiler works in the background"
+    assert found.choice == Choice((), note, 0.5, captured=(8,), coming=(8,))
+    assert found.choice.record() == recorded(captured=[8], coming=[8])
+    assert found.captured is made.held[0]
+    assert found.compiled is None
+    assert found.pending is worked.made[0]
+    assert worked.done == [(8, "start")]
+    assert made.done == [("capture", 8, 1), ("trace", 8, 1)]
+
+
+@pytest.mark.parametrize("length", [8, 2000])
+def test_a_switch_takes_compiled_steps(clock, several, length):
+    """Several in a call where they are short; the captured ones are let go."""
+    worked, made = several(), Made(clock)
+    found = begun(made, {length: 1000})
+    line = found.switch(99)
+    assert line == "compiled steps from step 100 on; compiled in the background in 12 s"
+    together = (length,) if length == 8 else ()
+    assert found.choice == Choice((length,), line, 0.0, together)
+    assert (found.captured, found.compiled, found.pending) == (None, made.held[1], None)
+    assert worked.done == [(length, "start"), (length, "finish")]
+    assert set(made.held[1].steps) == {(length, 1), *((n, MANY) for n in together)}
+
+
+def test_a_switch_leaves_other_lengths_captured(clock, several):
+    several()
+    made = Made(clock)
+    found = begun(made, {8: 1000, 4: 2})
+    assert found.choice.record() == recorded(captured=[8, 4], coming=[8])
+    found.switch(99)
+    assert found.choice.record() == recorded(lengths=[8], together=[8], captured=[4])
+    assert found.captured is made.held[0]
+    assert set(made.held[0].steps) == {4}
+
+
+def test_a_switch_keeps_what_was_compiled_before(clock, several):
+    worked = several(kept=[8])
+    found = begun(Made(clock), {8: 1000, 4: 999})
+    assert found.choice.record() == recorded(lengths=[8], together=[8], captured=[4], coming=[4])
+    assert found.choice.note.endswith("; batches of 4 are captured; the compiler works in the background")
+    found.switch(99)
+    assert found.choice.record() == recorded(lengths=[8, 4], together=[8, 4])
+    assert worked.done == [(8, "finish"), (4, "start"), (4, "finish")]
+
+
+def test_a_switch_that_is_refused_leaves_captured_steps(clock, several):
+    several(refused={8: "the compiled loss is 1 where the programs give 2"})
+    made = Made(clock)
+    found = begun(made, {8: 1000})
+    before = found.choice
+    assert found.switch(99) == "captured steps go on: the compiled loss is 1 where the programs give 2"
+    note = f"{before.note}; not compiled: the compiled loss is 1 where the programs give 2"
+    assert found.choice == Choice((), note, 0.0, captured=(8,))
+    assert (found.captured, found.compiled, found.pending) == (made.held[0], None, None)
+    assert set(made.held[0].steps) == {8}
+
+
+def test_code_that_is_on_disk_is_taken_at_once(clock, several):
+    worked, made = several(kept=[8]), Made(clock, seconds=0.5)
+    found = begun(made, {8: 1000})
+    assert found.choice == Choice((8,), "compiled steps: ready in 0.5 s, to save about 13000 s", 0.5, (8,))
+    assert (found.captured, found.compiled, found.pending) == (None, made.held[1], None)
+    assert worked.done == [(8, "finish")]
+
+
+def test_code_on_disk_that_differs_is_not_taken(clock, several):
+    several(kept=[8], refused={8: "the compiled step changes it"})
+    found = begun(Made(clock), {8: 1000})
+    assert (found.choice.record(), found.pending, found.compiled) == (recorded(captured=[8]), None, None)
+    assert found.choice.note.endswith("; not compiled: the compiled step changes it")
+
+
+def test_where_no_process_can_be_started(clock, several):
+    several(none="no process to compile in: no memory")
+    found = begun(Made(clock), {8: 1000})
+    assert (found.choice.record(), found.pending) == (recorded(captured=[8]), None)
+    assert found.choice.note.endswith("; not compiled: no process to compile in: no memory")
+
+
+def test_only_one_at_a_time(clock, several):
+    """A second length is compiled in the foreground if that pays."""
+    for each, lengths in ((1.0, [4]), (0.99 * FIRST / 999, [])):
+        clock.loaded, worked = False, several()
+        found = begun(Made(clock), {8: 100_000, 4: 999}, each)
+        assert worked.done == [(8, "start")]
+        assert found.choice.coming == (8,)
+        assert found.choice.lengths == tuple(lengths)
+        assert 8 in found.choice.captured
+
+
+@pytest.mark.parametrize(("mode", "captured"), [(True, False), ("captured", True)])
+def test_nothing_is_begun_unless_auto_is_asked_for(clock, several, mode, captured):
+    worked = several()
+    made = Made(clock)
+    found = choose(mode, Ways(made.capture, made.compile, sources, unasked), {8: 1000})
+    assert (found.choice.captured == (8,)) == captured
+    assert (found.pending, worked.made) == (None, [])
+
+
+def test_nothing_is_begun_on_one_processor(clock, several):
+    worked = several(processors=1)
+    assert begun(Made(clock), {8: 1000}).choice.lengths == (8,)
+    assert worked.made == []
+
+
+@pytest.mark.parametrize("processors", [2, 4])
+def test_what_must_be_saved_in_the_background(clock, several, processors):
+    """The steps that are left once the code is there must save what tracing and proving take; and what the compiler takes
+    from a fit that uses all processors."""
+    count, switch = 1000, SECONDS["switch"]
+    for threads, takes in ((1, 0.0), (processors - 1, 0.0), (processors, FIRST / processors)):
+        for factor, pays in ((1.01, True), (0.99, False)):
+            each = factor * (switch + takes) / (count - FIRST / 7.0)  # at 7 s a captured step, to a thousandth
+            worked = several(processors, threads)
+            found = begun(Made(clock), {8: count}, each)
+            assert worked.done == ([(8, "start")] if pays else [])
+            assert found.choice.coming == ((8,) if pays else ())
+            assert found.choice.captured == (8,)
+
+
+def test_nothing_is_begun_that_ends_after_the_fit(clock, several):
+    """As many captured steps as the compiler takes are left out of account."""
+    worked, made = several(), Made(clock, captured={8: 0.01})
+    ways = Ways(made.capture, made.compile, sources, lambda n: Estimate(0.1, 0.0, NODES, 0.0, CHANGED))
+    many = FIRST / 0.01 + SECONDS["switch"] / 0.01
+    assert choose("auto", ways, {8: math.floor(0.99 * many)}).choice.coming == ()
+    assert choose("auto", ways, {8: math.ceil(1.01 * many)}).choice.coming == (8,)
+    assert len(worked.made) == 1
+
+
+def test_resumed_with_coming_begins_again(clock, several):
+    before = recorded(captured=[8, 4], coming=[8])
+    worked, made = several(), Made(clock, capturing=0.25)
+    found = begun(made, {8: 2, 4: 1}, before=before)
+    note = "captured steps: ready in 0.5 s; the compiler works in the background"
+    assert found.choice == Choice((), note, 0.5, captured=(8, 4), coming=(8,))
+    assert found.choice.record() == before
+    assert worked.done == [(8, "start")]
+
+
+def test_resumed_with_coming_whose_code_is_there_by_now(clock, several):
+    worked = several(kept=[8])
+    found = begun(Made(clock), {8: 2, 4: 1}, before=recorded(captured=[8, 4], coming=[8]))
+    assert found.choice.record() == recorded(lengths=[8], together=[8], captured=[4])
+    assert (found.pending, worked.done) == (None, [(8, "finish")])
+
+
+@pytest.mark.parametrize("options", [{"none": "no memory"}, {"kept": [8], "refused": {8: "no memory"}}])
+def test_resumed_with_coming_that_cannot_be_compiled(clock, several, options):
+    """Captured steps go on, and the note says so."""
+    several(**options)
+    found = begun(Made(clock), {8: 2}, before=recorded(captured=[8], coming=[8]))
+    assert (found.choice.record(), found.pending) == (recorded(captured=[8]), None)
+    assert found.choice.note == "captured steps: ready in 0.0 s; not compiled: no memory"
+
+
+def test_resumed_after_a_switch_is_compiled_at_once(clock, several):
+    """Without a look at what is on disk: `Pending` is not asked."""
+    worked = several()
+    found = begun(Made(clock), {8: 2}, before=recorded(lengths=[8], together=[8]))
+    assert found.choice.record() == recorded(lengths=[8], together=[8])
+    assert worked.made == []
+
+
+# ---- records and modes
+
+
 def test_a_record_holds_plain_lists():
-    assert Choice((8, 3), "", 0.0, (8,), (2,)).record() == {"lengths": [8, 3], "together": [8], "captured": [2]}
-    assert Choice((), "", 0.0).record() == {"lengths": [], "together": [], "captured": []}
+    assert Choice((8, 3), "", 0.0, (8,), (2, 1), (1,)).record() == {
+        "lengths": [8, 3],
+        "together": [8],
+        "captured": [2, 1],
+        "coming": [1],
+    }
+    assert Choice((), "", 0.0).record() == recorded()
 
 
 @pytest.mark.parametrize("mode", [True, False, "auto", "captured"])
