@@ -92,7 +92,7 @@ class Captured:
         return replay
 
     def faster(self) -> "Captured":
-        """The same with faster forms of some operations (`pyro_vi.tracing.faster`)."""
+        """The same with faster forms of some operations (`pyro_vi.tracing.rewriting`)."""
         graph = copied(self.graph.graph)
         faster(graph)
         return replace(self, graph=fx.GraphModule(self.graph, graph))

@@ -6,8 +6,8 @@
 """
 
 import contextlib
+import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -47,9 +47,9 @@ class Background:
         path, self._said = Path(self._folder.name, "graph"), Path(self._folder.name, "said")
         task = {
             "graph": written,
-            "inputs": [(tuple(v.shape), tuple(v.stride()), v.dtype) for v in [*inputs, *constants]],
+            "inputs": [(tuple(v.shape), tuple(v.stride()), _name(v.dtype)) for v in [*inputs, *constants]],
             "threads": torch.get_num_threads(),
-            "dtype": torch.get_default_dtype(),
+            "dtype": _name(torch.get_default_dtype()),
             "precision": torch.get_float32_matmul_precision(),
             "deterministic": (
                 torch.are_deterministic_algorithms_enabled(),
@@ -57,12 +57,12 @@ class Background:
             ),
         }
         try:
-            path.write_bytes(pickle.dumps(task))
+            path.write_text(json.dumps(task), encoding="utf-8")
             here = str(Path(__file__).parents[2])
             places = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH", "")])])
             with self._said.open("wb") as said:  # a pipe would stay open in what the process leaves behind
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "pyro_vi.compiling.worker", str(path)],
+                    [sys.executable, "-P", "-m", "pyro_vi.compiling.worker", str(path)],
                     stdin=subprocess.DEVNULL,
                     stdout=said,
                     stderr=subprocess.DEVNULL,
@@ -152,6 +152,10 @@ class Pending:
         """End the process, if it runs."""
         if self._background is not None:
             self._background.stop()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _end(process: "subprocess.Popen[bytes]", folder: "tempfile.TemporaryDirectory[str]") -> None:

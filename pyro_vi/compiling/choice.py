@@ -64,10 +64,11 @@ class Choice:
         return {name: list(getattr(self, name)) for name in ("lengths", "together", "captured", "coming")}
 
 
-def check_mode(mode: object) -> None:
-    """Raise UsageError unless ``mode`` is True, False, ``"auto"`` or ``"captured"``."""
-    if not (isinstance(mode, bool) or mode in ("auto", "captured")):
-        raise UsageError(f"compile must be True, False, 'auto' or 'captured', not {mode!r}")
+def check_mode(mode: object, *, captured: bool = True) -> None:
+    """Raise UsageError unless ``mode`` is True, False, ``"auto"``, or, where steps are taken, ``"captured"``."""
+    if not (isinstance(mode, bool) or mode == "auto" or (captured and mode == "captured")):
+        known = "True, False, 'auto' or 'captured'" if captured else "True, False or 'auto'"
+        raise UsageError(f"compile must be {known}, not {mode!r}")
 
 
 def refuse_without_compiler(device: torch.device) -> None:
@@ -248,7 +249,9 @@ class _Chooser:
         each, cost = seconds - found.compiled, to_compile(found.operations, 4 * found.changed)
         self.saved += count * (found.eager - seconds)
         try:
-            if processors() > 1 and self.pending is None:
+            if self.pending is not None:
+                return  # one at a time
+            if processors() > 1:
                 # While the compiler works, steps go on; it takes a part of the processors if they use all of them.
                 stolen = cost / processors() if torch.get_num_threads() >= processors() else 0.0
                 if (count - cost / seconds) * each > SECONDS["switch"] + stolen:

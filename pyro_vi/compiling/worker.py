@@ -4,8 +4,8 @@ FILE is what `pyro_vi.compiling.background.Background` wrote. The compiled code 
 If there is none, the last line of the output says why.
 """
 
+import json
 import os
-import pickle
 import sys
 from pathlib import Path
 
@@ -20,13 +20,15 @@ def main(path: Path) -> int:
     """Compile the graph in a file; return 0 if the fit will find its code."""
     os.nice(5)  # the steps of the fit go first
     try:
-        task = pickle.loads(path.read_bytes())
+        task = json.loads(path.read_text(encoding="utf-8"))
         torch.set_num_threads(task["threads"])
-        torch.set_default_dtype(task["dtype"])
+        torch.set_default_dtype(getattr(torch, task["dtype"]))
         torch.set_float32_matmul_precision(task["precision"])
         always, warn_only = task["deterministic"]
         torch.use_deterministic_algorithms(always, warn_only=warn_only)
-        inputs = [torch.empty_strided(shape, stride, dtype=dtype) for shape, stride, dtype in task["inputs"]]
+        inputs = [
+            torch.empty_strided(shape, stride, dtype=getattr(torch, dtype)) for shape, stride, dtype in task["inputs"]
+        ]
         graph = read_graph(task["graph"])
         compile_graph(graph, inputs)
     except NoGraph as error:

@@ -152,7 +152,7 @@ def evidence_of_pair(
     data: Whole = 100,
 ) -> xr.Dataset:
     """Return `evidence` for a pair that is already bound."""
-    check_mode(compile)
+    check_mode(compile, captured=False)
     particles, seed, rows = whole_number("particles", particles, 2), seed_from(seed), whole_number("rows", rows, 1)
     chains, steps, data = (
         whole_number("chains", chains, 2),

@@ -2,19 +2,19 @@
 
 * `graph` traces a function; `recording` does so in less time, for graphs that are replayed in Python.
 * `lifting` makes random draws inputs of a graph.
-* `faster` replaces operations by faster forms, and `replaying` calls a graph many times at some fixed inputs.
+* `rewriting` replaces operations by faster forms, and `replaying` calls a graph many times at some fixed inputs.
 * `shapes` rejects shapes that depend on values.
 * `frozen` rejects programs that change Python state, and `reach` finds that state.
 
 A program that has no graph raises `pyro_vi.errors.NoGraph`.
 """
 
-from pyro_vi.tracing.faster import faster
 from pyro_vi.tracing.frozen import put_back, same_twice
 from pyro_vi.tracing.graph import reason, trace
 from pyro_vi.tracing.lifting import Draw, lifted
 from pyro_vi.tracing.recording import Recording, copied, record, without_values
 from pyro_vi.tracing.replaying import Replay
+from pyro_vi.tracing.rewriting import faster
 from pyro_vi.tracing.shapes import OPERATION, is_random
 
 __all__ = [

@@ -3,9 +3,8 @@
 * `Replay` splits a graph in two, and calls the second part with results in memory that is used again.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -79,41 +78,26 @@ def _function(
     constants: Mapping[str, Any],
 ) -> Callable[..., tuple[Tensor, ...]]:
     """The operations of ``body`` as a Python function, which forgets each tensor after its last use."""
-    names = {node: f"t{index}" for index, node in enumerate([*inputs, *body])}
-    known: dict[str, Any] = {}
-
-    def shown(value: Any) -> str:
-        if isinstance(value, fx.Node):
-            return names[value]
-        if isinstance(value, list | tuple):
-            return f"[{', '.join(map(shown, value))}]"
-        if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
-            return repr(value)
-        return name_of(value)
-
-    def name_of(value: Any) -> str:
-        known[name := f"k{len(known)}"] = value
-        return name
-
-    last = {source: node for node in body for source in node.all_input_nodes}
-    kept = {value for value in results if isinstance(value, fx.Node)}
-    lines = [f"def function({', '.join(names[node] for node in inputs)}):"]
+    graph, at = fx.Graph(), dict[fx.Node, fx.Node]()
+    stays = [(node, constants[str(node.target)]) for node in body if node.op == "get_attr"]
+    outs = [(node, buffers[node][1]) for node in body if node in buffers]
+    # What stays is an argument that is given now: to look up an attribute of a module takes longer.
+    for number, (node, _) in enumerate(stays):
+        at[node] = graph.placeholder(f"held_{number}")
+    into = {node: graph.placeholder(f"out_{number}") for number, (node, _) in enumerate(outs)}
+    for number, node in enumerate(inputs):
+        at[node] = graph.placeholder(f"input_{number}")
     for node in body:
         if node.op == "get_attr":
-            lines.append(f"  {names[node]} = {name_of(constants[str(node.target)])}")
             continue
-        operation, out = buffers.get(node, (node.target, None))
-        arguments = [shown(value) for value in node.args]
-        arguments += [f"{key}={shown(value)}" for key, value in node.kwargs.items()]
-        arguments += [f"out={name_of(out)}"] if out is not None else []
-        lines.append(f"  {names[node]} = {name_of(operation)}({', '.join(arguments)})")
-        ended = [names[one] for one in node.all_input_nodes if last[one] is node and one not in kept]
-        if ended:
-            lines.append(f"  {' = '.join(ended)} = None")
-    lines.append(f"  return ({''.join(shown(value) + ', ' for value in results)})")
-    exec("\n".join(lines), known)
-    made: Callable[..., tuple[Tensor, ...]] = known["function"]
-    return made
+        operation: Any = buffers[node][0] if node in buffers else node.target
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), at.__getitem__)
+        if node in into:
+            kwargs = {**kwargs, "out": into[node]}
+        at[node] = graph.call_function(operation, args, kwargs)
+    graph.output(tuple(fx.node.map_arg(tuple(results), at.__getitem__)))
+    made = fx.GraphModule(torch.nn.Module(), graph)
+    return partial(made.forward, *(value for _, value in (*stays, *outs)))
 
 
 def _buffers(body: Sequence[fx.Node], output: fx.Node) -> dict[fx.Node, tuple[Any, Tensor]]:

@@ -7,7 +7,7 @@ from pyro.distributions import Bernoulli
 from torch import Tensor
 
 from pyro_vi.tracing import faster, record
-from pyro_vi.tracing.faster import LONGEST
+from pyro_vi.tracing.rewriting import LONGEST
 
 
 def log_bernoulli(logits: Tensor, x: Tensor) -> Tensor:
