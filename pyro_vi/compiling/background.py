@@ -93,16 +93,16 @@ class Pending:
 
     Args:
         compiled: the compiled steps to which it is added.
-        length: length of its batches.
         graph: its graph.
+        length: length of its batches.
         sources: called with a number of batches, returns two sources of that many batches, for the proof.
     """
 
     def __init__(
         self,
         compiled: CompiledSteps,
-        length: int,
         graph: fx.GraphModule,
+        length: int,
         sources: Callable[[int], Sequence[Sequence[Tensor]]],
     ) -> None:
         self.compiled, self.length, self.graph, self.sources = compiled, length, graph, sources

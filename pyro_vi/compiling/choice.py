@@ -21,7 +21,7 @@ from torch import Tensor, fx
 
 from pyro_vi.compiling.background import Pending
 from pyro_vi.compiling.captured import CapturedSteps
-from pyro_vi.compiling.cost import SAVED, SECONDS, Estimate, shown, timed, to_capture, to_compile
+from pyro_vi.compiling.cost import SAVED, SECONDS, Estimate, because, shown, timed, to_capture, to_compile
 from pyro_vi.compiling.inductor import why_not
 from pyro_vi.compiling.losses import Losses
 from pyro_vi.compiling.replay import Replay
@@ -213,16 +213,16 @@ class _Chooser:
         mode, before = self.mode, self.before
         if before is not None:
             if length in before["lengths"]:
-                self._compile(length, several=length in before["together"])
+                self._compile(length, self._traced(length)[1], several=length in before["together"])
             else:
                 self._capture(length)
                 if length in before.get("coming", ()):
                     try:
-                        self._begin(length)
+                        self._begin(self._pending(length))
                     except NoGraph as error:  # captured steps go on
                         self.notes.append(f"not compiled: {error}")
         elif mode is True and (first or count >= FEW):
-            self._compile(length, count=count)
+            self._compile(length, self._traced(length)[1], count)
         elif mode is True or mode == "captured":
             self._capture(length)
         else:
@@ -249,20 +249,33 @@ class _Chooser:
         each, cost = seconds - found.compiled, to_compile(found.operations, 4 * found.changed)
         self.saved += count * (found.eager - seconds)
         try:
-            if self.pending is not None:
-                return  # one at a time
-            if processors() > 1:
-                # While the compiler works, steps go on; it takes a part of the processors if they use all of them.
-                stolen = cost / processors() if torch.get_num_threads() >= processors() else 0.0
-                if (count - cost / seconds) * each > SECONDS["switch"] + stolen:
-                    self._begin(length)
-            elif count * each > cost:
-                self._compile(length, count=count)
+            self._further(length, count, each, seconds, cost)
         except NoGraph as error:
             self.notes.append(f"not compiled: {error}")
             return
         if length not in self.captured_lengths():
             self.saved += count * each
+
+    def _further(self, length: int, count: int, each: float, seconds: float, cost: float) -> None:
+        """Compile a captured length if that saves time: at once if its code is on disk, else in the background, if it can.
+
+        Args:
+            length: length of the batches.
+            count: number of steps to come.
+            each: seconds that a compiled step saves.
+            seconds: seconds of a captured step.
+            cost: seconds that compiling takes.
+        """
+        if self.pending is not None or count * each < SECONDS["switch"]:
+            return  # one at a time
+        # Steps that use all processors would wait for the compiler's process in each of their operations.
+        beside = torch.get_num_threads() < processors()
+        pays = (count - cost / seconds) * each > SECONDS["switch"] if beside else count * each > cost
+        pending = self._pending(length)
+        if pays and not beside and not pending.is_kept():
+            self._compile(length, pending.graph, count)
+        else:
+            self._begin(pending, pays)
 
     def captured_lengths(self) -> tuple[int, ...]:
         return tuple(self.captured.steps) if self.captured else ()
@@ -275,32 +288,29 @@ class _Chooser:
             self.captured = self.ways.captured()
         return self.captured
 
-    def _traced(self, length: int) -> tuple[CompiledSteps, fx.GraphModule, Sequence[Sequence[Tensor]]]:
+    def _traced(self, length: int) -> tuple[CompiledSteps, fx.GraphModule]:
         if self.compiled is None:
             self.compiled = self.ways.compiled(self._holder().losses)
-        sources = self.ways.sources(length, 1)
-        return self.compiled, self.compiled.trace(length, sources), sources
+        return self.compiled, self.compiled.trace(length, self.ways.sources(length, 1))
 
-    def _compile(self, length: int, count: int = 0, several: bool = False) -> None:
-        compiled, graph, sources = self._traced(length)
-        compiled.add(length, graph, sources)
+    def _compile(self, length: int, graph: fx.GraphModule, count: int = 0, several: bool = False) -> None:
+        assert self.compiled is not None
+        self.compiled.add(length, graph, self.ways.sources(length, 1))
         self._holder().steps.pop(length, None)
-        self._together(compiled, length, several or (self.before is None and count * SECONDS["several"] > SEVERAL))
-
-    def _together(self, compiled: CompiledSteps, length: int, wanted: bool) -> None:
-        """Let one call take several steps, where steps are short and there are many."""
-        if wanted and compiled.short(length):
+        wanted = several or (self.before is None and count * SECONDS["several"] > SEVERAL)
+        if wanted and self.compiled.short(length):
             with suppress(NoGraph):  # then each step is its own call
-                compiled.add_several(length, self.ways.sources(length, MANY)[0])
+                self.compiled.add_several(length, self.ways.sources(length, MANY)[0])
 
-    def _begin(self, length: int) -> None:
-        """Compile a step in the background, or at once if its code is on disk."""
-        compiled, graph, _ = self._traced(length)
-        pending = Pending(compiled, length, graph, partial(self.ways.sources, length))
+    def _pending(self, length: int) -> Pending:
+        return Pending(*self._traced(length), length, partial(self.ways.sources, length))
+
+    def _begin(self, pending: Pending, pays: bool = True) -> None:
+        """Compile a step in the background if that pays, or at once if its code is on disk."""
         if pending.is_kept():
             pending.finish()
-            self._holder().steps.pop(length, None)
-        else:
+            self._holder().steps.pop(pending.length, None)
+        elif pays:
             pending.start()
             self.pending = pending
 
@@ -329,13 +339,3 @@ class _Chooser:
 def processors() -> int:
     """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def because(what: str, saved: float, cost: float) -> str:
-    """Return why something does not pay.
-
-    Example:
-        >>> because("capturing", 0.14, 0.5)
-        'capturing would save about 0.1 s and take about 0.5 s'
-    """
-    return f"{what} would save about {shown(saved)} and take about {shown(cost)}"

@@ -119,6 +119,16 @@ def loaded() -> bool:
     return "torch._inductor.compile_fx" in sys.modules
 
 
+def because(what: str, saved: float, cost: float) -> str:
+    """Return why something does not pay.
+
+    Example:
+        >>> because("capturing", 0.14, 0.5)
+        'capturing would save about 0.1 s and take about 0.5 s'
+    """
+    return f"{what} would save about {shown(saved)} and take about {shown(cost)}"
+
+
 def eager_because(what: str, saved: float, cost: float) -> str:
     """Return the sentence that says why a computation stays eager.
 

@@ -150,6 +150,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(choice, "time", made)
     monkeypatch.setattr(choice, "processors", lambda: 1)  # with more, the compiler works in the background
+    monkeypatch.setattr(Pending, "is_kept", lambda self: False)
     monkeypatch.setattr(choice, "timed", lambda run: run())  # of a step that returns its seconds
     monkeypatch.setattr(cost, "loaded", lambda: made.loaded)
     return made
@@ -297,7 +298,7 @@ def test_auto_captures_where_compiling_does_not_pay(clock):
     found = asked(made, "auto", {8: 1024}, each=0.99 * enough, eager=7.5)
     saved = 1024 * (0.5 - 0.99 * enough)
     assert found == Choice((), f"captured steps: ready in 0.2 s, to save about {saved:.0f} s", 0.25, captured=(8,))
-    assert made.done == [("capture", 8, 1)]
+    assert made.done == [("capture", 8, 1), ("trace", 8, 1)]  # whose code is not on disk
     assert asked(Made(clock), "auto", {8: 1024}, each=1.01 * enough, eager=7.5).lengths == (8,)
 
 
@@ -580,7 +581,7 @@ class Worked:
         outer = self
 
         class Stub(Pending):
-            def __init__(self, compiled: Any, length: int, graph: Any, sources: Any) -> None:
+            def __init__(self, compiled: Any, graph: Any, length: int, sources: Any) -> None:
                 assert graph.length == length
                 assert [len(source[0]) for source in sources(MANY)] == [length * MANY] * 2
                 self.compiled, self.length, self.graph, self.sources = compiled, length, graph, sources
@@ -739,22 +740,29 @@ def test_nothing_is_begun_unless_auto_is_asked_for(clock, several, mode, capture
 def test_nothing_is_begun_on_one_processor(clock, several):
     worked = several(processors=1)
     assert begun(Made(clock), {8: 1000}).choice.lengths == (8,)
-    assert worked.made == []
+    assert worked.done == []
 
 
 @pytest.mark.parametrize("processors", [2, 4])
 def test_what_must_be_saved_in_the_background(clock, several, processors):
-    """The steps that are left once the code is there must save what tracing and proving take; and what the compiler takes
-    from a fit that uses all processors."""
+    """The steps that are left once the code is there must save what tracing and proving take."""
     count, switch = 1000, SECONDS["switch"]
-    for threads, takes in ((1, 0.0), (processors - 1, 0.0), (processors, FIRST / processors)):
-        for factor, pays in ((1.01, True), (0.99, False)):
-            each = factor * (switch + takes) / (count - FIRST / 7.0)  # at 7 s a captured step, to a thousandth
-            worked = several(processors, threads)
-            found = begun(Made(clock), {8: count}, each)
-            assert worked.done == ([(8, "start")] if pays else [])
-            assert found.choice.coming == ((8,) if pays else ())
-            assert found.choice.captured == (8,)
+    for factor, pays in ((1.01, True), (0.99, False)):
+        each = factor * switch / (count - FIRST / 7.0)  # at 7 s a captured step, to a thousandth
+        worked = several(processors, processors - 1)
+        found = begun(Made(clock), {8: count}, each)
+        assert worked.done == ([(8, "start")] if pays else [])
+        assert found.choice.coming == ((8,) if pays else ())
+        assert found.choice.captured == (8,)
+
+
+def test_a_fit_that_uses_all_processors_waits_for_the_compiler(clock, several):
+    """Beside the compiler's process, each of its operations would wait for a processor."""
+    for each, pays in ((1.01 * FIRST / 1000, True), (0.99 * FIRST / 1000, False)):
+        clock.loaded, worked = False, several(2, 2)
+        found = begun(Made(clock), {8: 1000}, each)
+        assert worked.done == []
+        assert (found.choice.lengths, found.choice.captured) == (((8,), ()) if pays else ((), (8,)))
 
 
 def test_nothing_is_begun_that_ends_after_the_fit(clock, several):
@@ -764,7 +772,7 @@ def test_nothing_is_begun_that_ends_after_the_fit(clock, several):
     many = FIRST / 0.01 + SECONDS["switch"] / 0.01
     assert choose("auto", ways, {8: math.floor(0.99 * many)}).choice.coming == ()
     assert choose("auto", ways, {8: math.ceil(1.01 * many)}).choice.coming == (8,)
-    assert len(worked.made) == 1
+    assert worked.done == [(8, "start")]
 
 
 def test_resumed_with_coming_begins_again(clock, several):
