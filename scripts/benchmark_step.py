@@ -3,8 +3,7 @@
 The contenders (see `contenders.py`):
 
 * ``stock``: `pyro.infer.SVI` with its defaults.
-* ``eager``, ``compiled``: eager and compiled steps of a pyro_vi fit. ``compiled_long``: those of a fit that is so long
-  that it takes eight steps per call.
+* ``eager``, ``captured``, ``compiled``: the steps of a pyro_vi fit, taken in these three ways.
 * ``torch``: the loss by hand in PyTorch. ``torch_compiled``: the same under `torch.compile`.
 * ``numpyro_update``, ``numpyro_scan``: NumPyro in float32 on the CPU, with one compiled step or one pass over the data
   per call.
@@ -64,12 +63,11 @@ from pyro_vi.support import versions
 
 RATIOS = (
     *(("compiled", other) for other in ("stock", "torch", "torch_compiled", "numpyro_update", "numpyro_scan")),
-    ("compiled_long", "numpyro_scan"),
+    ("captured", "stock"),
+    ("captured", "torch"),
     ("eager", "stock"),
 )
-Way = Literal[
-    "stock", "torch", "torch_compiled", "numpyro_update", "numpyro_scan", "eager", "compiled", "compiled_long"
-]
+Way = Literal["stock", "torch", "torch_compiled", "numpyro_update", "numpyro_scan", "eager", "captured", "compiled"]
 TURN = 0.05
 """Least seconds of a turn."""
 

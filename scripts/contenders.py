@@ -21,6 +21,7 @@ from pyro.contrib.zuko import ZukoToPyro
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
+from pyro_vi.compiling import Compile
 from pyro_vi.data import load
 from pyro_vi.estimators.table import get
 from pyro_vi.fitting import Loop, Settings
@@ -219,10 +220,10 @@ def in_numpyro(problem: Problem, scan: bool) -> Steps:
     return steps
 
 
-def ours(problem: Problem, compile: bool, planned: int = 10**6) -> Steps:
-    """Steps of `pyro_vi.fit` on the same, unchanged programs; a call takes several if it can."""
+def ours(problem: Problem, compile: Compile) -> Steps:
+    """Steps of `pyro_vi.fit` on the same, unchanged programs."""
     data = load(problem.rows(), heldout=0.0)
-    settings = Settings(planned, BATCH, "constant", None, beta=1.0, warmup=0, seed=0, kept=())
+    settings = Settings(10**6, BATCH, "constant", None, beta=1.0, warmup=0, seed=0, kept=())
     pair = build_pair(*programs(problem), data)
     loop = Loop(pair, problem.elbo(), data, settings, lambda p: torch.optim.Adam(p, LR, fused=True), compile=compile)
 
@@ -240,16 +241,14 @@ WAYS: dict[str, Callable[[Problem], Steps]] = {
     "numpyro_update": partial(in_numpyro, scan=False),
     "numpyro_scan": partial(in_numpyro, scan=True),
     "eager": partial(ours, compile=False),
+    "captured": partial(ours, compile="captured"),
     "compiled": partial(ours, compile=True),
-    "compiled_long": partial(ours, compile=True, planned=10**9),
 }
-COMPILED = ("torch_compiled", "numpyro_update", "numpyro_scan", "compiled", "compiled_long")  # contenders that compile
+COMPILED = ("torch_compiled", "numpyro_update", "numpyro_scan", "compiled")  # contenders that compile
 
 
 def missing(way: str, objective: str) -> str:
     """Return why a contender cannot run an objective; empty if it can."""
-    if way == "compiled_long" and objective in ("iwae", "flow"):
-        return "eight steps per call take a minute or more to compile"
     if way.startswith("numpyro") and objective == "flow":
         return "NumPyro has no flows that are conditioned on each datum"
     package = "zuko" if objective == "flow" else "numpyro" if way.startswith("numpyro") else "torch"
