@@ -168,7 +168,8 @@ def capture(elbo: ELBO, pair: Pair, args: Batch, parameters: Sequence[Tensor]) -
 def _recorded(evaluation: Callable[..., Any], inputs: Sequence[Tensor], marks: "_Marks") -> Recording:
     try:
         return record(evaluation, *inputs, watch=marks.start)
-    except (NotImplementedError, Missing):  # a trace knows more kinds of tensors, and needs other parts of torch
+    except (NotImplementedError, Missing, RuntimeError):
+        # A trace knows more kinds of tensors, knows which numbers are constants, and needs other parts of torch.
         marks.start(None)
         module = trace(evaluation, *inputs)
         return Recording(module.graph, module)
