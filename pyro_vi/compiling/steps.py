@@ -63,7 +63,6 @@ class CompiledSteps:
         self.whole, self.eager = whole, eager
         self.steps: dict[tuple[int, int], Compiled] = {}
         self.raising: set[int] = set()
-        self.single = False  # no call takes several steps
         self.kinds: dict[int, list[tuple[tuple[int, ...], torch.dtype]]] = {}
 
     def __call__(
@@ -121,7 +120,7 @@ class CompiledSteps:
 
     def short(self, length: int) -> bool:
         """True if steps on batches of this length are so short that the overhead of a call matters."""
-        return not self.single and sum(p.numel() for p in self.whole.parameters) * length < SHORT
+        return sum(p.numel() for p in self.whole.parameters) * length < SHORT
 
     def trace(self, length: int, sources: Sequence[Sequence[Tensor]]) -> fx.GraphModule:
         """Return the graph of a step for batches of a length; its loss and gradients are proved.

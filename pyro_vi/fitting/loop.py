@@ -173,7 +173,9 @@ class Loop:
         """Take the remaining steps of an epoch, up to step ``last``; yield after each call."""
         now = self.position
         for rows, source, many in self._deal(last):
-            now.batch += self.steps.take(rows, source, many)
+            # Taken first: a call that ends at a step that is left out moves the position itself.
+            taken = self.steps.take(rows, source, many)
+            now.batch += taken
             yield
             if now.step == last:
                 return

@@ -278,9 +278,7 @@ class Steps(Guarded):
                 raise NoGraph(f"optimizer {name} keeps its step sizes as Python numbers, which a graph would freeze")
             whole = WholeStep(losses, stepper.optimizer, stepper.clip_norm, rate, summed=stepper.summed)
             whole.set([(self.used[0], self.used[1] * ratio)] * MANY)
-            found = CompiledSteps(whole, self._descend)
-            found.single = settings.nonfinite != "stop"  # a step that is left out ends a call
-            return found
+            return CompiledSteps(whole, self._descend)
 
         columns: list[Batch] = []
 

@@ -374,7 +374,7 @@ def test_what_cannot_be_asked_for_is_refused():
 @pytest.mark.parametrize(
     ("model", "nonfinite", "together"),
     [(mean, "skip", True), (rooted, "restore", True), (rooted, "skip", False), (mean, "restore", False)],
-    ids=["loss, skip, many steps", "gradient, restore, many steps", "gradient, skip", "loss, restore"],
+    ids=["loss, skip, several in a call", "gradient, restore, several in a call", "gradient, skip", "loss, restore"],
 )
 def test_compiled_steps_do_as_eager_ones(model, nonfinite, together, monkeypatch, tmp_path):
     if together:
@@ -388,9 +388,7 @@ def test_compiled_steps_do_as_eager_ones(model, nonfinite, together, monkeypatch
         "batch_size": 1,
     }
     eager, compiled = (run(model, rows(7), compile=compile, **options) for compile in (False, True))
-    assert (
-        compiled.compiled and compiled.choice and not compiled.choice.together
-    )  # also where several in a call would pay
+    assert compiled.compiled and bool(compiled.choice and compiled.choice.together) == together
     assert (compiled.skipped, compiled.restored) == (eager.skipped, eager.restored) and eager.skipped == 5
     for name, value in eager.params.items():
         torch.testing.assert_close(compiled.params[name], value, rtol=1e-9, atol=1e-12)
