@@ -195,21 +195,15 @@ class _Plan:
     def bind(self, inputs: Sequence[Tensor]) -> tuple[list[Call], list[Tensor]]:
         """Return the calls on these inputs, and the tensors in which their results are."""
         given, at, calls = iter(inputs), dict[fx.Node, Any](), list[Call]()
-        memories: dict[int, Tensor] = {}
         for node in self.nodes[:-1]:
             if node.op == "placeholder":
                 at[node] = next(given)
-                memories[self.of[node][0][0]] = at[node]
                 continue
             if node.op == "get_attr":
                 at[node] = getattr(self.module, str(node.target)).detach()
-                memories[self.of[node][0][0]] = at[node]
                 continue
             args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), at.__getitem__)
-            if not isinstance(node.target, OPERATION):  # an item of several results
-                at[node] = node.target(*args, **kwargs)
-                continue
-            if self._is_view(node):
+            if not isinstance(node.target, OPERATION) or self._is_view(node):  # an item of several results, or a view
                 at[node] = node.target(*args, **kwargs)
                 continue
             at[node] = self._place(node, args, kwargs)  # with None where the operation gives none

@@ -16,7 +16,7 @@ from pyro_vi.data import Batch
 from pyro_vi.errors import NoGraph
 from pyro_vi.programs import Pair, evaluating, isolated, swapped
 from pyro_vi.support.torch_internals import times_changed
-from pyro_vi.tracing import reason, same_twice, trace
+from pyro_vi.tracing import same_twice, trace
 
 Numbers = Callable[[Batch, int | None], Mapping[str, Tensor]]
 
@@ -86,8 +86,5 @@ def replayed(pair: Pair, rows: Batch, numbers: Numbers) -> Replayed | None:
     """Return a function of rows as a replayed graph, or None if there is none."""
     try:
         return Replayed(pair, rows, numbers)
-    except NoGraph:
-        return None
-    except Exception as error:  # the programs may raise in a trace only; the record will run them
-        reason(error)
+    except Exception:  # no graph, or an error of the programs: the record runs them, and tells it
         return None
