@@ -7,7 +7,7 @@ loss, in nats per datum. `WAYS` has all contenders by name. `missing` says why o
 import itertools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -155,16 +155,21 @@ def in_torch(problem: Problem, compiled: bool) -> Steps:
     plain = hand_written(problem.objective, model, guide)
     loss_of = torch.compile(plain, dynamic=False) if compiled else plain
     optimizer = torch.optim.Adam([*model.parameters(), *guide.parameters()], LR, fused=True)
-    batches = itertools.cycle(problem.rows().split(BATCH))
+    return descending(loss_of, optimizer, problem.rows().split(BATCH))
+
+
+def descending(loss_of: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, batches: Sequence[Tensor]) -> Steps:
+    """Steps of an optimizer on the loss of one batch after the other, which is a sum over the data, written by hand."""
+    dealt = itertools.cycle(batches)
 
     def steps(count: int) -> float:
-        for x in itertools.islice(batches, count):
+        for x in itertools.islice(dealt, count):
             optimizer.zero_grad()
             loss = loss_of(x)
             loss.backward()
             optimizer.step()
             value = loss.item()
-        return value / BATCH
+        return value / len(batches[0])
 
     return steps
 

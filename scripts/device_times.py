@@ -201,15 +201,4 @@ def by_hand(size: str, batch: int, rows: Tensor, compiled: bool) -> Callable[[in
 
     loss_of = torch.compile(plain, dynamic=False) if compiled else plain
     optimizer = _adam([*model.parameters(), *guide.parameters()])
-    batches = itertools.cycle(rows.split(batch))
-
-    def steps(count: int) -> float:
-        for x in itertools.islice(batches, count):
-            optimizer.zero_grad()
-            loss = loss_of(x)
-            loss.backward()
-            optimizer.step()
-            value = loss.item()
-        return value / batch
-
-    return steps
+    return contenders.descending(loss_of, optimizer, rows.split(batch))
