@@ -1,4 +1,4 @@
-"""Whether captured and compiled steps are right on this device, and how fast they are: `python scripts/check_device.py`.
+"""Proofs and times of captured and compiled steps on this device: `python scripts/check_device.py`.
 
 By default the device is the GPU if there is one, and else the CPU. A run takes less than ten minutes on a GPU: a part that
 would start after the time of ``--minutes`` is left out, and the table says so. ``--small`` takes a few steps of few pairs.

@@ -158,7 +158,9 @@ def in_torch(problem: Problem, compiled: bool) -> Steps:
     return descending(loss_of, optimizer, problem.rows().split(BATCH))
 
 
-def descending(loss_of: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, batches: Sequence[Tensor]) -> Steps:
+def descending(
+    loss_of: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, batches: Sequence[Tensor]
+) -> Steps:
     """Steps of an optimizer on the loss of one batch after the other, which is a sum over the data, written by hand."""
     dealt = itertools.cycle(batches)
 

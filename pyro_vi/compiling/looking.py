@@ -1,4 +1,4 @@
-"""What a flat graph does, seen in one run on real inputs.
+"""One run of a flat graph on real inputs, which shows the value of each node and the memory that is changed.
 
 * `look` runs a graph and returns what it has `Seen`: the value of each node, and the memory that is changed.
 * `memory`, `tensors`, `written`, `writes`, `is_random` and `name_of` say what values and operations are.

@@ -78,7 +78,7 @@ class Library:
     """A shared library in the folder of compiled code.
 
     Args:
-        name: a name that stands for all that the code depends on.
+        name: name of the file, a digest of all that the code depends on.
 
     Attributes:
         path: the file, which exists if the library is complete.

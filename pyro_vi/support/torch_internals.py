@@ -109,7 +109,7 @@ def make_fx(function: Callable[..., Any], **options: Any) -> Callable[..., fx.Gr
 
 
 class Looks(NamedTuple):
-    """What a node of a graph says of its tensor.
+    """Dtype and device of the tensor of a node, which are all that a trace notes of it.
 
     Attributes:
         dtype: its dtype.

@@ -102,7 +102,7 @@ def _linear(graph: fx.Graph, node: Any) -> fx.Node | None:
 
 
 def _through(node: Any) -> Any:
-    """What a node is a view of, where nothing else uses the views."""
+    """Return the node behind a chain of views, each of which has one user; the node itself if it is no such view."""
     while isinstance(node.target, OPERATION) and schema(node.target).name in VIEWS and len(node.users) == 1:
         node = node.args[0]
     return node

@@ -15,7 +15,7 @@ LATENT, HIDDEN, BATCH, LR = 8, 64, 128, 3e-3
 
 
 def in_pyro_vi(compile: Any, passes: int, draws: int) -> None:
-    """`pyro_vi.compare`; its fits do not tell of their estimator, so that only the second one is told of."""
+    """Run `pyro_vi.compare`, and print the bounds of its second fit; records do not name the estimator of their fit."""
     import pyro_vi
 
     fits: list[str] = []

@@ -1,4 +1,4 @@
-"""What the programs of this folder print, one JSON line for each number, as soon as it is known.
+"""Output of the programs of this folder: one JSON line for each number, as soon as it is known.
 
     python scripts/solutions/mnist.py torch --passes 2 --rows 2000
 

@@ -365,7 +365,7 @@ def test_nothing_is_begun_for_another_device():
 
 
 class Killed(BaseException):
-    """What ends a fit between two steps, as a signal would."""
+    """An error that ends a fit between two steps, as a signal would."""
 
 
 @pytest.fixture

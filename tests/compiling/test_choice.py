@@ -631,7 +631,7 @@ def several(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Work
 def begun(
     made: Made, coming: dict[int, int], each: float = 1.0, mode: Any = "auto", before: Any = None, eager: float = 20.0
 ) -> Chosen:
-    """What is chosen if compiling saves ``each`` seconds of a captured step; see `asked`."""
+    """Return the choice if compiling saves ``each`` seconds of a captured step; see `asked`."""
     made.of_captured = dict.fromkeys(coming, 7.0 + each - UPDATE)
     estimate = unasked if before else lambda n: Estimate(eager, 7.0, made.nodes, UPDATE, CHANGED)
     return choose(mode, Ways(made.capture, made.compile, sources, estimate), coming, before)

@@ -1,4 +1,4 @@
-"""What is drawn while the epoch before is used has the same bits, and the thread ends."""
+"""Values that a thread draws during the epoch before have the same bits, and the thread ends."""
 
 import threading
 
