@@ -119,7 +119,7 @@ def audit_pair(
         evaluators = {
             name: Evaluator(elbo, pair, args, parameters, vectorize, draws) for name, elbo in estimators.items()
         }
-        measured = costs({name: evaluator.once for name, evaluator in evaluators.items()}, seconds=0.02)
+        measured = costs({name: evaluator.once for name, evaluator in evaluators.items()}, seconds=0.1)
         references = _references(estimators)
         for name, elbo in estimators.items():
             records[name] = Record(
