@@ -101,7 +101,7 @@ class Total:
         >>> for part in torch.tensor([[0.0], [1.0], [2.0], [3.0]]).split(2):
         ...     total.add(part)
         >>> [round(float(value), 4) for value in total.sums()]
-        [3.4402, 6.1454]
+        [3.4402, 6.1451]
     """
 
     def __init__(self, draws: int, tail: Tail) -> None:
