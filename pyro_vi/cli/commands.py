@@ -105,7 +105,9 @@ class FittingCommand(PairCommand):
     stop: Literal["converged", "heldout"] | None = None
     """End the fit when its loss has converged, or when no record is better (heldout); the best record is then the result."""
     patience: int = 20
-    """Records without a higher held-out ELBO after which --stop heldout ends the fit; a fit has about 100 records."""
+    """Records without a higher held-out ELBO after which --stop heldout ends the fit."""
+    records: int = 100
+    """Records, evenly spread over the fit; each takes as long as a few steps."""
     compile: Literal["auto", "yes", "captured", "no"] = "auto"
     """Steps: captured and compiled where that saves time, compiled or captured (an error if impossible), or eager."""
     out: str | None = None

@@ -28,12 +28,12 @@ from pyro_vi.fitting.optimizers import Recipe
 from pyro_vi.fitting.plateau import height_of
 from pyro_vi.fitting.progress import Progress
 from pyro_vi.fitting.records import Records
-from pyro_vi.fitting.settings import Position, Settings
+from pyro_vi.fitting.settings import Options, Position, Settings
 from pyro_vi.fitting.stepping import running
 from pyro_vi.fitting.steps import Steps
 from pyro_vi.programs import Pair
 
-LOGGED = 100
+LOGGED = Options.records
 """Number of regular records in a fit."""
 
 
@@ -83,7 +83,7 @@ class Loop:
         self.chosen: int | None = None
         self.history: list[dict[str, Any]] = []
         self.snapshots: dict[int, dict[str, Tensor]] = {}
-        self.every, self.tenth = (max(1, settings.steps // often) for often in (LOGGED, 10))
+        self.every, self.tenth = (max(1, settings.steps // often) for often in (settings.records or LOGGED, 10))
 
     @property
     def position(self) -> Position:

@@ -127,7 +127,7 @@ CONFIG: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("model", "guide", "data", "elbo"), _text),
     **dict.fromkeys(("optimizer", "schedule"), lambda value: value is None or _text(value)),
     **dict.fromkeys(("seed", "steps", "batch_size", "warmup"), _whole),
-    **dict.fromkeys(("cycles", "accumulate"), _optional(_whole)),
+    **dict.fromkeys(("cycles", "accumulate", "records"), _optional(_whole)),
     "free_bits": _optional(_number),
     **dict.fromkeys(("shuffle", "drop_last"), _flag),
     **dict.fromkeys(("code", "versions", "elbo_options"), _optional(_mapping)),

@@ -68,6 +68,7 @@ class Options:
     free_bits: Real | None = None
     stop: str | None = None
     patience: Whole = 20
+    records: Whole = 100
     seed: Whole = 0
     starts: Whole = 1
     out: str | Path | None = None
@@ -82,9 +83,10 @@ class Options:
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:
             raise UsageError("give steps or epochs, not both")
-        counts = (("steps", 1), ("epochs", 1), ("batch_size", 1), ("warmup", 0), ("patience", 1), ("starts", 1))
-        for name, least in counts:
-            self._set(name, partial(whole, least=least), optional=name not in ("warmup", "patience", "starts"))
+        for name in ("steps", "epochs", "batch_size"):
+            self._set(name, partial(whole, least=1), optional=True)
+        for name, least in (("warmup", 0), ("patience", 1), ("records", 1), ("starts", 1)):
+            self._set(name, partial(whole, least=least))
         self._set("seed", lambda name, value: seed_from(value))
         self._set("beta", beta_of)
         self._set("cycles", partial(whole, least=1), optional=True)
@@ -196,6 +198,7 @@ class Settings:
     free_bits: float | None = None
     accumulate: int | None = None  # None for 1, as in the configurations of older runs
     average: str | None = None
+    records: int | None = None  # None for the default, as in the configurations of older runs
 
     def __post_init__(self) -> None:
         if self.warmup > self.steps:

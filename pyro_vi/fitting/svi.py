@@ -54,6 +54,7 @@ def fit(
     free_bits: Real | None = Options.free_bits,
     stop: str | None = Options.stop,
     patience: Whole = Options.patience,
+    records: Whole = Options.records,
     seed: Whole = Options.seed,
     starts: Whole = Options.starts,
     out: str | Path | None = Options.out,
@@ -117,8 +118,10 @@ def fit(
             ``"heldout"`` ends it if ``patience`` records have brought no higher held-out ELBO (or log predictive density,
             where latents are shared); the result has the parameters of the best record, see ``best`` of the run. All records
             then use the same draws. With either, the schedule is ``"constant"`` by default.
-        patience: number of records without a better one after which ``stop="heldout"`` ends the fit; a fit has about 100.
+        patience: number of records without a better one after which ``stop="heldout"`` ends the fit; see ``records``.
             Records during the warm-up do not count.
+        records: number of records, evenly spread over the fit; the first and the last step have one in any case. A record
+            takes as long as a few steps, because it evaluates up to 1000 training rows and as many held-out rows.
         seed: seed of the initial parameters, the order of the data and the draws; equal seeds give equal bits.
         starts: number of fits from other initial parameters, those of ``seed``, ``seed + 1`` and so on; data and draws are the
             same. The best by its held-out ELBO is the result (by its training ELBO, if nothing is held out), and `Run.starts`
@@ -170,6 +173,7 @@ def fit(
         free_bits=free_bits,
         stop=stop,
         patience=patience,
+        records=records,
         seed=seed,
         starts=starts,
         out=out,
@@ -254,6 +258,7 @@ def fit_pair(
         free_bits=options.free_bits,
         accumulate=options.accumulate if options.accumulate > 1 else None,
         average=average_of(options.average, recipe.name),
+        records=options.records if options.records != Options.records else None,
     )
     config = {
         **names,

@@ -65,6 +65,7 @@ def test_an_epoch_is_as_many_steps_as_it_has_batches(few_records, monkeypatch):
         ({"steps": 1.5}, "steps must be a whole number of at least 1, not 1.5"),
         ({"steps": True}, "steps must be a whole number of at least 1, not True"),
         ({"batch_size": "64"}, "batch_size must be a whole number of at least 1, not '64'"),
+        ({"records": 0}, "records must be a whole number of at least 1, not 0"),
         ({"seed": 2**70}, "seed must be a whole number from 0 to 9223372036854775807"),
         ({"snapshots": (2.0, -1.0)}, "each of snapshots must be a number of at least 0, not -1.0"),
         ({"snapshots": (0.5, 2)}, "snapshots must be fractions of the fit, from 0 to 1, not 2.0"),

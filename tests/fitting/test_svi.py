@@ -119,6 +119,19 @@ def test_networks_of_functions_are_not_changed(pair):
     assert all(not torch.equal(run.snapshots[0][name], run.snapshots[6][name]) for name in run.snapshots[0])
 
 
+@pytest.mark.parametrize(
+    ("records", "steps"),
+    [(1, [1, 24]), (4, [1, 6, 12, 18, 24]), (5, [1, 4, 8, 12, 16, 20, 24]), (100, list(range(1, 25)))],
+    ids=str,
+)
+def test_the_number_of_records_is_as_asked_and_changes_no_step(records, steps):
+    """An interval of ⌊24 / records⌋ steps; the records draw from their own generators."""
+    run = quick(steps=24, records=records)
+    assert [record["step"] for record in run.history] == steps
+    assert run.config["records"] == (None if records == 100 else records)
+    assert same(dict(quick(steps=24).pair.named_parameters()), dict(run.pair.named_parameters()))
+
+
 @pytest.mark.parametrize("ending", ["done", "not finite", "refused", pytest.param("interrupted", marks=in_main_thread)])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_global_state_is_as_before(ending, threads):
