@@ -33,6 +33,7 @@ def in_pyro_vi(compile: Any, passes: int, draws: int) -> None:
         epochs=passes,
         audit_draws=draws,
         compile=compile,
+        records=passes,
         progress=False,
         callbacks=record,
     )

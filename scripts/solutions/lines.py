@@ -32,8 +32,8 @@ def solve(ways: Mapping[str, Callable[..., None]], description: str | None, **si
 
 
 def ours(function: Callable[..., None]) -> dict[str, Callable[..., None]]:
-    """Return the three ways of pyro_vi, by name, from a function of ``compile`` and the sizes."""
-    modes = {"auto": "auto", "eager": False, "compiled": True}
+    """Return the ways of pyro_vi, by name, from a function of ``compile`` and the sizes."""
+    modes = {"auto": "auto", "eager": False, "captured": "captured", "compiled": True}
 
     def way(mode: Any) -> Callable[..., None]:
         return lambda **sizes: function(mode, **sizes)

@@ -1,8 +1,8 @@
 """A VAE 784-400-z40 with ReLU on statically binarised MNIST: batches of 128, Adam at 1e-3, the analytic KL.
 
 All ways fit the same model on the same rows and evaluate the same held-out rows: the first 1000 of a fixed random order after
-each pass (pyro_vi: 100 times in a fit, as always, and as many training rows), and all 10,000 at the end, one draw each. The
-ways in PyTorch, Pyro and NumPyro leave out the last, short batch of a pass; pyro_vi takes it, as it does by default.
+each pass (pyro_vi also as many training rows, and after the first step), and all 10,000 at the end, one draw each. The ways in
+PyTorch, Pyro and NumPyro leave out the last, short batch of a pass; pyro_vi takes it, as it does by default.
 """
 
 import os
@@ -38,7 +38,7 @@ def in_pyro_vi(compile: Any, passes: int, rows: int) -> None:
     width = f"hidden=({HIDDEN},), activation='relu'"
     run = pyro_vi.fit(
         f"vae(latent_dim={Z}, {width})", f"diag_normal({width})", data, epochs=passes, batch_size=BATCH, lr=LR,
-        schedule="constant", compile=compile, progress=False,
+        schedule="constant", compile=compile, records=passes, progress=False,
         callbacks=lambda record: tell(heldout=record["heldout_elbo"], seen=record["epoch"]),
     )  # fmt: skip
     tell(note=run.choice.note if run.choice else "")
