@@ -86,10 +86,7 @@ TASKS = {
         "a deep Markov model of chorales, 20 passes",
         -9.0,
         ("--passes", "1", "--rows", "20", "--steps", "8"),
-        {
-            "torch_compiled": "it unrolls 129 steps, which takes minutes to compile",
-            "numpyro": "its chains need a program of another kind (`scan` in model and guide), which is not written yet",
-        },
+        {"torch_compiled": "it unrolls 129 steps, which takes minutes to compile"},
     ),
     "compared": Task(
         "two estimators compared on digits",

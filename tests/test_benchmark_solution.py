@@ -111,8 +111,10 @@ def test_what_is_left_out_is_said(benchmark, monkeypatch):
     assert benchmark.missing("mnist", "stock") == "PYRO_VI_DATA is not set"
     assert benchmark.missing("regression", "numpyro") == "numpyro is not installed: pip install 'pyro-vi[bench]'"
     assert benchmark.missing("regression", "stock") == ""
-    # MNIST has every contender.
+    # MNIST has every contender, and the chorales all but one.
     monkeypatch.setenv("PYRO_VI_DATA", "folder")
+    assert benchmark.missing("chorales", "numpyro").startswith("numpyro is not installed")
+    assert [*benchmark.TASKS["chorales"].absent] == ["torch_compiled"]
     assert all(why == "" for why in (benchmark.missing("mnist", way) for way in ("stock", "torch", "torch_compiled")))
     assert not benchmark.TASKS["mnist"].absent
 
@@ -145,6 +147,16 @@ def test_pyro_vi_solves_the_problems_on_larger_data(benchmark):
     for program, digits in (("mnist", 0.3), ("chorales", 0.3)):
         ours, torch = finals(program, ("pyro_vi_eager", "torch"), *benchmark.TASKS[program].small).values()
         assert ours[-1] == pytest.approx(torch[-1], rel=digits)
+
+
+@pytest.mark.slow
+@NEEDS_DATA
+def test_numpyro_solves_the_chorales(benchmark):
+    """Of another start and other draws: bounds of the same size as in PyTorch, after a few steps."""
+    pytest.importorskip("numpyro")
+    numpyro, torch = finals("chorales", ("numpyro", "torch"), *benchmark.TASKS["chorales"].small).values()
+    assert len(numpyro) == 2
+    assert numpyro == pytest.approx(torch, rel=0.1)
 
 
 @pytest.mark.slow

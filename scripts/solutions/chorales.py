@@ -2,8 +2,8 @@
 
 All ways fit the same model to the same rows, batches of 20 chorales, with Adam at 1e-2 which falls to 0 along a cosine, and a
 weight of the KL that rises to 1 over the first half of the steps. The bound is the held-out ELBO of the test chorales per time
-step, one draw, after each pass. The ways in PyTorch and stock Pyro leave out the last, short batch of a pass, and draw the path
-step after step as Pyro's own example does.
+step, one draw, after each pass. The ways in PyTorch, stock Pyro and NumPyro leave out the last, short batch of a pass, and draw
+the path step after step as Pyro's own example does.
 """
 
 import math
@@ -184,6 +184,13 @@ def in_torch(passes: int, rows: int, steps: int) -> None:
     _followed(step, scheduler.step, bound, columns, passes)
 
 
+def in_numpyro(passes: int, rows: int, steps: int) -> None:
+    """`numpyro.infer.SVI` in single precision, with a whole pass over the data in one compiled `jax.lax.scan`."""
+    from chorales_numpyro import follow
+
+    follow(arrays(rows, steps), passes)
+
+
 def _followed(step: Any, anneal: Any, bound: Any, columns: list[Any], passes: int) -> None:
     """Take the steps of all passes, and tell of the held-out bound per time step after each pass."""
     import torch
@@ -199,7 +206,7 @@ def _followed(step: Any, anneal: Any, bound: Any, columns: list[Any], passes: in
     tell(final=sum(bound(test, ends) for _ in range(10)) / 10 / count)
 
 
-WAYS = {"stock": in_pyro, "torch": in_torch, **ours(in_pyro_vi)}
+WAYS = {"stock": in_pyro, "torch": in_torch, "numpyro": in_numpyro, **ours(in_pyro_vi)}
 
 if __name__ == "__main__":
     solve(WAYS, __doc__, passes=20, rows=229, steps=129)
