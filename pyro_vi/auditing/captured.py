@@ -25,20 +25,18 @@ from pyro_vi.errors import NoGraph
 from pyro_vi.estimators.traits import differentiable_loss
 from pyro_vi.programs import Pair, swapped
 from pyro_vi.support import kept_generators
-from pyro_vi.support.private import Missing
 from pyro_vi.support.torch_internals import graph_in_the_making, make_fx, schema
 from pyro_vi.tracing import (
     OPERATION,
     Draw,
-    Recording,
     Replay,
     copied,
     faster,
+    flat,
     is_random,
     lifted,
     reason,
     record,
-    trace,
     without_values,
 )
 
@@ -150,12 +148,12 @@ def capture(elbo: ELBO, pair: Pair, args: Batch, parameters: Sequence[Tensor]) -
         # The estimator examines the pair in its first call; this must not become part of the graph.
         differentiable_loss(elbo, pair, args)
         try:
-            found = _recorded(evaluation, inputs, marks)
+            found = flat(evaluation, *inputs, watch=marks.start)
             draws, complete = lifted(found.graph, marks.site)
             if any(schema(node.target).is_mutable for node in found.graph.nodes if isinstance(node.target, OPERATION)):
                 # Operations in place cannot be batched; a second pass replaces them.
-                flat = make_fx(functionalize(found.module()), decomposition_table=BATCHABLE)
-                graph = flat(*inputs, *(draw.make() for draw in draws))
+                again = make_fx(functionalize(found.module()), decomposition_table=BATCHABLE)
+                graph = again(*inputs, *(draw.make() for draw in draws))
             else:
                 _batchable(found.graph)
                 graph = found.module()
@@ -163,16 +161,6 @@ def capture(elbo: ELBO, pair: Pair, args: Batch, parameters: Sequence[Tensor]) -
             raise NoGraph(reason(error)) from error
     without_values(graph.graph)
     return Captured(graph, tuple(draws), complete)
-
-
-def _recorded(evaluation: Callable[..., Any], inputs: Sequence[Tensor], marks: "_Marks") -> Recording:
-    try:
-        return record(evaluation, *inputs, watch=marks.start)
-    except (NotImplementedError, Missing, RuntimeError):
-        # A trace knows more kinds of tensors, knows which numbers are constants, and needs other parts of torch.
-        marks.start(None)
-        module = trace(evaluation, *inputs)
-        return Recording(module.graph, module)
 
 
 def _batchable(graph: fx.Graph) -> None:

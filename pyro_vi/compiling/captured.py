@@ -49,7 +49,7 @@ class CapturedSteps:
         kept = [*losses.held.tensors, losses.weight_now]
         beside = tuple(range(1, 1 + len(graph.fitted)))
         with proving():
-            replay = Replay(graph.module, [*kept, *sources[0]], len(kept), self.copied(sources[0]), beside)
+            replay = Replay(graph.recording, [*kept, *sources[0]], len(kept), self.copied(sources[0]), beside)
             if losses.weight_now.is_cuda:
                 record(replay)
             for source in sources:

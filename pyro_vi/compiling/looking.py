@@ -13,12 +13,10 @@ from torch import Tensor, fx
 
 from pyro_vi.errors import NoGraph
 from pyro_vi.support.torch_internals import memory, schema
+from pyro_vi.tracing import OPERATION, Recording
 
 _NORMS = {"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"}
 """Operations that change their fourth and fifth operand, the running statistics, although their schema does not say so."""
-
-OPERATION = type(torch.ops.aten.add.Tensor)
-"""Type of the operations in a graph."""
 
 
 @dataclass
@@ -38,11 +36,11 @@ class Seen:
     changed: set[int]
 
 
-def look(module: fx.GraphModule, inputs: Sequence[Tensor], free: Sequence[int] = ()) -> Seen:
+def look(recording: Recording, inputs: Sequence[Tensor], free: Sequence[int] = ()) -> Seen:
     """Run a graph once on real inputs, and note every value and the memory that is changed.
 
     Args:
-        module: the graph.
+        recording: the graph.
         inputs: its inputs.
         free: positions of inputs that it may change.
 
@@ -55,12 +53,12 @@ def look(module: fx.GraphModule, inputs: Sequence[Tensor], free: Sequence[int] =
     given = iter(inputs)
     places = []
     with torch.no_grad():
-        for node in module.graph.nodes:
+        for node in recording.graph.nodes:
             if node.op == "placeholder":
                 values[node] = next(given)
                 places.append(node)
             elif node.op == "get_attr":
-                values[node] = getattr(module, str(node.target))
+                values[node] = recording.constant(node)
                 own.add(memory(values[node]))
             elif node.op == "call_function":
                 args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
@@ -71,7 +69,7 @@ def look(module: fx.GraphModule, inputs: Sequence[Tensor], free: Sequence[int] =
                     )
                 changed |= now
                 values[node] = node.target(*args, **kwargs)
-    return Seen(module.graph, values, places, changed)
+    return Seen(recording.graph, values, places, changed)
 
 
 def written(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:

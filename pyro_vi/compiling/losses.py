@@ -8,6 +8,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, fx
@@ -21,7 +22,7 @@ from pyro_vi.estimators.objective import Objective
 from pyro_vi.programs import swapped
 from pyro_vi.support import generators, set_generators
 from pyro_vi.support.torch_internals import has_gradient_hooks, times_changed, untraced
-from pyro_vi.tracing import reason, same_twice, trace
+from pyro_vi.tracing import Recording, flat, reason, same_twice, without_values
 
 Fetch = Callable[..., Batch]
 
@@ -31,16 +32,21 @@ class LossGraph:
     """A graph of ``(*parameters, *buffers, weight, *source)`` that returns loss, gradients and new buffers.
 
     Attributes:
-        module: the graph.
+        recording: the graph.
         fitted: positions of the parameters that have a gradient, in the order of the results.
         changed: positions of the buffers that the programs change, in the order of the results.
         size: number of data by which the loss of a batch is divided.
     """
 
-    module: fx.GraphModule
+    recording: Recording
     fitted: tuple[int, ...]
     changed: tuple[int, ...]
     size: int
+
+    @cached_property
+    def module(self) -> fx.GraphModule:
+        """The graph as a function."""
+        return self.recording.module()
 
     def split(self, results: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Return loss, gradients and new buffers."""
@@ -84,14 +90,14 @@ class Losses:
             with self._put_back():
                 facts: list[LossGraph] = []
 
-                def capture() -> fx.GraphModule:
+                def capture() -> Recording:
                     facts.append(self._capture(sources[0]))
-                    return facts[-1].module
+                    return facts[-1].recording
 
                 with collecting_later():
-                    module = same_twice(capture, pair.model, pair.guide)
+                    same_twice(capture, pair.model, pair.guide)
             found = facts[0]
-            assert found.module is module
+            without_values(found.recording.graph)
             for source in sources:
                 with self._put_back():
                     self._compare(found, source)
@@ -111,10 +117,10 @@ class Losses:
             self.held.adopt()
             found: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
             try:
-                module = trace(self._function(found), *inputs, state=len(self.held.tensors))
+                graph = flat(self._function(found), *inputs, state=len(self.held.tensors))
             except Exception as error:
                 raise NoGraph(reason(error)) from error
-        return LossGraph(module, *found[-1], self.objective.size(batch))
+        return LossGraph(graph, *found[-1], self.objective.size(batch))
 
     def _function(self, found: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> Callable[..., tuple[Tensor, ...]]:
         held, many = self.held, len(self.held.parameters)

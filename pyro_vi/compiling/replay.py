@@ -9,11 +9,13 @@ with outputs, or the operation itself with a copy into its place. The first that
 """
 
 import math
+from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import accumulate
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from pyro_vi.compiling.simplify import simplify
 from pyro_vi.compiling.ways import IN_PLACE, Way, method, plain, then_copied, ways_of
 from pyro_vi.support import generators, kept_generators, set_generators
 from pyro_vi.support.torch_internals import schema
+from pyro_vi.tracing import Recording
 
 Call = Callable[[], Any]
 ALIGNED = 64
@@ -34,7 +37,7 @@ class Replay:
     """A graph as a list of calls.
 
     Args:
-        module: the flat graph; it returns tensors, and changes none of its inputs.
+        graph: the flat graph; it returns tensors, and changes none of its inputs.
         inputs: example inputs. The first ``kept`` are read where they lie, in every call.
         kept: number of first inputs that are the same tensors in every call; their values may change.
         copied: positions, among the others, of inputs that are copied to a place of their own in each call. The others are read
@@ -47,9 +50,9 @@ class Replay:
         beside: the elements of the results that ``beside`` names, side by side, as one vector; None if they cannot lie so.
 
     Example:
-        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> from pyro_vi.tracing import record
         >>> weight, x = torch.ones(2), torch.tensor([1.0, 2.0])
-        >>> graph = make_fx(lambda weight, x: [(weight * x).sum()])(weight, x)
+        >>> graph = record(lambda weight, x: [(weight * x).sum()], weight, x)
         >>> replay = Replay(graph, [weight, x], kept=1, copied=(0,))
         >>> float(replay([x])[0]), float(replay([2 * x])[0])
         (3.0, 6.0)
@@ -57,7 +60,7 @@ class Replay:
 
     def __init__(
         self,
-        module: fx.GraphModule,
+        graph: Recording,
         inputs: Sequence[Tensor],
         kept: int,
         copied: Sequence[int],
@@ -70,9 +73,9 @@ class Replay:
         self._last: list[Any] = list(given)
         given = [self._places.get(i, value) for i, value in enumerate(given)]
         with kept_generators(), torch.no_grad():
-            self.module, seen = simplify(module, [*self.kept, *given], [kept + i for i in copied])
+            self.graph, seen = simplify(graph, [*self.kept, *given], [kept + i for i in copied])
             self._changing = [i for i, place in self._places.items() if memory(place) in seen.changed]
-            self._plan = _Plan(self.module, seen, beside)
+            self._plan = _Plan(self.graph, seen, beside)
             self._bind(given)
         self.beside = self._plan.vector
         self._plan.forget()
@@ -110,10 +113,10 @@ class Replay:
 class _Plan:
     """The places of a graph's values, and the functions of its calls."""
 
-    def __init__(self, module: fx.GraphModule, seen: Seen, beside: Sequence[int]) -> None:
-        self.module, self.seen = module, seen
+    def __init__(self, graph: Recording, seen: Seen, beside: Sequence[int]) -> None:
+        self.graph, self.seen = graph, seen
         self.vector: Tensor | None = None
-        self.nodes = list(module.graph.nodes)
+        self.nodes = list(graph.graph.nodes)
         self.output = self.nodes[-1]
         own = {memory(seen.values[n]) for n in self.nodes if n.op in ("placeholder", "get_attr")}
         self.own = own
@@ -154,7 +157,8 @@ class _Plan:
             if key not in self.own and key not in results:
                 ends[position].append(key)
         blocks: dict[int, Tensor] = {}
-        free: list[Tensor] = []
+        free: list[tuple[int, Tensor]] = []  # by size
+        using: dict[int, int] = defaultdict(int)  # number of memories in a block that are still needed
         for position, node in enumerate(self.nodes[:-1]):
             ending = [key for key in ends[position] if key in blocks]
             for value in tensors(self.seen.values[node]):
@@ -163,22 +167,21 @@ class _Plan:
                     continue
                 size = value.untyped_storage().nbytes()
                 heir = next((k for k in ending if self._may_take_over(node, k, value)), None)
+                at = bisect_left(free, size, key=itemgetter(0))
                 if heir is not None:
                     ending.remove(heir)
                     blocks[key] = blocks[heir]
-                    continue
-                fit = min((b for b in free if size <= len(b) <= 2 * size + 256), key=len, default=None)
-                if fit is None:
-                    fit = torch.empty(max(size, 1), dtype=torch.uint8, device=value.device)
+                elif at < len(free) and free[at][0] <= 2 * size + 256:
+                    blocks[key] = free.pop(at)[1]
                 else:
-                    free = [b for b in free if b is not fit]
-                blocks[key] = fit
-            ended = [*ending, *(key for key in ends[position] if key not in ending and key in blocks)]
-            taken = {id(blocks[key]) for key in blocks if last.get(key, -1) > position or key in results}
-            for key in ended:
-                block = blocks[key]
-                if id(block) not in taken and all(block is not b for b in free):
-                    free.append(block)
+                    blocks[key] = torch.empty(max(size, 1), dtype=torch.uint8, device=value.device)
+                using[id(blocks[key])] += 1
+            for key in ends[position]:
+                if key not in blocks:
+                    continue
+                using[id(blocks[key])] -= 1
+                if not using[id(blocks[key])]:
+                    insort(free, (len(blocks[key]), blocks[key]), key=itemgetter(0))
         return blocks
 
     def _may_take_over(self, node: fx.Node, key: int, value: Tensor) -> bool:
@@ -200,7 +203,7 @@ class _Plan:
                 at[node] = next(given)
                 continue
             if node.op == "get_attr":
-                at[node] = getattr(self.module, str(node.target)).detach()
+                at[node] = self.graph.constant(node).detach()
                 continue
             args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), at.__getitem__)
             if not isinstance(node.target, OPERATION) or self._is_view(node):  # an item of several results, or a view

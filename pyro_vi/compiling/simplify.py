@@ -23,6 +23,7 @@ from torch import Tensor, fx
 from pyro_vi.compiling.looking import OPERATION, Seen, is_random, look, memory, name_of, tensors, writes
 from pyro_vi.errors import NoGraph
 from pyro_vi.support.torch_internals import schema
+from pyro_vi.tracing import Recording
 
 FOLDED = 2**26
 """Most bytes of constants that are computed once and kept."""
@@ -35,19 +36,18 @@ _NEUTRAL = {"mul": (1.0, True), "div": (1.0, False), "add": (-0.0, True), "sub":
 """The second operand that leaves the first unchanged, and whether the two may change places; −0 + 0 is 0, and no longer −0."""
 
 
-def simplify(module: fx.GraphModule, inputs: Sequence[Tensor], free: Sequence[int] = ()) -> tuple[fx.GraphModule, Seen]:
+def simplify(recording: Recording, inputs: Sequence[Tensor], free: Sequence[int] = ()) -> tuple[Recording, Seen]:
     """Return a graph with the same results, and what a run of it shows.
 
     Args:
-        module: the flat graph; it returns tensors.
+        recording: the flat graph; it returns tensors.
         inputs: real inputs, on which it runs twice.
         free: positions of inputs that it may change.
 
     Raises:
         NoGraph: it would change another input, or a tensor of the programs.
     """
-    module = _with_views(module)
-    rewriter = _Rewriter(module, look(module, inputs, free))
+    rewriter = _Rewriter(look(_with_views(recording), inputs, free))
     small = rewriter.written()
     return small, look(small, inputs, free)
 
@@ -55,8 +55,8 @@ def simplify(module: fx.GraphModule, inputs: Sequence[Tensor], free: Sequence[in
 class _Rewriter:
     """The rules, applied to one node after the other."""
 
-    def __init__(self, module: fx.GraphModule, seen: Seen) -> None:
-        self.module, self.seen = module, seen
+    def __init__(self, seen: Seen) -> None:
+        self.seen = seen
         self.graph = fx.Graph()
         self.held: dict[str, Tensor] = {}
         self.at: dict[fx.Node, fx.Node] = {}  # the new node of an old one
@@ -67,7 +67,7 @@ class _Rewriter:
         self.place: dict[int, int] = {}  # the memory in which the values of an old memory lie, if that is another
         self.folded = 0
 
-    def written(self) -> fx.GraphModule:
+    def written(self) -> Recording:
         """Return the new graph."""
         for node in self.seen.graph.nodes:
             if node.op == "output":
@@ -80,10 +80,8 @@ class _Rewriter:
                 if memory(old) != memory(now):
                     self.place.setdefault(memory(old), self._memory(now))
             self._remember(new)
-        result = fx.GraphModule(self.held, self.graph)
-        _drop(result.graph)
-        result.recompile()
-        return result
+        _drop(self.graph)
+        return Recording(self.graph, self.held)
 
     def _own(self, results: Any) -> tuple[Any, ...]:
         """Return the results, each in memory of its own, as a caller may change them."""
@@ -113,6 +111,7 @@ class _Rewriter:
         if node.op == "get_attr":
             # A number written in a program is lifted at once. Any other tensor may be changed between two steps.
             literal = all(name_of(user).startswith("lift_fresh") for user in node.users)
+            literal = literal or bool(node.meta.get("literal"))
             return self._keep(value, constant=literal)
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), self.at.__getitem__)
         same = self._same(node, args, value)
@@ -219,20 +218,20 @@ _TURNED = ("transpose_", "t_", "squeeze_", "unsqueeze_", "as_strided_", "swapaxe
 """Operations that give a tensor another shape in place; without the last sign they make a view instead."""
 
 
-def _with_views(module: fx.GraphModule) -> fx.GraphModule:
+def _with_views(recording: Recording) -> Recording:
     """Return the graph with views in place of operations that give a tensor another shape in place.
 
     A trace lets all later operations use their result, and not the tensor that was changed.
     """
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
-    for node in module.graph.nodes:
+    for node in recording.graph.nodes:
         new = copied[node] = graph.node_copy(node, copied.__getitem__)
         if torch.Tag.inplace_view in getattr(node.target, "tags", ()):
             new.target = _viewing(node)
             assert isinstance(node.args[0], fx.Node)
             copied[node.args[0]] = new
-    return fx.GraphModule(module, graph)
+    return Recording(graph, recording.root)
 
 
 def _viewing(node: fx.Node) -> Any:

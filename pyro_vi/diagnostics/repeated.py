@@ -7,7 +7,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from pyro_vi.diagnostics.tails import Tail
 from pyro_vi.errors import NoGraph
@@ -26,7 +26,7 @@ class Repeated:
 
     Args:
         function: gives the log-weights of a number of draws, its first argument, from the tensors of the pair and the data.
-        graph: of ``function`` for a whole chunk, with its tensors.
+        whole: the graph of ``function`` for a whole chunk, with its tensors.
         inputs: the tensors of the pair and the data.
         chunk: number of draws in a chunk.
 
@@ -37,10 +37,7 @@ class Repeated:
         NoGraph: the draws depend on parameters, or the programs change a buffer.
     """
 
-    def __init__(
-        self, function: Callable[..., Tensor], graph: fx.GraphModule, inputs: Sequence[Tensor], chunk: int
-    ) -> None:
-        whole = Recording(graph.graph, graph)
+    def __init__(self, function: Callable[..., Tensor], whole: Recording, inputs: Sequence[Tensor], chunk: int) -> None:
         self._draws = _lifted(whole)
         widest = max((value.numel() for value in _values(whole)), default=1)
         self._parts = next(n for n in range(1, chunk + 1) if chunk % n == 0 and (widest <= n * CACHED or n == chunk))

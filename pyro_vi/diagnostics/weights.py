@@ -30,7 +30,7 @@ from pyro_vi.errors import InputError, NoGraph, first_line
 from pyro_vi.programs import Pair, kept_buffers, swapped
 from pyro_vi.programs.layout import key_of
 from pyro_vi.support import generators, set_generators
-from pyro_vi.tracing import put_back, reason, record, same_twice, trace
+from pyro_vi.tracing import Recording, put_back, reason, record, same_twice, trace
 
 MANY = 20
 """Chunks of draws from which a graph of them saves more time than it takes to capture."""
@@ -124,8 +124,8 @@ class Weights:
         """Capture the draws of a chunk, and return the seconds that they take; None if they cannot be captured."""
         start, inputs = generators(), self._inputs()
 
-        def graph() -> fx.GraphModule:
-            return record(lambda *i: self._weights(self._chunk, *i), *inputs, state=len(self._tensors)).module()
+        def graph() -> Recording:
+            return record(lambda *i: self._weights(self._chunk, *i), *inputs, state=len(self._tensors))
 
         try:
             with torch.no_grad():
@@ -242,14 +242,14 @@ class Weights:
             raise NoGraph(missing)
         try:
             with torch.no_grad():
-                return same_twice(self._graph, self.pair.model, self.pair.guide)
+                return same_twice(self._graph, self.pair.model, self.pair.guide).module()
         except InputError:
             raise
         except Exception as error:
             raise NoGraph(reason(error)) from error
 
-    def _graph(self) -> fx.GraphModule:
-        return trace(self._function, *self._inputs(), state=len(self._tensors))
+    def _graph(self) -> Recording:
+        return Recording.of(trace(self._function, *self._inputs(), state=len(self._tensors)))
 
     def _prove(self, graph: fx.GraphModule) -> Compiled:
         start, compiled = generators(), compile_graph(graph, self._inputs())

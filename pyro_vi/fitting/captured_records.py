@@ -16,7 +16,7 @@ from pyro_vi.data import Batch
 from pyro_vi.errors import NoGraph
 from pyro_vi.programs import Pair, evaluating, isolated, swapped
 from pyro_vi.support.torch_internals import times_changed
-from pyro_vi.tracing import same_twice, trace
+from pyro_vi.tracing import flat, same_twice, without_values
 
 Numbers = Callable[[Batch, int | None], Mapping[str, Tensor]]
 
@@ -39,7 +39,8 @@ class Replayed:
         self.pair, self.rows, self.held = pair, rows, Held(pair, list(pair.parameters()))
         self.names: list[str] = []
         with torch.no_grad(), isolated(0, validation=False), evaluating(pair):
-            graph = same_twice(lambda: trace(self._function(numbers), *copies(self._kept()), state=self._many()), pair)
+            graph = same_twice(lambda: flat(self._function(numbers), *copies(self._kept()), state=self._many()), pair)
+            without_values(graph.graph)
             self.replay = Replay(graph, self._kept(), self._many(), ())
         self._places = [value.data_ptr() for value in self._kept()]
         for seed in (1, 2):

@@ -12,7 +12,7 @@ A program that has no graph raises `pyro_vi.errors.NoGraph`.
 from pyro_vi.tracing.frozen import put_back, same_twice
 from pyro_vi.tracing.graph import reason, trace
 from pyro_vi.tracing.lifting import Draw, lifted
-from pyro_vi.tracing.recording import Recording, copied, record, without_values
+from pyro_vi.tracing.recording import Recording, copied, flat, record, without_values
 from pyro_vi.tracing.replaying import Replay
 from pyro_vi.tracing.rewriting import faster
 from pyro_vi.tracing.shapes import OPERATION, is_random
@@ -24,6 +24,7 @@ __all__ = [
     "Replay",
     "copied",
     "faster",
+    "flat",
     "is_random",
     "lifted",
     "put_back",

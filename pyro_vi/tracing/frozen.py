@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from pyro_vi.errors import NoGraph
 from pyro_vi.support import generators, set_generators
 from pyro_vi.tracing.reach import Walk
+from pyro_vi.tracing.recording import Recording
 
 
 @contextmanager
@@ -59,7 +60,7 @@ def put_back(*programs: nn.Module) -> Iterator[None]:
         before.put_back()
 
 
-def same_twice(trace: Callable[[], fx.GraphModule], *programs: nn.Module) -> fx.GraphModule:
+def same_twice(trace: Callable[[], Recording], *programs: nn.Module) -> Recording:
     """Capture twice and return the first graph; the two must be equal, and the first capture must not change Python state.
 
     The random generators and the Python state of the programs are restored.
@@ -85,15 +86,38 @@ def same_twice(trace: Callable[[], fx.GraphModule], *programs: nn.Module) -> fx.
     return first
 
 
-def _same(one: fx.GraphModule, two: fx.GraphModule) -> bool:
-    return one.code == two.code and all(
-        a is b or (isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b))
-        for a, b in zip(_constants(one), _constants(two), strict=True)
-    )
+def _same(one: Recording, two: Recording) -> bool:
+    """True if two graphs have the same operations on the same arguments, and equal constants."""
+    if len(one.graph.nodes) != len(two.graph.nodes):
+        return False
+    numbers: dict[fx.Node, int] = {}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return numbers[value]
+        if isinstance(value, list | tuple):
+            return [plain(part) for part in value]
+        if isinstance(value, dict):
+            return {key: plain(part) for key, part in value.items()}
+        if isinstance(value, slice):
+            return [plain(part) for part in (value.start, value.stop, value.step)]
+        return type(value), repr(value)  # NaN is not equal to itself
+
+    for position, (a, b) in enumerate(zip(one.graph.nodes, two.graph.nodes, strict=True)):
+        if a.op != b.op or (a.target != b.target and a.op == "call_function"):
+            return False
+        if a.op == "get_attr" and not _equal(one.constant(a), two.constant(b)):
+            return False
+        if plain((a.args, a.kwargs)) != plain((b.args, b.kwargs)):
+            return False
+        numbers[a] = numbers[b] = position
+    return True
 
 
-def _constants(graph: fx.GraphModule) -> list[Any]:
-    return [getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
+def _equal(one: Any, two: Any) -> bool:
+    if one is two:
+        return True
+    return isinstance(one, Tensor) and isinstance(two, Tensor) and one.dtype == two.dtype and torch.equal(one, two)
 
 
 def _drawn() -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 `trace` also keeps a copy of each tensor without storage, as Inductor needs it. What is replayed in Python does not need it.
 
-* `record` makes the graph, a `Recording`, with the same refusals as `trace`.
+* `record` makes the graph, a `Recording`, with the same refusals as `trace`. `flat` traces what cannot be recorded.
 * `without_values` frees its tensors, and `copied` copies it.
 * `Recorder` is the recording while it is made.
 """
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from pyro_vi.support.torch_internals import each_operation, schema
-from pyro_vi.tracing.graph import Opaque, without_items
+from pyro_vi.tracing.graph import Opaque, trace, without_items
 from pyro_vi.tracing.shapes import refuse_varying_shapes
 
 READING = "It appears that you're trying to get value out of a tracing tensor"
@@ -26,6 +26,8 @@ READ = "aten::_local_scalar_dense"
 """The operation by which Python reads a number from a tensor."""
 SAME = (torch.ops.aten.detach.default, torch.ops.aten.lift_fresh.default, torch.ops.aten.alias.default)
 """Operations whose result is their argument: no gradients are left in a graph."""
+LITERAL = torch.ops.aten.lift_fresh.default
+"""The operation that makes a tensor of numbers written in a program. The node of such a constant has ``meta["literal"]``."""
 
 
 class Recorder:
@@ -46,6 +48,7 @@ class Recorder:
         self._nodes: dict[int, fx.Node] = {}
         self._memory: set[int] = set()
         self._constant: set[int] = set()
+        self._settled: set[int] = set()
         self._kept: list[Tensor] = []
 
     def input(self, value: Tensor) -> None:
@@ -54,9 +57,8 @@ class Recorder:
         self._place(node, value)
 
     def varies(self, value: Any) -> bool:
-        """True if a tensor is an input or the result of an operation, and not a constant."""
-        node = self._nodes.get(id(value))
-        return node is not None and node.op != "get_attr"
+        """True if a tensor is an input, is random, or depends on such a tensor; False for one made of constants alone."""
+        return id(value) in self._nodes and _address(value) not in self._settled - {0}
 
     def node_of(self, value: Any) -> Any:
         """Return the node of a tensor; of a tensor from outside of the block that of a constant."""
@@ -70,6 +72,7 @@ class Recorder:
             name = f"constant_{len(self.constants)}"
             self.constants[name] = value
             self._constant.add(_address(value))
+            self._settled.add(_address(value))
             self._nodes[id(value)] = node = self.graph.create_node("get_attr", name)
             node.meta["val"] = value
         return node
@@ -86,18 +89,26 @@ class Recorder:
                 raise RuntimeError(READING)
             return func(*args, **kwargs)
         arguments, named = fx.node.map_aggregate((args, kwargs), self.node_of)
-        if schema(func).is_mutable and any(map(self._outside, (*args, *kwargs.values()))):
+        changed = _written(func, args, kwargs) if schema(func).is_mutable else []
+        if any(map(self._outside, changed)):
             raise NotImplementedError("the programs write to a tensor from outside, or to a list of tensors")
+        settled = self._settles(func, args, kwargs)
+        if not settled:
+            self._settled.difference_update(_address(value) for value in changed if isinstance(value, Tensor))
         try:
             result = func(*args, **kwargs)
         except Exception:
             self.raised = str(func)
             raise
         if func in SAME:
+            if func is LITERAL and arguments[0].op == "get_attr":
+                arguments[0].meta["literal"] = True
             self._nodes[id(result)] = arguments[0]
             self._kept.append(result)
             return result
         node = self.graph.call_function(func, arguments, named)
+        if settled:
+            self._settled.update(map(_address, _tensors(result)))
         if isinstance(result, Tensor):
             self._place(node, result)
         elif isinstance(result, list | tuple):
@@ -110,6 +121,11 @@ class Recorder:
             raise RuntimeError(READING)
         return result
 
+    def _settles(self, func: Any, args: Any, kwargs: Any) -> bool:
+        """True if the results of an operation depend on constants alone."""
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        return not random and not any(map(self.varies, _tensors((args, kwargs))))
+
     def _outside(self, value: Any) -> bool:
         return isinstance(value, list | tuple) or (isinstance(value, Tensor) and _address(value) in self._constant)
 
@@ -117,6 +133,20 @@ class Recorder:
         node.meta["val"] = value
         self._nodes[id(value)] = node
         self._memory.add(_address(value))
+
+
+def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """Return the arguments that an operation writes to."""
+    given = dict(zip((one.name for one in schema(func).arguments), args, strict=False)) | dict(kwargs)
+    into = (one.name for one in schema(func).arguments if one.alias_info and one.alias_info.is_write)
+    return [given[name] for name in into if name in given]
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [one for part in parts for one in _tensors(part)]
 
 
 def _address(value: Tensor) -> int:
@@ -137,6 +167,16 @@ class Recording:
 
     graph: fx.Graph
     root: Any
+
+    @classmethod
+    def of(cls, module: fx.GraphModule) -> "Recording":
+        """Return the graph of a module, such as one that `pyro_vi.tracing.graph.trace` has made."""
+        return cls(module.graph, module)
+
+    def constant(self, node: fx.Node) -> Any:
+        """Return the constant that a node of kind ``get_attr`` names."""
+        name = str(node.target)
+        return self.root[name] if isinstance(self.root, dict) else operator.attrgetter(name)(self.root)
 
     def module(self) -> fx.GraphModule:
         """Return the graph as a function."""
@@ -178,12 +218,45 @@ def record(
     return Recording(recorder.graph, recorder.constants)
 
 
+def flat(
+    function: Callable[..., Any], *inputs: Tensor, state: int = 0, watch: Callable[[fx.Graph | None], Any] | None = None
+) -> Recording:
+    """Return the flat graph of a function of tensors: a recording, or where that fails a trace.
+
+    A trace knows more kinds of tensors, knows which numbers are constants, and needs other parts of torch.
+
+    Args:
+        function: takes the tensors, and returns a tensor or a tuple of tensors; it runs twice if it cannot be recorded.
+        inputs: example inputs.
+        state: as in `record`.
+        watch: as in `record`; called with None before a trace.
+
+    Raises:
+        Exception: the function cannot be traced; `pyro_vi.tracing.graph.reason` returns the message in one line.
+
+    Example:
+        >>> flat(lambda x: x + x.shape[0], torch.zeros(2)).module()(torch.ones(2))
+        tensor([3., 3.])
+    """
+    try:
+        return record(function, *inputs, state=state, watch=watch)
+    except (NotImplementedError, RuntimeError):
+        if watch is not None:
+            watch(None)
+        return Recording.of(trace(function, *inputs, state=state))
+
+
 def without_values(graph: fx.Graph) -> None:
     """Put a tensor without storage in the place of each node's tensor, so that the graph holds no memory."""
     for node in graph.nodes:
-        value = node.meta.get("val")
-        if isinstance(value, Tensor):
-            node.meta["val"] = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+        if "val" in node.meta:
+            node.meta["val"] = fx.node.map_aggregate(node.meta["val"], _bare)
+
+
+def _bare(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
 def copied(graph: fx.Graph) -> fx.Graph:

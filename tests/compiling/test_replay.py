@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
 from pyro_vi.compiling.looking import memory
 from pyro_vi.compiling.replay import Replay
 from pyro_vi.errors import NoGraph
+from pyro_vi.tracing import Recording, flat
 
 DTYPES = [torch.float64, torch.float32]
 
@@ -22,9 +23,15 @@ def real(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tens
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def graph_of(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
+def graph_of(
+    function: Callable[..., Any], inputs: Sequence[Tensor], make: Callable[..., Recording] = flat
+) -> Recording:
     with torch.random.fork_rng():
-        return make_fx(function)(*(value.detach().clone() for value in inputs))
+        return make(function, *(value.detach().clone() for value in inputs))
+
+
+def traced(function: Callable[..., Any], *inputs: Tensor) -> Recording:
+    return Recording.of(make_fx(function)(*inputs))
 
 
 def bits(value: Tensor) -> Tensor:
@@ -36,23 +43,29 @@ def same(one: Tensor, two: Tensor) -> bool:
     return one.shape == two.shape and one.dtype == two.dtype and torch.equal(bits(one), bits(two))
 
 
-def run(module: fx.GraphModule, inputs: Sequence[Tensor], seed: int) -> list[Tensor]:
+def run(graph: Recording, inputs: Sequence[Tensor], seed: int) -> list[Tensor]:
     torch.manual_seed(seed)
     with torch.no_grad():
-        return list(module(*(value.clone() for value in inputs)))
+        return list(graph.module()(*(value.clone() for value in inputs)))
 
 
 def assert_replays(
     function: Callable[..., Any], kept: Sequence[Tensor], sources: Sequence[Sequence[Tensor]], **options: Any
 ) -> Replay:
     """The replay has the bits of the graph and its draws on every source, by turns; its inputs stay as they are."""
-    module = graph_of(function, [*kept, *sources[0]])
+    _assert_replays(graph_of(function, [*kept, *sources[0]], traced), kept, sources, **options)
+    return _assert_replays(graph_of(function, [*kept, *sources[0]]), kept, sources, **options)
+
+
+def _assert_replays(
+    graph: Recording, kept: Sequence[Tensor], sources: Sequence[Sequence[Tensor]], **options: Any
+) -> Replay:
     options = {"copied": range(len(sources[0])), **options}
     before, state = [value.clone() for value in kept], torch.get_rng_state()
-    replay = Replay(module, [*kept, *sources[0]], len(kept), **options)
+    replay = Replay(graph, [*kept, *sources[0]], len(kept), **options)
     assert torch.equal(torch.get_rng_state(), state)
     for seed, source in enumerate([*sources, *sources, sources[-1]]):
-        wanted = run(module, [*kept, *source], seed)
+        wanted = run(graph, [*kept, *source], seed)
         after = torch.get_rng_state()
         torch.manual_seed(seed)
         given = [value.clone() for value in source]
@@ -465,11 +478,11 @@ def test_results_may_be_changed_between_two_calls():
         return [weight, x, torch.ones(3, dtype=x.dtype), y, y, y[:2], weight.expand(2, 3)]
 
     sources = [[real(4, 3, seed=seed)] for seed in range(3)]
-    module = graph_of(results, [weight, *sources[0]])
-    replay = Replay(module, [weight, *sources[0]], 1, copied=(0,))
+    graph = graph_of(results, [weight, *sources[0]])
+    replay = Replay(graph, [weight, *sources[0]], 1, copied=(0,))
     for source in sources:
         found = replay(source)
-        assert all(map(same, found, run(module, [weight, *source], 0)))
+        assert all(map(same, found, run(graph, [weight, *source], 0)))
         for value in found[:-1]:
             value.fill_(99)
     assert same(weight, real(3))
@@ -541,13 +554,13 @@ def test_another_stored_column():
     """Stored columns are read where they lie; another one, of other values or another layout, takes a new list of calls."""
     weight, rows = real(3), torch.tensor([4, 0, 2])
     columns = [real(6, 3, seed=0), real(6, 3, seed=1), real(3, 6, seed=2).t(), real(6, 4, seed=3)[:, 1:]]
-    module = graph_of(picked, [weight, columns[0], rows])
-    replay = Replay(module, [weight, columns[0], rows], 1, copied=(1,))
+    graph = graph_of(picked, [weight, columns[0], rows])
+    replay = Replay(graph, [weight, columns[0], rows], 1, copied=(1,))
     for column in [*columns, *columns]:
         for chosen in (rows, rows.flip(0)):
-            assert all(map(same, replay([column, chosen]), run(module, [weight, column, chosen], 0)))
+            assert all(map(same, replay([column, chosen]), run(graph, [weight, column, chosen], 0)))
     columns[-1][0] = 7.0  # in place
-    assert all(map(same, replay([columns[-1], rows]), run(module, [weight, columns[-1], rows], 0)))
+    assert all(map(same, replay([columns[-1], rows]), run(graph, [weight, columns[-1], rows], 0)))
 
 
 def test_a_stored_column_that_does_not_fit_is_an_error_in_each_call():
@@ -557,8 +570,8 @@ def test_a_stored_column_that_does_not_fit_is_an_error_in_each_call():
     def viewed(weight: Tensor, stored: Tensor, rows: Tensor) -> list[Tensor]:
         return [(stored.view(-1)[:3] * weight).sum() + stored[rows].sum()]
 
-    module = graph_of(viewed, [weight, column, rows])
-    replay = Replay(module, [weight, column, rows], 1, copied=(1,))
+    graph = graph_of(viewed, [weight, column, rows])
+    replay = Replay(graph, [weight, column, rows], 1, copied=(1,))
     expected = replay([column, rows])[0].clone()
     other = real(3, 6).t()
     for _ in range(2):
@@ -569,26 +582,26 @@ def test_a_stored_column_that_does_not_fit_is_an_error_in_each_call():
 
 def test_a_parameter_that_moves_is_seen():
     weight, source = real(3), [real(4, 3)]
-    module = graph_of(lambda w, x: [(w * x).sum(), w.exp()], [weight, *source])
-    replay = Replay(module, [weight, *source], 1, copied=(0,))
+    graph = graph_of(lambda w, x: [(w * x).sum(), w.exp()], [weight, *source])
+    replay = Replay(graph, [weight, *source], 1, copied=(0,))
     for _ in range(3):
         weight.add_(1)
-        assert all(map(same, replay(source), run(module, [weight, *source], 0)))
+        assert all(map(same, replay(source), run(graph, [weight, *source], 0)))
 
 
 def test_a_closure_that_changes_between_two_calls_is_seen():
     """A tensor of the programs is read where it lies, and nothing that is computed from it is kept."""
     held, source = real(3), [real(4, 3)]
-    module = graph_of(lambda x: [(held.exp() * x).sum(), held * 1.0, held.sum() + 0.0], source)
-    replay = Replay(module, source, 0, copied=(0,))
+    graph = graph_of(lambda x: [(held.exp() * x).sum(), held * 1.0, held.sum() + 0.0], source)
+    replay = Replay(graph, source, 0, copied=(0,))
     for _ in range(3):
         held.add_(1)
-        assert all(map(same, replay(source), run(module, source, 0)))
+        assert all(map(same, replay(source), run(graph, source, 0)))
 
 
 def test_a_literal_is_a_constant():
-    module = graph_of(lambda x: [x * torch.tensor(2.0, dtype=x.dtype).exp()], [real(3)])
-    replay = Replay(module, [real(3)], 0, copied=(0,))
+    graph = graph_of(lambda x: [x * torch.tensor(2.0, dtype=x.dtype).exp()], [real(3)])
+    replay = Replay(graph, [real(3)], 0, copied=(0,))
     assert len(replay.calls) == 1
 
 
@@ -637,18 +650,18 @@ def test_a_graph_that_changes_a_closure_is_refused():
         held.add_(1)
         return [x * held]
 
-    module = graph_of(counting, [real(3)])
+    graph = graph_of(counting, [real(3)])
     before = held.clone()
     with pytest.raises(NoGraph, match="in place"):
-        Replay(module, [real(3)], 0, copied=(0,))
+        Replay(graph, [real(3)], 0, copied=(0,))
     assert same(held, before)
 
 
 def test_an_operation_that_raises_on_some_values():
     """The error comes out, and the next call is right."""
     good, bad = real(3, 3) @ real(3, 3).t() + torch.eye(3), -torch.eye(3, dtype=torch.float64)
-    module = graph_of(lambda m: [torch.linalg.cholesky(m)], [good])
-    replay = Replay(module, [good], 0, copied=(0,))
+    graph = graph_of(lambda m: [torch.linalg.cholesky(m)], [good])
+    replay = Replay(graph, [good], 0, copied=(0,))
     expected = replay([good])[0].clone()
     with pytest.raises(torch.linalg.LinAlgError):
         replay([bad])

@@ -13,6 +13,7 @@ from pyro_vi.compiling import simplify as module_of
 from pyro_vi.compiling.looking import look, memory, name_of
 from pyro_vi.compiling.simplify import simplify
 from pyro_vi.errors import NoGraph
+from pyro_vi.tracing import Recording
 
 X, Y = torch.tensor([[1.5, -0.5, 2.0], [0.25, 3.0, -1.0]]), torch.tensor([0.5, 4.0, -2.0])
 
@@ -21,14 +22,14 @@ def left(function: Callable[..., Any], *inputs: Tensor, free: Sequence[int] = ()
     """The names of the operations that are left, with the same results."""
     inputs = inputs or (X, Y)
     traced = make_fx(lambda *given: list(function(*given)))(*(value.clone() for value in inputs))
-    small, seen = simplify(traced, inputs, free)
-    assert_equal(traced, small, inputs)
-    assert_equal(traced, small, [value.flip(0) if value.is_floating_point() else value for value in inputs])
+    small, seen = simplify(Recording.of(traced), inputs, free)
+    assert_equal(traced, small.module(), inputs)
+    assert_equal(traced, small.module(), [value.flip(0) if value.is_floating_point() else value for value in inputs])
     assert {*seen.values} == {node for node in small.graph.nodes if node.op != "output"}
     return operations(small)
 
 
-def operations(module: fx.GraphModule) -> list[str]:
+def operations(module: Recording) -> list[str]:
     return [name_of(node) or node.target.__name__ for node in module.graph.nodes if node.op == "call_function"]
 
 
@@ -160,8 +161,8 @@ def test_a_tensor_of_one_number_becomes_that_number():
     traced = make_fx(lambda x: [x * torch.full((2, 3), 3.0), x - torch.full((2, 3), 2.0), torch.full((2, 3), 2.0) / x])(
         X
     )
-    small, seen = simplify(traced, [X])
-    assert_equal(traced, small, [X])
+    small, seen = simplify(Recording.of(traced), [X])
+    assert_equal(traced, small.module(), [X])
     held = [seen.values[node] for node in small.graph.nodes if node.op == "get_attr" and node.users]
     assert [value.shape for value in held] == [()] * 3
 
@@ -299,10 +300,10 @@ def test_results_have_memory_of_their_own():
         return [x.clone().t(), x.clone()[0], (y * 1)[1:], y, torch.ones(3), (z := x.exp())[0], z]
 
     traced = make_fx(results)(X, Y)
-    small, _ = simplify(traced, [X, Y])
+    small, _ = simplify(Recording.of(traced), [X, Y])
     given = [X.clone(), Y.clone()]
     for _ in range(2):  # a constant may have been changed, too
-        found = small(*given)
+        found = small.module()(*given)
         for one, two in zip(found, traced(X, Y), strict=True):
             assert torch.equal(one, two)
         places = [memory(value) for value in found]
@@ -319,16 +320,16 @@ def test_a_change_of_an_input_is_refused_unless_it_is_free():
 
     traced, given = make_fx(changing)(X.clone(), Y), X.clone()
     with pytest.raises(NoGraph, match="change a parameter or data in place"):
-        simplify(traced, [given, Y])
+        simplify(Recording.of(traced), [given, Y])
     assert torch.equal(given, X)
-    small, seen = simplify(traced, [given, Y], free=[0])
+    small, seen = simplify(Recording.of(traced), [given, Y], free=[0])
     assert operations(small) == ["select", "add_", "mul"]
     assert seen.changed == {memory(given)}
 
 
 def test_what_a_run_shows():
     traced = make_fx(lambda x, y: [(z := x + y).mul_(2), z.max(0)[0]])(X, Y)
-    seen = look(traced, [X, Y])
+    seen = look(Recording.of(traced), [X, Y])
     names = [name for node in seen.values if (name := name_of(node))]
     assert names == ["add", "mul_", "max"]
     assert len(seen.inputs) == 2
@@ -345,8 +346,8 @@ def test_a_tensor_that_is_turned_in_place_becomes_a_view():
 
     x = torch.randn(3, 2, dtype=torch.float64)
     graph = make_fx(turned)(x)
-    small, _ = simplify(graph, [x])
-    for one, two in zip(small(x), turned(x), strict=True):
+    small, _ = simplify(Recording.of(graph), [x])
+    for one, two in zip(small.module()(x), turned(x), strict=True):
         assert torch.equal(one, two) and one.stride() == two.stride()
     names = [str(node.target) for node in small.graph.nodes]
     assert "aten.transpose.int" in names and not any("transpose_" in name or "unsqueeze_" in name for name in names)
@@ -359,4 +360,4 @@ def test_a_tensor_that_is_resized_in_place_has_no_graph():
         return [y]
 
     with pytest.raises(NoGraph, match="change the shape of a tensor in place"):
-        simplify(make_fx(resized)(torch.ones(3)), [torch.ones(3)])
+        simplify(Recording.of(make_fx(resized)(torch.ones(3))), [torch.ones(3)])

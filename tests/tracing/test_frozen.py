@@ -26,7 +26,6 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vi import FitError, Run, fit
 from pyro_vi.compiling.cost import SECONDS
@@ -34,6 +33,7 @@ from pyro_vi.data.loading import load
 from pyro_vi.errors import InputError, NoGraph
 from pyro_vi.tracing.frozen import put_back, same_twice, watched
 from pyro_vi.tracing.reach import MOST, Walk
+from pyro_vi.tracing.recording import record
 
 ROWS = torch.randn(20, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 """Two are held out: one batch of 18."""
@@ -426,9 +426,9 @@ def test_changes_are_put_back_also_on_error():
 
 def test_generators_are_put_back_and_graphs_compared():
     drawn = states()
-    assert "rand" in same_twice(lambda: make_fx(lambda x: x + torch.rand(20))(ROWS), Model()).code
+    assert "rand" in str(same_twice(lambda: record(lambda x: x + torch.rand(20), ROWS), Model()).graph)
     for constants in ([1.0, 2.0], [torch.zeros(20), torch.ones(20)]):
         coming = iter(constants)
         with pytest.raises(NoGraph, match="two captures differ"):
-            same_twice(lambda coming=coming: make_fx(partial(torch.add, other=next(coming)))(ROWS), Model())
+            same_twice(lambda coming=coming: record(partial(torch.add, other=next(coming)), ROWS), Model())
     assert states() == drawn

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_vi.tracing import lifted, record, without_values
+from pyro_vi.tracing import flat, lifted, record, without_values
 
 OUTSIDE = torch.tensor([1.0, -2.0, 0.5])
 
@@ -67,16 +67,76 @@ def compares(x: Tensor) -> Tensor:
     return x if torch.equal(x, OUTSIDE) else -x
 
 
-@pytest.mark.parametrize("function", [branches, reads_what_was_written, lists, compares])
+def reads_a_draw(x: Tensor) -> Tensor:
+    return x * float(torch.zeros(3).uniform_().sum())
+
+
+def reads_a_constant_that_was_changed(x: Tensor) -> Tensor:
+    made = torch.zeros(3)
+    view = made[:2]
+    made.add_(x)
+    return x * float(view.sum())
+
+
+@pytest.mark.parametrize(
+    "function",
+    [branches, reads_what_was_written, lists, compares, reads_a_draw, reads_a_constant_that_was_changed],
+)
 def test_reading_a_value_is_refused(function):
     with pytest.raises(RuntimeError, match="value"):
         record(function, torch.ones(3))
 
 
-def test_a_constant_may_be_read():
-    assert torch.equal(
-        record(lambda x: x * float(OUTSIDE[:0].numel() + 2), torch.ones(3)).module()(OUTSIDE), OUTSIDE * 2
-    )
+@pytest.mark.parametrize(
+    "number",
+    [
+        lambda: float(OUTSIDE[:0].numel() + 2),
+        lambda: float(torch.arange(3).max()),
+        lambda: int(torch.tensor([1, 2]).max()),
+        lambda: max(OUTSIDE.abs().tolist()),
+    ],
+    ids=["a length", "made", "written", "outside"],
+)
+def test_a_number_made_of_constants_alone_may_be_read(number):
+    """It is 2 in each case."""
+    assert torch.equal(record(lambda x: x * number(), torch.ones(3)).module()(OUTSIDE), OUTSIDE * 2)
+
+
+def test_elements_are_set_by_their_numbers():
+    """The operation takes a list of indices, which it does not change."""
+
+    def lower(x: Tensor) -> Tensor:
+        made = torch.zeros(2, 2)
+        made[torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1])] = x
+        return made
+
+    assert torch.equal(record(lower, torch.ones(3)).module()(OUTSIDE), lower(OUTSIDE))
+
+
+def test_tensors_of_written_numbers_are_marked():
+    """They never change, while a tensor from outside may."""
+    recording = record(lambda x: x * torch.tensor(2.0) + OUTSIDE, torch.ones(3))
+    constants = [node for node in recording.graph.nodes if node.op == "get_attr"]
+    assert [(recording.constant(node).numel(), node.meta.get("literal", False)) for node in constants] == [
+        (1, True),
+        (3, False),
+    ]
+
+
+def test_what_cannot_be_recorded_is_traced():
+    """A list of tensors is written to; a trace knows each of them."""
+
+    def function(x: Tensor) -> Tensor:
+        both = [x + 1, x + 2]
+        torch._foreach_mul_(both, 2.0)
+        return both[0] * both[1]
+
+    with pytest.raises(NotImplementedError, match="list of tensors"):
+        record(function, torch.ones(3))
+    seen = []
+    graph = flat(function, torch.ones(3), watch=lambda graph: seen.append(graph is None)).module()
+    assert torch.equal(graph(OUTSIDE), function(OUTSIDE))
+    assert seen == [False, True]
 
 
 def test_memory_from_outside_is_not_written_to():
