@@ -20,7 +20,7 @@ includes ``is_identically_zero`` and ``is_identically_one``: they read only inte
 not an integer, and neither is a scale, because each scale is a product with 1.0.
 
 The following have no graph, and the error says so: sites enumerated in the model under a scale that is computed from
-parameters, draws or the batch; the support of a Binomial; and programs that read values themselves.
+parameters, draws or the batch; a Binomial whose size is computed from them; and programs that read values themselves.
 """
 
 from collections.abc import Callable, Iterator
@@ -87,8 +87,8 @@ def reason(error: BaseException) -> str:
         return text
     if text.startswith("It appears that you're trying to get value out of a tracing tensor"):
         return (
-            "the programs decide by a value out of a tracing tensor (a branch in Python, .item(), a looped plate), "
-            "which would be the same for all draws and batches; use torch.where, or the plate as a context"
+            "the programs decide by a value out of a tracing tensor (a branch in Python, .item(), a looped plate with a "
+            "subsample), which would be the same for all draws and batches; use torch.where, or the plate as a context"
         )
     return kind_and_line(error)
 

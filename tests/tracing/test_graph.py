@@ -190,17 +190,28 @@ def sampled_in_model() -> Programs:
     return model, lambda x: None
 
 
-def binomial() -> Programs:
+def binomial(trials: Callable[[Tensor], Any]) -> Programs:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Binomial(3, tensor(0.3)))
+            z = pyro.sample("z", dist.Binomial(trials(x), tensor(0.3)))
             pyro.sample("x", dist.Normal(z, 0.8), obs=x)
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Binomial(3, logits=param("m", 0.2) * x), infer=dict(PARALLEL))
+            pyro.sample("z", dist.Binomial(trials(x), logits=param("m", 0.2) * x), infer=dict(PARALLEL))
 
     return model, guide
+
+
+def one_by_one() -> Programs:
+    """A plate that hands out its numbers one by one."""
+
+    def model(x: Tensor) -> None:
+        for i in pyro.plate("data", len(x)):
+            z = pyro.sample(f"z{i}", dist.Bernoulli(logits=param("m", 0.3)), infer=dict(PARALLEL))
+            pyro.sample(f"x{i}", dist.Normal(z, 1.0), obs=x[i])
+
+    return model, lambda x: None
 
 
 PAIRS: dict[str, Programs] = {
@@ -229,12 +240,14 @@ PAIRS: dict[str, Programs] = {
     "normals, expanded": normals({**THREE, "expand": True}),
     "normals, mixture": normals({**THREE, "tmc": "mixture"}),
     "sampled in model": sampled_in_model(),
-    "binomial": binomial(),
+    "binomial": binomial(lambda x: 3),
+    "binomial, size from the batch": binomial(lambda x: (x.abs().max() * 0 + 3).round()),
+    "one by one": one_by_one(),
 }
 TMC = (
     *("local, sequential", "local, 3 samples", "mixture, minibatch", "global in model", "global in guide, parallel"),
     *("masked and scaled in model", "masked and scaled by the batch in model", "sampled in model"),
-    *("normals", "normals, diagonal", "normals, expanded", "normals, mixture"),
+    *("normals", "normals, diagonal", "normals, expanded", "normals, mixture", "one by one"),
 )
 ONLY_TMC = {"normals, diagonal", "normals, expanded", "normals, mixture", "masked and scaled by the batch in model"}
 QUICK = (
@@ -245,7 +258,7 @@ CASES = [
     *[
         pytest.param(name, "enum", marks=() if name in QUICK else pytest.mark.slow)
         for name in PAIRS
-        if name not in {*ONLY_TMC, "binomial"}
+        if name not in {*ONLY_TMC, "binomial, size from the batch"}
     ],
     *[pytest.param(name, "tmc", marks=() if name == "normals, diagonal" else pytest.mark.slow) for name in TMC],
     ("local, sequential", "enum(num_particles=2)"),
@@ -352,8 +365,8 @@ def test_a_graph_gives_the_evidence_of_a_mixture():
     ("name", "elbo", "reason"),
     [
         ("masked and scaled by the batch in model", "enum", "Pyro compares scales by their values"),
-        ("binomial", "enum", "the size of its support is the value of a tensor"),
-        ("binomial", "tmc", "the size of its support is the value of a tensor"),
+        ("binomial, size from the batch", "enum", "the size of its support is the value of a tensor"),
+        ("binomial, size from the batch", "tmc", "the size of its support is the value of a tensor"),
     ],
 )
 def test_what_pyro_decides_by_values_of_the_programs_has_no_graph(name, elbo, reason):
@@ -365,11 +378,11 @@ def test_what_pyro_decides_by_values_of_the_programs_has_no_graph(name, elbo, re
 
 
 @pytest.mark.parametrize("elbo", ["enum", "tmc"])
-def test_a_sequential_plate_has_no_graph(elbo):
-    """Pyro takes its indices out of a tensor."""
+def test_a_plate_that_hands_out_random_numbers_has_no_graph(elbo):
+    """Each run takes another subsample, and a graph would keep the first one."""
 
     def model(x):
-        for i in pyro.plate("data", len(x)):
+        for i in pyro.plate("data", len(x), subsample_size=2):
             z = pyro.sample(f"z{i}", dist.Bernoulli(logits=param("m", 0.3)), infer=dict(PARALLEL))
             pyro.sample(f"x{i}", dist.Normal(z, 1.0), obs=x[i])
 
