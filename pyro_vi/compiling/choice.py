@@ -233,7 +233,7 @@ class _Chooser:
         if most >= cost:
             found = self.ways.estimate(length)
             self.rough, self.operations = min(self.rough, found.eager), found.operations
-            most, cost = count * found.eager * SAVED, to_capture(found.operations)
+            most, cost = count * found.spared, to_capture(found.operations)
         if most < cost:
             self.eager = self.eager or because("capturing", most, cost)
             return

@@ -18,6 +18,9 @@ from pyro_vi.programs import Pair, evaluating, isolated, swapped
 from pyro_vi.support.torch_internals import times_changed
 from pyro_vi.tracing import flat, same_twice, without_values
 
+MOST = 5000
+"""Most operations of a graph. Those of more are large, or many for each step of a sequence, and take most of the time."""
+
 Numbers = Callable[[Batch, int | None], Mapping[str, Tensor]]
 
 
@@ -41,6 +44,8 @@ class Replayed:
         with torch.no_grad(), isolated(0, validation=False), evaluating(pair):
             graph = same_twice(lambda: flat(self._function(numbers), *copies(self._kept()), state=self._many()), pair)
             without_values(graph.graph)
+            if len(graph.graph.nodes) > MOST:
+                raise NoGraph("the graph is so large that to make it ready takes longer than records without it")
             self.replay = Replay(graph, self._kept(), self._many(), ())
         self._places = [value.data_ptr() for value in self._kept()]
         for seed in (1, 2):

@@ -35,6 +35,8 @@ from pyro_vi.programs import Pair
 
 LOGGED = Options.records
 """Number of regular records in a fit."""
+REPLAYED = 30
+"""Fewest records of a fit that are taken from replayed graphs: to make a graph takes as long as about twenty records."""
 
 
 class Loop:
@@ -216,7 +218,7 @@ class Loop:
     def _record(self) -> None:
         steps, (weight, rate) = self.steps, self.steps.used
         lr, norm = steps.stepper.lr() * rate, steps.norm()
-        self.records.replaying = steps.graphs
+        self.records.replaying = steps.graphs and self.settings.steps // self.every >= REPLAYED
         with at_evaluation(steps.stepper.optimizer) as elsewhere:
             record = self.records.make(self.position, weight=weight, lr=lr, norm=norm)
             self.best.see(record, self.pair, self.folder)

@@ -51,7 +51,7 @@ def in_pyro_vi(compile: Any, passes: int, rows: int, steps: int) -> None:
     run = pyro_vi.fit(
         f"deep_markov(latent_dim={LATENT}, transition_dim={WIDTH}, hidden=({HIDDEN},))",
         f"structured(hidden=({ENCODER},), init_scale=0.1)",
-        data, elbo="trace", epochs=passes, batch_size=BATCH, lr=LR, schedule="cosine",
+        data, elbo="trace", epochs=passes, batch_size=BATCH, lr=LR, schedule="cosine", records=passes,
         warmup=int(WARMING * passes * -(-len(x) // BATCH)), compile=compile, progress=False,
         callbacks=lambda record: tell(heldout=record["heldout_elbo"] * per_step, seen=record["epoch"]),
     )  # fmt: skip

@@ -16,6 +16,7 @@ from pyro_vi.compiling import cost, products
 from pyro_vi.compiling.cost import (
     FUSED,
     PER_TENSOR,
+    SAVED,
     SECONDS,
     Estimate,
     estimate_step,
@@ -63,6 +64,7 @@ def test_fused_operations_and_others(ticking):
     assert found.operations == 7
     assert found.eager == 1.0
     assert found.compiled == close(SECONDS["call"] + (3 + 3 * FUSED) * operation)
+    assert found.captured == close(6.0)  # a transpose takes nothing
 
 
 def test_a_large_product_is_timed_as_compiled_code_computes_it(ticking, monkeypatch):
@@ -107,6 +109,12 @@ def test_a_run_that_takes_long_is_not_repeated(monkeypatch):
 def test_what_is_slower_compiled_saves_nothing():
     assert Estimate(2.0, 0.5, 1).saving == 1.5
     assert Estimate(0.5, 2.0, 1).saving == 0.0
+
+
+def test_captured_steps_spare_what_is_not_in_operations_at_most_a_share():
+    assert Estimate(2.0, 0.5, 1, captured=1.5).spared == 0.5
+    assert Estimate(2.0, 0.5, 1, captured=0.1).spared == close(2.0 * SAVED)
+    assert Estimate(2.0, 0.5, 1, captured=2.5).spared == 0.0
 
 
 def test_the_compiler_is_loaded_once(monkeypatch):

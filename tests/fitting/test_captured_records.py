@@ -339,7 +339,7 @@ def test_nothing_is_replayed_with_eager_steps(monkeypatch):
 
     monkeypatch.setattr(captured_records.Replayed, "__init__", noted)
     data = load(columns(30), heldout=0.2)
-    options = {"steps": 6, "batch_size": 8, "check": False}
+    options = {"steps": 30, "batch_size": 8, "check": False}
     eager = quick(LINEAR, DIAGONAL, data, compile=False, **options)
     assert made_of == []
     captured = quick(LINEAR, DIAGONAL, data, compile="captured", **options)
@@ -347,3 +347,27 @@ def test_nothing_is_replayed_with_eager_steps(monkeypatch):
     for one, two in zip(eager.history, captured.history, strict=True):
         for key in ("elbo", "reconstruction", "kl", "heldout_elbo"):
             assert one[key] == two[key], (key, one["step"])
+
+
+@pytest.mark.parametrize(("records", "asked"), [(30, True), (29, False)])
+def test_a_fit_with_few_records_takes_them_from_the_programs(records, asked, monkeypatch):
+    """The interval is 2 steps in both cases."""
+    seen: list[Any] = []
+
+    def spying(*given: Any) -> Replayed | None:
+        seen.append(given)
+        return replayed(*given)
+
+    monkeypatch.setattr("pyro_vi.fitting.records.replayed", spying)
+    quick(steps=2 * records, records=records, compile="captured")
+    assert bool(seen) is asked
+
+
+def test_a_graph_that_is_too_large_is_not_made(monkeypatch):
+    run = quick(steps=2)
+    records = records_of(run.pair, load(columns(50)))
+    monkeypatch.setattr(captured_records, "MOST", 20)
+    with pytest.raises(NoGraph, match="so large"):
+        Replayed(run.pair, records.train, records._means)
+    assert made(records, 3, replaying=True) == made(records, 3, replaying=False)
+    assert graphs(records) == []
