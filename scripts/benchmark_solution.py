@@ -17,7 +17,8 @@ The contenders:
 * ``pyro_vi_auto``, ``pyro_vi_eager``, ``pyro_vi_captured``, ``pyro_vi_compiled``: `pyro_vi.fit` with ``compile="auto"``, False,
   ``"captured"`` and True.
 
-Each run is a process of its own. The time is from its start until its line about a bound arrives, and until it ends. A cold
+Each run is a process of its own. The time is from its start until it passes the stated bound, and until it ends. It passes the
+bound where the line through two successive evaluations does. A cold
 run has an empty folder for the caches of all compilers (Inductor's, and JAX's persistent cache, which also keeps what was
 compiled in an instant). A warm run gets the folder of the cold run before it. A contender that does not compile has no warm
 runs; its columns are equal. In each round, contenders take turns in shuffled order. The tables have medians over rounds, in
@@ -180,9 +181,8 @@ def run(given: Sequence[str], env: dict[str, str], bound: float | None) -> dict[
                     found.update({key: said[key] for key in ("final", "note") if key in said})
                     if "heldout" in said:
                         found["lines"].append([now, said["seen"], said["heldout"]])
-                        if found["bound"] is None and bound is not None and said["heldout"] >= bound:
-                            found.update(bound=now, seen=said["seen"])
         code = process.wait()
+        found |= passed(found["lines"], bound)
         found["seconds"], after = time.perf_counter() - start, os.times()
         found["processor"] = sum(getattr(after, k) - getattr(before, k) for k in ("children_user", "children_system"))
         if code:
@@ -191,6 +191,21 @@ def run(given: Sequence[str], env: dict[str, str], bound: float | None) -> dict[
         if (demo := Path(folder) / "demo").is_dir():
             found |= of_demo(demo)
     return found
+
+
+def passed(lines: Sequence[Sequence[float]], bound: float | None) -> dict[str, Any]:
+    """Return when the line through successive bounds passed the stated one, and the passes of the evaluation after that.
+
+    Contenders evaluate once in a pass. Without the line, a bound that is missed by a hundredth of a nat would cost a pass.
+    """
+    before: Sequence[float] | None = None
+    for line in lines:
+        if bound is not None and line[2] >= bound:
+            share = 1.0 if before is None else (bound - before[2]) / (line[2] - before[2])
+            since = line[0] if before is None else before[0]
+            return {"bound": since + share * (line[0] - since), "seen": line[1]}
+        before = line if np.isfinite(line[2]) else None
+    return {"bound": None, "seen": None}
 
 
 def of_demo(folder: Path) -> dict[str, Any]:

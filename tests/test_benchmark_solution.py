@@ -35,7 +35,7 @@ def test_times_are_those_at_which_lines_arrive(benchmark, monkeypatch):
     found = benchmark.run(printing(*lines), dict(os.environ), -2.0)
     assert found.pop("processor") > 0
     assert found == {
-        "bound": 2.0,
+        "bound": 1.5,  # halfway between the first two
         "seen": 2,
         "final": -0.4,
         "note": "",
@@ -49,6 +49,11 @@ def test_a_bound_that_is_not_reached_has_no_time(benchmark):
         printing({"heldout": math.nan, "seen": 1}, {"heldout": -3.0, "seen": 2}), dict(os.environ), -2.0
     )
     assert (found["bound"], found["seen"]) == (None, None)
+
+
+@pytest.mark.parametrize("before", [[], [[1.0, 1, math.nan]]], ids=["nothing", "not a number"])
+def test_a_bound_is_passed_at_the_first_evaluation_if_none_is_before(benchmark, before):
+    assert benchmark.passed([*before, [2.0, 2, -1.0]], -2.0) == {"bound": 2.0, "seen": 2}
 
 
 def test_a_failed_run_says_why(benchmark):
