@@ -18,12 +18,12 @@ The contenders:
   ``"captured"`` and True.
 
 Each run is a process of its own. The time is from its start until it passes the stated bound, and until it ends. It passes the
-bound where the line through two successive evaluations does. A cold
-run has an empty folder for the caches of all compilers (Inductor's, and JAX's persistent cache, which also keeps what was
-compiled in an instant). A warm run gets the folder of the cold run before it. A contender that does not compile has no warm
-runs; its columns are equal. In each round, contenders take turns in shuffled order. The tables have medians over rounds, in
-Markdown. `processor` is the time on the processor of the process and its children, which other work on the machine hardly
-affects if ``--threads 1`` is given; it includes compiling in the background, for which nobody waits.
+bound where the line through two successive evaluations does. A cold run has an empty folder for the caches of all compilers
+(Inductor's, and JAX's persistent cache, which also keeps what was compiled in an instant). A warm run gets the folder of the
+cold run before it. A contender that does not compile has no warm runs; its columns are equal. In each round, contenders take
+turns in shuffled order. The tables have medians over rounds, in Markdown. `processor` is the time on the processor of the
+process and its children, which other work on the machine hardly affects if ``--threads 1`` is given; it includes compiling in
+the background, for which nobody waits.
 """
 
 import itertools

@@ -17,6 +17,7 @@ from pyro_vi.amortized.frame import Call, Frame
 from pyro_vi.amortized.guide import AmortizedGuide
 from pyro_vi.amortized.parents import Parent, aligned, labelled, parents_of
 from pyro_vi.amortized.paths import NormalPath
+from pyro_vi.amortized.starts import without_starts
 from pyro_vi.support import whole
 
 __all__ = [
@@ -37,4 +38,5 @@ __all__ = [
     "lower_triangle",
     "parents_of",
     "whole",
+    "without_starts",
 ]

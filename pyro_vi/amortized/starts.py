@@ -12,7 +12,9 @@ start, and the guide begins at the prior. Evaluations are limited, not seconds, 
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 
@@ -63,6 +65,20 @@ class Start:
     modes: tuple[Mode, ...] = ()
 
 
+_skipped: ContextVar[list[Frame] | None] = ContextVar("skipped", default=None)
+
+
+@contextmanager
+def without_starts() -> Iterator[list[Frame]]:
+    """Within the block, guides are made without a search for a start; the list gets the latents of each that would search."""
+    skipped: list[Frame] = []
+    token = _skipped.set(skipped)
+    try:
+        yield skipped
+    finally:
+        _skipped.reset(token)
+
+
 def start_of(frame: Frame, batch: Batch, *, rooted: bool, modes: int = 1) -> Start | None:
     """Return the start of a guide for a model, or None where there is none. Nothing is left in the model or the generators.
 
@@ -75,6 +91,9 @@ def start_of(frame: Frame, batch: Batch, *, rooted: bool, modes: int = 1) -> Sta
     names = list(frame.sites)
     sizes = [frame.shapes[name].numel for name in names]
     if sum(sizes) > MOST or not all(_plain(frame, name) for name in names):
+        return None
+    if (skipped := _skipped.get()) is not None:
+        skipped.append(frame)
         return None
     loc, spread = (torch.cat(values) for values in zip(*map(frame.centre, names), strict=True))
     (model,) = frame.model

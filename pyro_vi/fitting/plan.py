@@ -16,6 +16,7 @@ from typing import Any
 
 from pyro.infer.autoguide import AutoGuide
 
+from pyro_vi.amortized import without_starts
 from pyro_vi.data import Data, length_of, load, numbered
 from pyro_vi.data.registered import DATASETS
 from pyro_vi.errors import InputError, UsageError
@@ -117,22 +118,28 @@ def plan(
     rows = data.spec.num_data
     size = min(rows, batch_size or (rows if rows <= SMALL else MINIBATCH))
     reason = ""
-    try:
+    # Which rows a pair takes does not depend on where its parameters start, and the search for a start may take seconds.
+    with without_starts() as searching:
+        try:
+            pair = built(data, size)
+            reason = _why_whole(pair, data, size) or _row_each(pair, size, rows, lambda other: built(data, other))
+        except InputError as error:
+            if batch_size is not None or size == rows:
+                raise
+            reason = f"the pair cannot take {size} rows: {error}"
+        if reason and batch_size is None and size < rows:
+            size = rows
+            pair = built(data, size)
+        elif not reason and batch_size is None and size != MINIBATCH and rows > MINIBATCH:
+            reason = _why_not_minibatches(pair, data)
+        if not split and bool(data.num_heldout) == bool(reason):
+            data = loaded(0.0 if reason else None)
+            if made:
+                rows = data.spec.num_data
+                size = rows if reason and batch_size is None else min(size, rows)
+                pair = built(data, size)
+    if searching:
         pair = built(data, size)
-        reason = _why_whole(pair, data, size) or _row_each(pair, size, rows, lambda other: built(data, other))
-    except InputError as error:
-        if batch_size is not None or size == rows:
-            raise
-        reason = f"the pair cannot take {size} rows: {error}"
-    if reason and batch_size is None and size < rows:
-        pair = built(data, rows)
-    elif not reason and batch_size is None and size != MINIBATCH and rows > MINIBATCH:
-        reason = _why_not_minibatches(pair, data)
-    if not split and bool(data.num_heldout) == bool(reason):
-        data = loaded(0.0 if reason else None)
-        if made:
-            rows = data.spec.num_data
-            pair = built(data, rows if reason and batch_size is None else min(size, rows))
     if batch_size is None:
         batch_size = data.spec.num_data if reason else min(MINIBATCH, data.spec.num_data)
     left_out = load(given, seed=seed, heldout=heldout).num_heldout if numbers and own else 0

@@ -1,6 +1,6 @@
 """The flat graph of a function, recorded on real tensors alone: in a tenth of the time of `pyro_vi.tracing.graph.trace`.
 
-`trace` also keeps a copy of each tensor without storage, as Inductor needs it. What is replayed in Python does not need it.
+`trace` goes through torch's own tracer, which knows more kinds of tensors; `flat` falls back to it.
 
 * `record` makes the graph, a `Recording`, with the same refusals as `trace`. `flat` traces what cannot be recorded.
 * `without_values` frees its tensors, and `copied` copies it.

@@ -8,10 +8,12 @@ from catalogue import NUM_DATA, global_pair, inner_subsample_pair, number, scala
 from small_fits import DIAGONAL, LINEAR
 from torch import nn
 
+from pyro_vi.amortized import starts
 from pyro_vi.data.loading import load
 from pyro_vi.errors import InputError, UsageError
 from pyro_vi.fitting import plan as planning
 from pyro_vi.fitting.plan import plan
+from pyro_vi.programs.build import build_pair
 
 
 @pytest.fixture(autouse=True)
@@ -219,3 +221,28 @@ def test_one_row_can_be_fitted_where_nothing_is_held_out():
     assert plan(local, local_guide, scalars(1), heldout=0.0).batch_size == 1
     with pytest.raises(InputError, match="array: 1 row cannot be split; give at least 2 rows, or heldout=0"):
         plan(local, local_guide, scalars(1))
+
+
+@pytest.mark.parametrize("rows", [40, 80], ids=["few", "many"])
+@pytest.mark.parametrize("size", [None, 8], ids=["all", "minibatches"])
+@pytest.mark.parametrize("made", [False, True], ids=["function", "class"])
+def test_the_start_is_searched_once_on_the_rows_of_a_step(rows, size, made, monkeypatch):
+    """However often the pair is built to find its rows; the start is that of a pair built for these rows at once."""
+    searched = []
+
+    def counting(*given):
+        searched.append(starts_searched(*given))
+        return searched[-1]
+
+    starts_searched = starts._searched
+    monkeypatch.setattr(starts, "_searched", counting)
+    x = scalars(rows)
+    found = plan(Shared if made else Shared(None), "diag_normal", x, batch_size=size)
+    assert len(searched) == 1
+    assert searched[0] is not None
+    assert (found.batch_size, found.data.spec.num_data) == (size or rows, rows)
+    direct = build_pair(Shared if made else Shared(None), "diag_normal", found.data, seed=0, rows=found.batch_size)
+    assert len(searched) == 2
+    for one, two in zip(found.pair.parameters(), direct.parameters(), strict=True):
+        assert torch.equal(one, two)
+    assert starts._skipped.get() is None

@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROXY = "torch.fx.experimental.proxy_tensor"
 
 TRACING = [f"{PROXY}.make_fx", f"{PROXY}.get_proxy_mode", "torch._ops.OpOverload._schema"]
-"""Without them there is no graph at all."""
+"""Without the last there is no graph at all, and without the others none of what cannot be recorded."""
 STEPS = [
     "torch.utils._python_dispatch._disable_current_modes",
     "torch.compiler._is_compiling_flag",
@@ -58,7 +58,7 @@ COMPILING = [
     "torch._inductor.cpp_builder.get_cpp_compiler",
 ]
 """Without them nothing is compiled; audits evaluate many draws at once all the same."""
-ONLY_COMPILED = [*COMPILING, "torch.compiler._is_compiling_flag"]
+ONLY_COMPILED = [*COMPILING, *TRACING[:2], "torch.compiler._is_compiling_flag"]
 """Without them steps are captured and not compiled."""
 PYRO = [
     "pyro.infer.trace_elbo.torch_item",
