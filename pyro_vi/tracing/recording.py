@@ -1,4 +1,4 @@
-"""The flat graph of a function, recorded on real tensors alone: in a tenth of the time of `pyro_vi.tracing.graph.trace`.
+"""The flat graph of a function, recorded on real tensors alone: in a fifth of the time of `pyro_vi.tracing.graph.trace`.
 
 `trace` goes through torch's own tracer, which knows more kinds of tensors; `flat` falls back to it.
 
