@@ -12,7 +12,7 @@ start, and the guide begins at the prior. Evaluations are limited, not seconds, 
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,11 +20,10 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from pyro_vi.amortized.blocks import Mode
-from pyro_vi.amortized.density import log_joint
-from pyro_vi.amortized.frame import Call, Frame
+from pyro_vi.amortized.frame import Frame
+from pyro_vi.amortized.points import AT_ONCE, Density
 from pyro_vi.data import Batch
 from pyro_vi.programs import isolated, kept_buffers
 from pyro_vi.tracing import put_back
@@ -35,8 +34,6 @@ DRAWS, LEAST_DRAWS, MOST_DRAWS = 32, 512, 8192
 """Fixed draws of the search, and fewest and most of the refinement."""
 EVALUATIONS, WORK = 300, 2**30
 """Most evaluations of the search, and most numbers that all its draws together keep for gradients."""
-AT_ONCE = 2**20
-"""Numbers that are kept for gradients at once."""
 ROUNDS, REFINEMENTS = 4, 50
 """Most rounds of the search, and most steps of the refinement."""
 HISTORY, LEAST = 20, 0.05
@@ -102,7 +99,7 @@ def start_of(frame: Frame, batch: Batch, *, rooted: bool, modes: int = 1) -> Sta
             warnings.simplefilter("ignore")
             with isolated(0, validation=False):
                 call = frame.call(batch, {})
-            density = _Density(frame, call, names, sizes, loc)
+            density = Density(frame, call, names, sizes, loc)
             if not density.fixed(loc):
                 return None
             with isolated(0, validation=False):
@@ -136,68 +133,12 @@ def _plain(frame: Frame, name: str) -> bool:
     return shared and site.bijection is not None and site.states is None and site.mask is None and site.scale == 1
 
 
-class _Density:
-    """log p(x, z) + log |dz/du| of all sites' u in one vector."""
-
-    def __init__(self, frame: Frame, call: Call, names: Sequence[str], sizes: Sequence[int], like: Tensor) -> None:
-        self.frame, self.call, self.names, self.sizes, self.like = frame, call, names, list(sizes), like
-        self.size = 1  # numbers that one draw keeps for gradients
-
-    def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        values, gradients = [], []
-        for part in points.to(self.like).split(max(1, AT_ONCE // self.size)):
-            u = part.detach().requires_grad_()
-            value = vmap(self.one, randomness="error")(u)
-            (gradient,) = torch.autograd.grad(value.sum(), u)
-            values.append(value.detach().double())
-            gradients.append(gradient.double())
-        return torch.cat(values), torch.cat(gradients)
-
-    def one(self, u: Tensor) -> Tensor:
-        """The log density at one point."""
-        parts = zip(self.names, u.split(self.sizes), strict=True)
-        local, shared = log_joint(self.frame, self.call, {k: self.frame.shapes[k].to_site(v) for k, v in parts})
-        return local.sum() + shared
-
-    def fixed(self, u: Tensor) -> bool:
-        """True if the value is finite, does not depend on random numbers, and has a gradient in u and nothing else."""
-        found: list[Tensor] = []
-        kept: dict[int, int] = {}
-
-        def keep(value: Tensor) -> Tensor:
-            kept[value.data_ptr()] = value.numel()
-            return value
-
-        for seed in (0, 1):
-            kept.clear()
-            with isolated(seed, validation=False), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-                u = u.detach().requires_grad_()
-                found.append(self.one(u))
-        self.size = max(1, len(u), sum(kept.values()))
-        same = bool(found[0].isfinite()) and torch.equal(*found)
-        return same and all(leaf is u for leaf in _leaves(found[1]))
-
-
-def _leaves(value: Tensor) -> list[Tensor]:
-    """The tensors that a value has gradients in."""
-    seen, waiting, leaves = set(), [value.grad_fn], []
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            leaves.append(node.variable)
-        waiting += [source for source, _ in node.next_functions]
-    return leaves
-
-
 def _draws(count: int, dim: int) -> Tensor:
     """Fixed standard normal draws, (count, dim)."""
     return torch.randn(count, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def _searched(density: _Density, start: Tensor, spread: Tensor) -> tuple[Tensor, Tensor, float] | None:
+def _searched(density: Density, start: Tensor, spread: Tensor) -> tuple[Tensor, Tensor, float] | None:
     """Return loc, scale and ELBO of the best independent normals for fixed draws; None if there are too few evaluations.
 
     Each round is in units of the scales that the one before has found, until a round gains little.
@@ -221,7 +162,7 @@ def _searched(density: _Density, start: Tensor, spread: Tensor) -> tuple[Tensor,
 
 
 def _loss(
-    density: _Density, noise: Tensor, loc: Tensor, scale: Tensor, unit: Tensor, v: Tensor
+    density: Density, noise: Tensor, loc: Tensor, scale: Tensor, unit: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The negative ELBO of independent normals, without a constant, and its gradient in v, which moves loc and log scale."""
     move, stretch = v.chunk(2)
@@ -292,7 +233,7 @@ def _times_inverse(gradient: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tens
     return q
 
 
-def _refined(density: _Density, loc: Tensor, scale: Tensor, *, full: bool) -> tuple[Tensor, Tensor]:
+def _refined(density: Density, loc: Tensor, scale: Tensor, *, full: bool) -> tuple[Tensor, Tensor]:
     """Return loc, and Cholesky factor in units of the scales, after natural gradient steps on more draws.
 
     In units of a normal q = N(μ, L Lᵀ), u = μ + L ε, a step of rate r has precision (1 − r) I − r E[∇² log p] and mean

@@ -12,12 +12,15 @@ from binding_toys import bind_one
 from pyro import poutine
 from torch import nn
 
+from pyro_vi.amortized import points
+from pyro_vi.amortized.density import log_joint
 from pyro_vi.amortized.starts import minimise
 from pyro_vi.errors import InputError
 from pyro_vi.guides.diag_normal import DiagNormal
 from pyro_vi.guides.full_normal import FullNormal
 from pyro_vi.programs.build import pair_of
 from pyro_vi.support import generators
+from pyro_vi.tracing import record
 
 NOISE, PRIOR = 0.5, torch.tensor([10.0, 1000.0, 0.01], dtype=torch.float64)
 ROWS = 20
@@ -216,3 +219,34 @@ def test_the_guide_says_where_it_starts():
     }
     plain = DiagNormal(bind_one(model, (x,)), (x,), start="prior")
     assert plain.describe() == {"z": "free parameters, from the prior's centre"}
+
+
+@pytest.mark.parametrize("guide", [DiagNormal, FullNormal])
+def test_a_recorded_density_gives_the_same_bits_in_few_runs_of_the_model(guide, monkeypatch):
+    args, runs, found = rows(), [], []
+
+    def counted(*given):
+        runs[-1] += 1
+        return log_joint(*given)
+
+    monkeypatch.setattr(points, "log_joint", counted)
+    for unrecorded in (10**9, points.UNRECORDED):
+        monkeypatch.setattr(points, "UNRECORDED", unrecorded)
+        runs.append(0)
+        found.append([p.detach() for p in guide(bind_one(regression, args), args).parameters()])
+    assert all(map(torch.equal, *found))
+    assert runs[1] < 30 < runs[0]
+
+
+def test_a_graph_that_gives_other_bits_is_not_used(monkeypatch):
+    args, asked = rows(), []
+    expected = numbers_of(DiagNormal(bind_one(regression, args), args), *args)
+
+    def wrong(function, *inputs):
+        asked.append(None)
+        return record(lambda u: [2 * part for part in function(u)], *inputs)
+
+    monkeypatch.setattr(points, "record", wrong)
+    found = numbers_of(DiagNormal(bind_one(regression, args), args), *args)
+    assert asked
+    assert all(map(torch.equal, found, expected))
