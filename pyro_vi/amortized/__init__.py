@@ -6,8 +6,8 @@
 * `blocks` holds the numbers of q; `placing` and `discrete` make distributions of sites from them, `chain` that of a normal over
   several sites, `paths` that of all steps of a sequence, and `flows` those of zuko.
 * `parents` finds the sites that a site depends on. `density` is log p(x, z) on the unconstrained scale, which `points`
-  evaluates at many points. From it `starts` finds where free parameters start, and `newton` the mode and the curvature there; `refining`
-  ascends the ELBO of each datum.
+  evaluates at many points. From it `starts` finds where free parameters start, and `newton` the mode and the curvature there;
+  `refining` ascends the ELBO of each datum.
 * `guide` puts it together: `AmortizedGuide`, of which a family is a subclass.
 """
 
