@@ -218,8 +218,8 @@ def test_names_owners_and_sources_over_the_catalogue(name):
     assert found.attrs["num_data"] == entry.num_data
     assert found.attrs["draws"] == 20
     assert (found.seconds > 0).all()
-    # The programs of two pairs take numbers out of tensors, or draw from what depends on parameters.
-    assert (found.method == ("loop" if name in ("discrete", "sequential") else "vmap")).all()
+    # The programs of one pair draw from what depends on parameters.
+    assert (found.method == ("loop" if name == "discrete" else "vmap")).all()
 
 
 def test_source_of_a_site_without_a_closed_form_says_so():

@@ -235,7 +235,7 @@ def test_options(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in CATALOGUE if name != "sequential"])
+@pytest.mark.parametrize("name", list(CATALOGUE))
 def test_each_pair_of_the_catalogue(name):
     entry = CATALOGUE[name]
     many = len(entry.batch[0])
