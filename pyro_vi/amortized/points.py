@@ -14,6 +14,7 @@ from torch.func import vmap
 from pyro_vi.amortized.density import log_joint
 from pyro_vi.amortized.frame import Call, Frame
 from pyro_vi.programs import isolated
+from pyro_vi.support import leaves_of
 from pyro_vi.tracing import Replay, record
 
 AT_ONCE = 2**20
@@ -92,18 +93,4 @@ class Density:
                 found.append(self.one(u))
         self.size = max(1, len(u), sum(kept.values()))
         same = bool(found[0].isfinite()) and torch.equal(*found)
-        return same and all(leaf is u for leaf in _leaves(found[1]))
-
-
-def _leaves(value: Tensor) -> list[Tensor]:
-    """The tensors that a value has gradients in."""
-    seen, waiting, leaves = set(), [value.grad_fn], []
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            leaves.append(node.variable)
-        waiting += [source for source, _ in node.next_functions]
-    return leaves
+        return same and all(leaf is u for leaf in leaves_of(found[1]))

@@ -23,7 +23,6 @@ from torch.distributions import Distribution
 
 from pyro_vi.checking.encoders import saturated
 from pyro_vi.checking.findings import Finding, Planned, View, merged
-from pyro_vi.checking.gradients import leaves_of
 from pyro_vi.checking.options import stale
 from pyro_vi.checking.rules import DECLARED, PROBES, RULES, STRUCTURE, Rule
 from pyro_vi.checking.sites import guide_of_densities
@@ -34,7 +33,7 @@ from pyro_vi.estimators.contract import Traits
 from pyro_vi.estimators.table import named
 from pyro_vi.estimators.traits import estimator_of, traits_of
 from pyro_vi.programs import Pair, Program, bare, called, isolated, kept_buffers, pair_of, shapes_of
-from pyro_vi.support import Whole, whole
+from pyro_vi.support import Whole, leaves_of, whole
 from pyro_vi.support.torch_internals import validates
 
 __all__ = ["Finding", "check", "check_pair", "refuse"]

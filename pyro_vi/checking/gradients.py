@@ -10,6 +10,7 @@ from pyro_vi.checking.findings import Finding, View, is_point
 from pyro_vi.elbo import Run, draw_traces, from_run
 from pyro_vi.estimators import instead_of_paths
 from pyro_vi.programs import Give, Pair, describe
+from pyro_vi.support import leaves_of
 
 AGAIN = 10
 """Draws on which a parameter must have no part in the loss."""
@@ -37,19 +38,6 @@ def unregistered(view: View) -> Iterator[Finding]:
         )
         remedy = "register their network: make it a submodule, or call pyro.module on it in the program"
         yield Finding("unregistered", "error", None, text, remedy)
-
-
-def leaves_of(value: Tensor) -> Iterator[Tensor]:
-    """The tensors with gradients that a result depends on."""
-    stack, seen = [value.grad_fn], set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
-        stack += [before for before, _ in node.next_functions]
 
 
 def no_gradient(view: View) -> Iterator[Finding]:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pyro_vi.checking.encoders import saturated
 from pyro_vi.checking.findings import Finding, View, data_of
-from pyro_vi.checking.gradients import leaves_of
 from pyro_vi.programs import bare, describe, inside, isolated, masked_by, range_of, support_of
+from pyro_vi.support import leaves_of
 
 DRAWS = 50
 """Draws of a guide that are looked at where its support is no interval."""

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from pyro_vi.checking.estimates import apart
 from pyro_vi.checking.findings import Finding, View, data_of, latents_of
-from pyro_vi.checking.gradients import leaves_of
 from pyro_vi.elbo import draw_traces
 from pyro_vi.programs import Give, Values, describe, moved_parameters
+from pyro_vi.support import leaves_of
 
 PUSHES = (1.0, 10.0, 100.0)
 """Lengths of the steps by which parameters are pushed down the gradient of the scale."""

@@ -19,7 +19,7 @@ from pyro_vi.support.torch_internals import times_changed
 from pyro_vi.tracing import flat, same_twice, without_values
 
 MOST = 5000
-"""Most operations of a graph. Those of more are large, or many for each step of a sequence, and take most of the time."""
+"""Most operations of a graph: to make a larger one ready takes longer than the records save."""
 
 Numbers = Callable[[Batch, int | None], Mapping[str, Tensor]]
 

@@ -2,6 +2,7 @@
 
 * `specs`: names with options, such as ``vae(latent_dim=8)``.
 * `numbers`: checks of arguments that are numbers, words or flags.
+* `leaves`: the tensors that a result has gradients in.
 * `locks`: one writer at a time in a folder.
 * `writing`: atomic writing of files; `html`: what a notebook shows.
 * `randomness`: state and seeds of the random generators that programs draw from.
@@ -17,6 +18,7 @@ from pyro_vi.support.lazy import lazily
 
 if TYPE_CHECKING:
     from pyro_vi.support.html import html_block, pictures_in
+    from pyro_vi.support.leaves import leaves_of
     from pyro_vi.support.locks import NO_LINK, Lock
     from pyro_vi.support.numbers import Real, Whole, flag, real, seed_from, shown, whole, word
     from pyro_vi.support.packages import versions
@@ -55,6 +57,7 @@ __all__ = [
     "html_block",
     "keep_as",
     "kept_generators",
+    "leaves_of",
     "make_folder",
     "parse",
     "pictures_in",
