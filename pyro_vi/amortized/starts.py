@@ -253,7 +253,8 @@ def _refined(density: Density, loc: Tensor, scale: Tensor, *, full: bool) -> tup
     count = max(LEAST_DRAWS, 8 * dim, min(MOST_DRAWS, AT_ONCE // density.size))
     half = _draws(count // 2, dim)
     factor = torch.linalg.cholesky(half.mT @ half / len(half))
-    # Mirrored and with covariance I, so that a normal posterior is found without error.
+    # Mirrored and with covariance I, so that a normal posterior is found without error, and that noiseᵀ G / count is the
+    # solution of least squares. `lstsq` would give it too, but with other bits from call to call on several threads.
     half = torch.linalg.solve_triangular(factor, half.mT, upper=False).mT
     noise = torch.cat([half, -half])
 
@@ -263,7 +264,7 @@ def _refined(density: Density, loc: Tensor, scale: Tensor, *, full: bool) -> tup
 
     bound, gradient = bound_at(loc, root)
     for _ in range(REFINEMENTS):
-        hessian = torch.linalg.lstsq(noise, gradient).solution
+        hessian = noise.mT @ gradient / len(noise)
         curvature = -(hessian + hessian.mT) / 2
         values, vectors = torch.linalg.eigh(curvature)
         for rate in (1.0, 0.5, 0.2, 0.05):
