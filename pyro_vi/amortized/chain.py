@@ -5,6 +5,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 
 
@@ -12,7 +13,7 @@ def joined(vectors: Sequence[Tensor]) -> Tensor | None:
     """Return vectors of several sites, (*particles, *rows, D_k), as one, (*particles, *rows, D); None for no vectors."""
     if not vectors:
         return None
-    wide = torch.broadcast_shapes(*(vector.shape[:-1] for vector in vectors))
+    wide = broadcast_shape(*(vector.shape[:-1] for vector in vectors))
     return torch.cat([vector.expand(*wide, vector.shape[-1]) for vector in vectors], -1)
 
 

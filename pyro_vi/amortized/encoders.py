@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor, nn
 
 from pyro_vi.amortized.columns import Column
@@ -197,7 +198,7 @@ class Encoder(nn.Module):
     def _seen(self, present: Sequence[Tensor | None]) -> Tensor | None:
         """Which elements count, (rows, *elements), for any column; None for all."""
         found = [p for c, p in zip(self.columns, present, strict=True) if p is not None and c.plates == self.plates]
-        wide = torch.broadcast_shapes(*(p.shape for p in found))
+        wide = broadcast_shape(*(p.shape for p in found))
         return torch.stack([p.expand(wide) for p in found]).any(0) if found else None
 
     def _weight(self, present: Sequence[Tensor | None], found: Tensor) -> Tensor | None:

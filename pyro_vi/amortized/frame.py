@@ -12,6 +12,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 
 from pyro_vi.amortized.columns import Column, columns_of, read_apart
@@ -314,7 +315,7 @@ class Frame:
             mask = torch.tensor(True) if datum is None or datum.mask is None else torch.as_tensor(datum.mask)
             seen.append(mask.reshape((1,) * len(column.plates)) if datum is None else column.like(datum, mask))
         device = next(datum.value.device for datum in found if datum is not None)
-        wide = torch.broadcast_shapes(*(mask.shape for mask in seen))
+        wide = broadcast_shape(*(mask.shape for mask in seen))
         return torch.stack([mask.to(device).expand(wide) for mask in seen], len(column.plates))
 
     def _rows(self, columns: list[Tensor]) -> dict[str, int]:

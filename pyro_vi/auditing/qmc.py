@@ -88,8 +88,7 @@ def noise(captured: Captured, draws: int, *, kind: str = "independent", seed: in
         made = [torch.stack([h, _mirror(h, *law)], 1).flatten(0, 1) for h, law in zip(halves, laws, strict=True)]
     else:
         laws = [_law(draw, kind) for draw in lifted]
-        # On torch's device without storage a draw has a shape and a dtype, and takes nothing from a generator.
-        like = [draw.make(torch.device("meta")) for draw in lifted]
+        like = [draw.like for draw in lifted]
         points = _points(draws, sum(one.numel() for one in like), seed).split([one.numel() for one in like], 1)
         made = [
             _through(u.reshape(draws, *one.shape), one.dtype, *law)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from pyro.distributions.util import broadcast_shape
 
 from pyro_vi.checking.estimates import of_closed_forms
 from pyro_vi.checking.findings import Finding, Severity, View, data_of, is_point, latents_of, number
@@ -18,7 +19,7 @@ def masks(view: View) -> Iterator[Finding]:
         if (ours is None and theirs is None) or is_point(other):
             continue
         a, b = (torch.as_tensor(True if m is None else m, device=node["value"].device).bool() for m in (ours, theirs))
-        shape = torch.broadcast_shapes(a.shape, b.shape, node["fn"].batch_shape)
+        shape = broadcast_shape(a.shape, b.shape, node["fn"].batch_shape)
         if not torch.equal(a.expand(shape), b.expand(shape)):
             where = "in the model and the guide by different masks"
             if ours is None or theirs is None:

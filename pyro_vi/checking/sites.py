@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from pyro.distributions.util import broadcast_shape
 from pyro.util import check_site_shape
 
 from pyro_vi.checking.findings import Finding, View, data_of, is_factor, latents_of
@@ -91,8 +92,8 @@ def observed_shape(view: View) -> Iterator[Finding]:
     for name, node in data_of(view.model_trace).items():
         shape, value = node["fn"].batch_shape + node["fn"].event_shape, torch.as_tensor(node["value"]).shape
         try:
-            fits = torch.broadcast_shapes(shape, value) == shape
-        except RuntimeError:
+            fits = broadcast_shape(shape, value) == shape
+        except ValueError:
             fits = False
         if fits:
             continue
@@ -110,8 +111,8 @@ def observed_shape(view: View) -> Iterator[Finding]:
 
 def _broadcast(*shapes: tuple[int, ...]) -> bool:
     try:
-        torch.broadcast_shapes(*shapes)
-    except RuntimeError:
+        broadcast_shape(*shapes)
+    except ValueError:
         return False
     return True
 

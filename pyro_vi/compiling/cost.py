@@ -26,7 +26,7 @@ from pyro_vi.errors import NoGraph
 from pyro_vi.estimators.objective import Objective
 from pyro_vi.programs import kept_buffers
 from pyro_vi.support import generators, set_generators
-from pyro_vi.support.torch_internals import each_operation
+from pyro_vi.support.torch_internals import each_operation, take_step
 from pyro_vi.tracing import put_back, reason
 
 SECONDS = {
@@ -238,7 +238,7 @@ class _Update:
         try:
             if self.clip_norm is not None:
                 clip_grad_norm_(moved, self.clip_norm)
-            self.twin.step()
+            take_step(self.twin)
         except Exception:
             self.twin = None
         self.seconds = min(self.seconds, self.clock() - begin)

@@ -84,7 +84,7 @@ def _values(recording: Recording) -> list[Tensor]:
 
 def _axis(whole: Draw, part: Draw, parts: int) -> int | None:
     """The dimension in which a draw of a chunk has ``parts`` times the length of one of a part; None if there is no such."""
-    shapes = [draw.make(torch.device("meta")).shape for draw in (whole, part)]
+    shapes = [draw.like.shape for draw in (whole, part)]
     other = [axis for axis, (a, b) in enumerate(zip(*shapes, strict=False)) if a != b]
     fits = len(shapes[0]) == len(shapes[1]) and len(other) == 1 and shapes[0][other[0]] == parts * shapes[1][other[0]]
     return other[0] if fits else None

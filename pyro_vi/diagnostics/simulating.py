@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import broadcast_shape
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import LKJCholesky, TransformedDistribution
@@ -66,7 +67,7 @@ def simulated(
     columns = [column.clone() for column in tensors_in(args)]
     for name, (column, index) in places.items():
         node, flat = nodes[name], columns[column].reshape(-1)
-        value = node["value"].expand(torch.broadcast_shapes(node["value"].shape, index.shape))
+        value = node["value"].expand(broadcast_shape(node["value"].shape, index.shape))
         if value.shape != index.shape:
             raise InputError(
                 f"site '{name}' has shape {tuple(value.shape)} where it is drawn, and {tuple(index.shape)} where observed; "

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 from pyro.distributions import Delta, ExpandedDistribution, MaskedDistribution
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions.util import broadcast_shape, scale_and_mask
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
@@ -335,7 +335,7 @@ def _reduce(value: Tensor, node: Any, plate: Plate | None, scaled: bool = True) 
     keep = [(frame.dim, frame) for frame in node["cond_indep_stack"] if frame.name in names]
     dims = [dim for dim, _ in keep]
     if dims:
-        value = value.expand(torch.broadcast_shapes(value.shape, _frame_shape(keep)))
+        value = value.expand(broadcast_shape(value.shape, _frame_shape(keep)))
     others = [dim for dim in range(-value.dim(), 0) if dim not in dims]
     return (value.sum(others) if others else value) / (_factor(node, plate) if scaled else 1)
 

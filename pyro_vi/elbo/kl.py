@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from pyro.distributions import Delta, Distribution, MaskedDistribution
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import (
     Beta,
@@ -186,7 +187,7 @@ def _masked_prior(q: TorchDistribution, p: Any) -> Tensor:
         return kl_divergence(q, p.base_dist)
     entropy = q.entropy()
     if mask is False:
-        return -entropy.expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
+        return -entropy.expand(broadcast_shape(q.batch_shape, p.batch_shape))
     return torch.where(mask, kl_divergence(q, p.base_dist), -entropy)
 
 

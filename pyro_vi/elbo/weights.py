@@ -14,7 +14,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions.util import broadcast_shape, scale_and_mask
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine.messenger import Messenger
@@ -191,7 +191,7 @@ def _samples(trace: Any) -> list[Any]:
 def _weight(local: list[Tensor], shared: list[Tensor], rows: int) -> Weight:
     zero = next((torch.zeros((), dtype=t.dtype, device=t.device) for t in (*local, *shared)), torch.zeros(()))
     inside, outside = sum(local, zero.expand(rows)), sum(shared, zero)
-    many = torch.broadcast_shapes(inside.shape[:-1], outside.shape)
+    many = broadcast_shape(inside.shape[:-1], outside.shape)
     return Weight(inside.expand(*many, rows), outside.expand(many))
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyro_vi.support.torch_internals import add_to_each, fused_adam, has_step_hooks, stepped_by_scheduler
+from pyro_vi.support.torch_internals import add_to_each, fused_adam, has_step_hooks, stepped_by_scheduler, take_step
 
 Direct = Callable[[Sequence[Tensor], float], None]
 
@@ -98,7 +98,7 @@ def _proved(optimizer: Optimizer, parameters: Sequence[Tensor], fitted: Sequence
         else:
             for i, gradient in zip(fitted, gradients, strict=True):
                 own[i].grad = gradient
-            twin.step()
+            take_step(twin)
         states = [twin.state[p][name] for p in own if p in twin.state for name in sorted(twin.state[p])]
         results.append([p.detach() for p in own] + [value for value in states if isinstance(value, Tensor)])
     return all(map(torch.equal, *results))

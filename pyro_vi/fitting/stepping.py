@@ -30,6 +30,7 @@ from pyro_vi.fitting.named_optimizers import measured
 from pyro_vi.fitting.optimizers import Recipe, described, recipe_of
 from pyro_vi.programs import Pair, isolated
 from pyro_vi.support import fitting_threads
+from pyro_vi.support.torch_internals import take_step
 
 
 class Stepper:
@@ -160,13 +161,13 @@ class Stepper:
     def _step(self, rate: float) -> None:
         groups = self.optimizer.param_groups
         if rate == 1:
-            self.optimizer.step()
+            take_step(self.optimizer)
             return
         own = [group["lr"] for group in groups]
         used = [lr * rate for lr in own]
         for group, lr in zip(groups, used, strict=True):
             group["lr"] = lr
-        self.optimizer.step()
+        take_step(self.optimizer)
         for group, lr, before in zip(groups, own, used, strict=True):
             now = group["lr"]
             group["lr"] = lr if now is before or now == before else lr * (now / before)

@@ -27,6 +27,7 @@ from pyro_vi.fitting.settings import Options, Settings, fractions
 from pyro_vi.fitting.starts import best_of_starts
 from pyro_vi.programs import Source, isolated
 from pyro_vi.support import Real, Whole, fitting_threads, versions
+from pyro_vi.support.torch_internals import without_compiler
 
 
 def fit(
@@ -276,7 +277,7 @@ def fit_pair(
         "versions": versions(),
     }
     example = data.example(batch_size)
-    with fitting_threads(pair, example):
+    with fitting_threads(pair, example), without_compiler():
         if options.check:
             refuse(findings_of(planned, estimator, options))
         with isolated(validation=False):
@@ -289,7 +290,8 @@ def fit_pair(
     if options.out is not None:
         folder = RunFolder(options.out, config, resume=options.resume, allow=options.allow)
     try:
-        loop.run(title or name, folder, resume=options.resume, progress=options.progress, note=planned.note)
+        with without_compiler():
+            loop.run(title or name, folder, resume=options.resume, progress=options.progress, note=planned.note)
     finally:
         if folder is not None:
             folder.close()

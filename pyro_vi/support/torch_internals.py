@@ -4,6 +4,7 @@ Each part is looked up on use, so that a version of torch without it breaks noth
 `pyro_vi.support.private.Missing` if torch lacks its part: fits, audits and the evidence then continue eagerly and report it.
 """
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -18,6 +19,9 @@ from pyro_vi.support.private import Missing, attribute, part
 
 _part = partial(part, "torch")
 _attribute = partial(attribute, "torch")
+
+COMPILER = "torch._dynamo"
+"""The part of torch's compiler whose import takes a second."""
 
 
 # Programs and optimizers.
@@ -68,6 +72,59 @@ def has_gradient_hooks(parameter: Tensor) -> bool:
 def stepped_by_scheduler(optimizer: torch.optim.Optimizer) -> bool:
     """True if a scheduler counts an optimizer's steps; it replaces the method for that, which changes no step."""
     return bool(getattr(optimizer.step, "_wrapped_by_lr_sched", False))
+
+
+def take_step(optimizer: torch.optim.Optimizer) -> None:
+    """Take a step of an optimizer, as ``optimizer.step()`` does, but without the import of torch's compiler.
+
+    That method begins with the import, which takes a second, to have the compiler leave it alone.
+    """
+    bare = None if COMPILER in sys.modules else _bare_step(optimizer)
+    if bare is None:
+        optimizer.step()
+        return
+    if stepped_by_scheduler(optimizer):
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # else the scheduler warns that no step came before it
+    with torch.no_grad():
+        bare(optimizer)
+
+
+def _bare_step(optimizer: torch.optim.Optimizer) -> Callable[[Any], Any] | None:
+    """What the method ``step`` of torch's own classes wraps, or None if a wrapper does more than to turn gradients off."""
+    one: Any = type(optimizer).step
+    if type(optimizer).__module__.partition(".")[0] != "torch" or optimizer.defaults.get("differentiable", True):
+        return None
+    if "step" in vars(optimizer) and not stepped_by_scheduler(optimizer):
+        return None
+    module = sys.modules[torch.optim.Optimizer.__module__]
+    everywhere = [getattr(module, f"_global_optimizer_{when}_hooks", None) for when in ("pre", "post")]
+    if has_step_hooks(optimizer) or any(hooks is None or hooks for hooks in everywhere):
+        return None
+    while one is not None and one.__code__.co_name != "_use_grad":
+        one = getattr(one, "__wrapped__", None)
+    bare: Callable[[Any], Any] | None = getattr(one, "__wrapped__", None)
+    return bare
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Within the block, the other methods of torch's optimizers do not import torch's compiler either.
+
+    Their wrapper imports it to have the compiler leave them alone, unless it finds on the method what the compiler would
+    make of it. That is the method itself as long as nothing is compiled.
+    """
+    methods = [
+        one for one in vars(torch.optim.Optimizer).values() if inspect.isfunction(one) and hasattr(one, "__wrapped__")
+    ]
+    bare: list[Any] = [one.__wrapped__ for one in methods if one.__module__ == torch.optim.Optimizer.__module__]
+    changed = [] if COMPILER in sys.modules else [one for one in bare if not hasattr(one, "__dynamo_disable")]
+    for one in changed:
+        setattr(one, "__dynamo_disable", one)
+    try:
+        yield
+    finally:
+        for one in changed:
+            delattr(one, "__dynamo_disable")
 
 
 def fused_adam(decoupled: bool) -> Callable[..., Any]:
@@ -172,6 +229,10 @@ def each_operation(handle: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
     base: Any = _part("torch.utils._python_dispatch", "TorchDispatchMode")
 
     class Handled(base):
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            return False  # else torch wraps the method below so that it imports torch's compiler, which takes a second
+
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             return handle(func, args, kwargs or {})
 

@@ -14,6 +14,8 @@ from torch import Tensor, fx
 from pyro_vi.support.torch_internals import schema
 from pyro_vi.tracing.shapes import is_random
 
+META = torch.device("meta")
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -24,6 +26,7 @@ class Draw:
         site: the site that it is for.
         operation: what makes it, such as ``"aten.rand"``.
         law: distribution of each element: ``("normal", mean, sd)``, ``("uniform", low, high)``, or None if it is neither.
+        like: a tensor of its shape and dtype, without storage.
         device: where the graph takes it.
     """
 
@@ -31,6 +34,7 @@ class Draw:
     site: str | None
     operation: str
     law: tuple[str, float, float] | None
+    like: Tensor
     device: torch.device
 
 
@@ -52,9 +56,11 @@ def lifted(graph: fx.Graph, site: Callable[[int], str | None] = lambda index: No
         with graph.inserting_after(last):
             last = graph.placeholder(f"draw{len(draws)}")
         operation: Any = node.target
-        name, device = str(operation.overloadpacket), node.meta["val"].device
-        last.meta["val"] = node.meta["val"]
-        draws.append(Draw(_maker(node), site(index), name, _law(node), device))
+        name, value, make = str(operation.overloadpacket), node.meta["val"], _maker(node)
+        last.meta["val"] = value
+        # A trace notes no shape. To make a draw without storage takes nothing from a generator, but imports torch's compiler.
+        like = make(META) if not isinstance(value, Tensor) else torch.empty(value.shape, dtype=value.dtype, device=META)
+        draws.append(Draw(make, site(index), name, _law(node), like, value.device))
         node.replace_all_uses_with(last)
         graph.erase_node(node)
     graph.eliminate_dead_code()

@@ -29,6 +29,14 @@ SAME = (torch.ops.aten.detach.default, torch.ops.aten.lift_fresh.default, torch.
 LITERAL = torch.ops.aten.lift_fresh.default
 """The operation that makes a tensor of numbers written in a program. The node of such a constant has ``meta["literal"]``."""
 
+KINDS = (
+    torch.ops.aten.promote_types.default,
+    torch.ops.aten.can_cast.default,
+    torch.ops.aten.result_type.Tensor,
+    torch.ops.aten.result_type.Scalar,
+)
+"""Operations whose result is a dtype, or follows from dtypes alone: it is the same in each call."""
+
 
 class Recorder:
     """Tensor operations of a block as nodes of a graph.
@@ -105,6 +113,8 @@ class Recorder:
                 arguments[0].meta["literal"] = True
             self._nodes[id(result)] = arguments[0]
             self._kept.append(result)
+            return result
+        if func in KINDS:
             return result
         node = self.graph.call_function(func, arguments, named)
         if settled:

@@ -66,7 +66,7 @@ def uniforms(*shape: int, dtype: torch.dtype = torch.float64) -> Draw:
     def make(device: torch.device | None = None) -> Tensor:
         return torch.rand(shape, dtype=dtype, device=device)
 
-    return Draw(make, None, "aten.rand", ("uniform", 0.0, 1.0), torch.device("cpu"))
+    return Draw(make, None, "aten.rand", ("uniform", 0.0, 1.0), make(torch.device("meta")), torch.device("cpu"))
 
 
 def variance(values: Tensor) -> tuple[float, float]:

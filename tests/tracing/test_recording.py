@@ -48,6 +48,14 @@ def test_draws_become_inputs_and_are_the_same_numbers():
     assert torch.equal(recording.module()(torch.zeros(3), *noise), expected)
 
 
+def test_a_dtype_is_no_value():
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        return x.to(torch.promote_types(x.dtype, y.dtype)) + y.to(torch.result_type(x, y)).exp()
+
+    inputs = (torch.tensor([1.5]), torch.tensor([0.5], dtype=torch.float64))
+    assert torch.equal(record(function, *inputs).module()(*inputs), function(*inputs))
+
+
 def branches(x: Tensor) -> Tensor:
     return x if x.sum() > 0 else -x
 

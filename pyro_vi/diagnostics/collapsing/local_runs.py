@@ -11,7 +11,7 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions.util import broadcast_shape, scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -108,7 +108,7 @@ def _log_q(trace: Any, run: Run, nesting: int) -> Tensor:
         if plate.name not in {frame.name for frame in node["cond_indep_stack"]}:
             continue
         term = scale_and_mask(node["unscaled_log_prob"], mask=node["mask"]).double()
-        term = term.expand(torch.broadcast_shapes(term.shape, node["fn"].batch_shape, (1,) * (nesting + 1)))
+        term = term.expand(broadcast_shape(term.shape, node["fn"].batch_shape, (1,) * (nesting + 1)))
         term = term.movedim(plate.dim, -1)
         total = total + (term.flatten(1, -2).sum(1) if term.dim() > 2 else term)
     return total

@@ -16,6 +16,7 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import broadcast_shape
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
@@ -227,4 +228,4 @@ def _latent(node: Any) -> bool:
 
 
 def _shape(value: Tensor, fn: Any) -> tuple[int, ...]:
-    return tuple(torch.broadcast_shapes(value.shape, fn.shape()))
+    return tuple(broadcast_shape(value.shape, fn.shape()))
