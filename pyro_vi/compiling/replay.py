@@ -11,7 +11,7 @@ with outputs, or the operation itself with a copy into its place. The first that
 import math
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import accumulate
@@ -41,7 +41,7 @@ class Replay:
         inputs: example inputs. The first ``kept`` are read where they lie, in every call.
         kept: number of first inputs that are the same tensors in every call; their values may change.
         copied: positions, among the others, of inputs that are copied to a place of their own in each call. The others are read
-            where they lie: another tensor takes a new list of calls, which costs as much as some steps.
+            where they lie: for another tensor, the calls that read it are made anew.
         beside: positions of results that are wanted as one vector.
 
     Attributes:
@@ -76,27 +76,26 @@ class Replay:
             self.graph, seen = simplify(graph, [*self.kept, *given], [kept + i for i in copied])
             self._changing = [i for i, place in self._places.items() if memory(place) in seen.changed]
             self._plan = _Plan(self.graph, seen, beside)
-            self._bind(given)
+            self._plan.bind([*self.kept, *given])
+        self.calls, self.results = self._plan.calls, self._plan.results
         self.beside = self._plan.vector
         self._plan.forget()
         self.refresh()
 
-    def _bind(self, given: Sequence[Tensor]) -> None:
-        self.calls, self.results = self._plan.bind([*self.kept, *given])
-
     def __call__(self, source: Sequence[Tensor]) -> list[Tensor]:
         """Run the list; return its results, whose memory the next call uses again."""
-        last, moved = self._last, False
+        last, moved = self._last, dict[int, Tensor]()
         for i, value in enumerate(source):
             if value is not last[i]:
                 if i in self._places:
                     self._places[i].copy_(value)
                     last[i] = value
                 else:
-                    moved = True
+                    moved[len(self.kept) + i] = value
         if moved:
             with torch.no_grad():
-                self._bind([self._places.get(i, value) for i, value in enumerate(source)])
+                self._plan.rebind(moved)
+            self.calls = self._plan.calls
             self._last = list(source)
         for i in self._changing:  # by the calls
             self._last[i] = None
@@ -126,6 +125,10 @@ class _Plan:
             self.of[node] = [_where(value) for value in tensors(seen.values[node])]
         self.form = {node: _form(value) for node, value in seen.values.items()}
         self.makers: dict[fx.Node, Callable[..., Any]] = {}
+        self.at: dict[fx.Node, Any] = {}
+        self.numbers: dict[fx.Node, int] = {}  # of a node's call
+        self.calls: list[Call] = []
+        self.results: list[Tensor] = []
         self.pools = self._side_by_side(beside)
         self.pools |= self._pools(self.pools)
 
@@ -195,9 +198,9 @@ class _Plan:
             and (operands[0][0] not in self.seen.changed)
         )
 
-    def bind(self, inputs: Sequence[Tensor]) -> tuple[list[Call], list[Tensor]]:
-        """Return the calls on these inputs, and the tensors in which their results are."""
-        given, at, calls = iter(inputs), dict[fx.Node, Any](), list[Call]()
+    def bind(self, inputs: Sequence[Tensor]) -> None:
+        """Make the calls on these inputs, and find the tensors in which their results are."""
+        given, at = iter(inputs), self.at
         for node in self.nodes[:-1]:
             if node.op == "placeholder":
                 at[node] = next(given)
@@ -206,15 +209,41 @@ class _Plan:
                 at[node] = self.graph.constant(node).detach()
                 continue
             args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), at.__getitem__)
-            if not isinstance(node.target, OPERATION) or self._is_view(node):  # an item of several results, or a view
+            if self._makes_no_call(node):
                 at[node] = node.target(*args, **kwargs)
                 continue
             at[node] = self._place(node, args, kwargs)  # with None where the operation gives none
             call = self._call(node, args, kwargs, at[node])
             if call is not None:
-                calls.append(call)
-        results = fx.node.map_arg(self.output.args[0], at.__getitem__)
-        return calls, list(results)
+                self.numbers[node] = len(self.calls)
+                self.calls.append(call)
+        self.results[:] = fx.node.map_arg(self.output.args[0], at.__getitem__)
+
+    def rebind(self, moved: Mapping[int, Tensor]) -> None:
+        """Make the calls anew that read some inputs, which are other tensors now. If that raises an error, nothing changes."""
+        places = [node for node in self.nodes if node.op == "placeholder"]
+        found: dict[fx.Node, Any] = {places[i]: value for i, value in moved.items()}
+        made: dict[int, Call] = {}
+
+        def now(node: fx.Node) -> Any:
+            return found[node] if node in found else self.at[node]
+
+        for node in self.nodes[:-1]:
+            if found.keys().isdisjoint(node.all_input_nodes):
+                continue
+            args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), now)
+            if self._makes_no_call(node):
+                found[node] = node.target(*args, **kwargs)
+            elif node in self.numbers:
+                made[self.numbers[node]] = self.makers[node](args, kwargs, self.at[node])
+        self.at.update(found)
+        for number, call in made.items():
+            self.calls[number] = call
+        self.results[:] = fx.node.map_arg(self.output.args[0], self.at.__getitem__)
+
+    def _makes_no_call(self, node: fx.Node) -> bool:
+        """True for an item of several results, and for a view."""
+        return not isinstance(node.target, OPERATION) or self._is_view(node)
 
     def _is_view(self, node: fx.Node) -> bool:
         sources = {one[0] for used in node.all_input_nodes for one in self.of[used]}
