@@ -31,6 +31,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return found
 
 
+@pytest.mark.slow
 def test_a_comparison_binds_its_two_programs_and_reads_its_data_once(binds, reads, tmp_path):
     original = torch.tensor([[1.0], [2.0], [3.0], [4.0], [5.0], [6.0]])
     options = {"steps": 2, "audit_draws": 20, "particles": 2, "draws": 2, "progress": False, "out": tmp_path / "out"}

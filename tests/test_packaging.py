@@ -112,6 +112,7 @@ def test_wheel_holds_every_module_once(wheel):
     assert held == Counter(module_files() | templates | {"pyro_vi/py.typed"})
 
 
+@pytest.mark.slow
 def test_installed_wheel_imports_from_elsewhere(wheel, tmp_path):
     target = tmp_path / "installed"
     options = ("--no-deps", "--no-index", "--quiet")
@@ -146,6 +147,7 @@ def imported(path: Path) -> set[str]:
     return {name.split(".")[0] for name in plain | origins}
 
 
+@pytest.mark.slow
 def test_what_the_packages_import_is_what_they_require() -> None:
     """xarray imports h5netcdf and h5py by name, people import arviz and its parts; pyarrow is the extra's."""
     names = {"sklearn": "scikit-learn", "pyro": "pyro-ppl"}

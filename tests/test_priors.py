@@ -43,6 +43,7 @@ def test_a_prior_is_normalised(name, latent_dim):
     assert float(mass.sum()) == pytest.approx(1, abs=1e-3 if (name, latent_dim) == ("flow", 2) else 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRIORS)
 def test_draws_have_the_moments_of_the_density(name):
     points, area = grid(2)
@@ -74,6 +75,7 @@ def test_a_mixture_is_the_sum_of_its_components():
     torch.testing.assert_close(prior(LIKE).log_prob(z), total.log(), **TIGHT)
 
 
+@pytest.mark.slow
 def test_a_mixture_starts_with_unit_variances():
     torch.manual_seed(0)
     draws = NormalMixture(2, components=2000)(LIKE).sample((20_000,))

@@ -36,6 +36,7 @@ def wrong_calls(text: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_no_call_runs_what_is_in_a_file() -> None:
     assert len(SOURCES) > 200
     found = {str(path.relative_to(ROOT)): wrong_calls(path.read_text(encoding="utf-8")) for path in SOURCES}

@@ -30,6 +30,7 @@ def test_an_embedding_is_the_posterior_mean(run, opened):
         assert np.abs((np.sort(found, 0) if isinstance(given, pyro_vi.Data) else found) - wanted).max() < 1e-10
 
 
+@pytest.mark.slow
 def test_a_reconstruction_is_the_decoder_of_it(run, opened):
     """E_q[A z + b] = A E[z | x] + b; the error of 400 draws is σ_z A / 20."""
     means, _ = closed_form(run, NEW)
@@ -73,6 +74,7 @@ def test_the_history_is_a_frame(run, opened):
     assert run.history[-1]["step"] == 12 == opened.history.index[-1]
 
 
+@pytest.mark.slow
 def test_what_is_shown_is_short(run, opened):
     for text in (repr(run), repr(opened)):
         assert len(text.splitlines()) <= 12 and len(text) < 1500 and "elbo" in text
@@ -97,6 +99,7 @@ def test_wrong_rows_give_one_line(opened, x, text):
     assert text in message(opened.embed, x, error=pyro_vi.InputError)
 
 
+@pytest.mark.slow
 def test_new_rows_are_standardised_by_the_moments_of_the_training_rows():
     data = pyro_vi.load(5 + 3 * columns(60), standardize=True)
     run = pyro_vi.fit(PPCA, "exact", data, steps=3, compile=False, progress=False)

@@ -58,6 +58,7 @@ def test_a_run_of_ones_own_goes_on_anywhere(place: Path, monkeypatch: pytest.Mon
     assert (place / "marker").exists() and (place / "state" / "pyro_vi" / "key").stat().st_mode & 0o77 == 0
 
 
+@pytest.mark.slow
 def test_the_code_of_anothers_run_does_not_run_unasked(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

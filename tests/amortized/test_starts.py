@@ -254,6 +254,7 @@ def test_a_graph_that_gives_other_bits_is_not_used(monkeypatch):
     assert all(map(torch.equal, found, expected))
 
 
+@pytest.mark.slow
 def test_a_start_has_the_same_bits_wherever_its_memory_lies():
     """Least squares by `torch.linalg.lstsq`, for one, has other bits at other addresses."""
     args, found, held = rows(), [], []

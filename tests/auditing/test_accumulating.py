@@ -98,6 +98,7 @@ def difference(one: Tensor, two: Tensor, sizes: list[int], chunk: int = 64, reso
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 7])
 @pytest.mark.parametrize("pairs", [20, 400])
 def test_of_equal_means_the_p_value_is_uniform(pairs, size):

@@ -183,6 +183,7 @@ def test_stage_stands_before_every_sentence(second):
     assert staged.text == f"at the end: {plain.text}"
 
 
+@pytest.mark.slow
 def test_on_digits_at_the_start_the_kl_in_closed_form_wins_by_more_than_ten():
     digits = load("digits")
     pair = build_pair("vae", "diag_normal", digits)

@@ -128,6 +128,7 @@ def test_parts_sum_over_the_parameters_of_an_owner(conjugate):
     assert (conjugate.sel(part="model").part_grad_var == 0).all()
 
 
+@pytest.mark.slow
 def test_at_the_exact_posterior_the_value_of_trace_has_no_variance():
     """Var of the analytic one is Var (x - z)² / 2 = (x - m)² s² + s⁴ / 2 = .336, sd .580, at x = 1.3."""
     guide = ConjugateGuide((0.65, 0.5**0.5))
@@ -140,6 +141,7 @@ def test_at_the_exact_posterior_the_value_of_trace_has_no_variance():
     assert abs(float(found.value_sd.sel(elbo="mean_field")) ** 2 - exact) < 4 * error
 
 
+@pytest.mark.slow
 def test_at_the_exact_posterior_of_linear_gaussian_trace_is_exact():
     model, guide = exact_pair()
     found = audit(model, guide, columns(), draws=40)
@@ -150,6 +152,7 @@ def test_at_the_exact_posterior_of_linear_gaussian_trace_is_exact():
     assert (found.grad_var.sel(elbo="trace") < 1e-20).all()
 
 
+@pytest.mark.slow
 def test_on_digits_at_the_start_the_analytic_kl_helps_the_encoder_and_not_the_decoder():
     data = load("digits")
     torch.manual_seed(0)
@@ -184,6 +187,7 @@ def test_equal_seeds_give_equal_bits_whatever_the_order_of_estimators(vectorize)
     assert not (first.grad_var == other.grad_var).any()
 
 
+@pytest.mark.slow
 def test_draws_are_common_to_all_estimators():
     """A second copy of an estimator sees the very same draws: its moments are equal to the bit."""
 
@@ -222,11 +226,13 @@ def test_names_owners_and_sources_over_the_catalogue(name):
     assert (found.method == ("loop" if name == "discrete" else "vmap")).all()
 
 
+@pytest.mark.slow
 def test_source_of_a_site_without_a_closed_form_says_so():
     source = audited("lognormal_halfcauchy").kl_source.sel(elbo="mean_field", site="z")
     assert str(source.values) == "sampled (no closed form of KL(LogNormal || HalfCauchy) is registered)"
 
 
+@pytest.mark.slow
 @every_name
 def test_value_of_an_audit_is_pyros_elbo_per_datum(name):
     """The same 20 draws, made by Pyro alone from the seeds that the audit takes."""
@@ -243,6 +249,7 @@ def test_value_of_an_audit_is_pyros_elbo_per_datum(name):
     torch.testing.assert_close(float(found.value_sd), statistics.stdev(values), rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_gradients_are_pyros_per_datum():
     """Mean and variance of 20 stored gradients of Pyro's own estimator on the same draws."""
     model, guide = vae_pair()
@@ -263,6 +270,7 @@ def test_gradients_are_pyros_per_datum():
         np.testing.assert_allclose(one.grad_var, np.var(stored, 0, ddof=1).sum(), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_nothing_outlives_an_audit():
     model, guide = closure_pair()
     originals = [
@@ -291,6 +299,7 @@ def test_parameters_in_the_param_store_are_not_those_of_the_audit():
     assert (clean == again).all()
 
 
+@pytest.mark.slow
 def test_an_estimator_given_as_object_is_not_changed():
     """Pyro's estimators remember the plate nesting of the first model that they meet."""
     elbo = Trace_ELBO(num_particles=3, vectorize_particles=True)
@@ -300,6 +309,7 @@ def test_an_estimator_given_as_object_is_not_changed():
     assert float(found.value_sd[0]) < float(one.value_sd[0])
 
 
+@pytest.mark.slow
 def test_shared_parameters_count_once():
     found = audit(*bound_pair(), columns(), draws=20)
     assert sorted(found.parameter.values) == sorted(CATALOGUE["bound_vae"].owners)

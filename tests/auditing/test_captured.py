@@ -406,6 +406,7 @@ def test_a_branch_by_the_value_of_the_batch_has_no_graph():
         captured(get("trace"), pair, list(pair.parameters()), (x,))
 
 
+@pytest.mark.slow
 def test_a_shape_that_depends_on_a_draw_has_no_graph():
     """How many draws are above 0 would be held for all draws; it is looped over, to the numbers of a sum of the mask."""
 

@@ -197,6 +197,7 @@ def test_antithetic_draws_integrate_odd_functions_exactly(conjugate):
     assert float(found.std(1).min()) > 0.5
 
 
+@pytest.mark.slow
 def test_antithetic_draws_double_what_is_even(conjugate):
     """∂/∂(log s) is −1 + (2 m − x) s ε + 2 s² ε²: variance 16 s⁴ / S in place of ((2 m − x)² s² + 8 s⁴) / S."""
     _, gradients = conjugate
@@ -290,6 +291,7 @@ def test_the_first_point_has_all_its_digits_and_none_is_0_or_1():
         assert len(row.unique()) == 64
 
 
+@pytest.mark.slow
 def test_elements_beyond_the_sobol_dimensions_get_independent_draws():
     most, count = torch.quasirandom.SobolEngine.MAXDIM, 16
     assert most == 21201

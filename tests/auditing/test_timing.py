@@ -130,6 +130,7 @@ def test_times_of_known_calls(threads):
     assert all(one.spread >= 0 and one.error >= 0 for one in found.values())
 
 
+@pytest.mark.slow
 def test_on_one_thread_it_is_the_processors_time():
     """Which other work on the machine hardly moves: a call that only waits takes next to none."""
     before = torch.get_num_threads()

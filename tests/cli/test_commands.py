@@ -48,6 +48,7 @@ def on(fitted: Path, command: str, *args: str) -> list[str]:
     return [command, *SMALL, "--data", str(fitted / "data.npy"), "--run", str(fitted / "run"), *args]
 
 
+@pytest.mark.slow
 def test_fit_writes_its_folder_and_shows_its_numbers(folder, capsys):
     assert cli.main(["fit", *SMALL, *QUICK, "--out", "run"]) == 0
     out, err = capsys.readouterr()
@@ -63,6 +64,7 @@ def test_fit_writes_its_folder_and_shows_its_numbers(folder, capsys):
     assert f"highest held-out ELBO: {best['heldout_elbo']:.2f} at step {best['step']}" in out
 
 
+@pytest.mark.slow
 def test_fit_in_json(folder, capsys):
     assert cli.main(["fit", *SMALL, *QUICK, "--out", "run", "--format", "svg", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -86,12 +88,14 @@ def test_a_picture_that_fails_loses_neither_the_table_nor_the_run(folder, capsys
     ]
 
 
+@pytest.mark.slow
 def test_without_out_each_run_has_a_folder_of_its_own(folder, capsys):
     for _ in range(2):
         assert cli.main(["fit", *SMALL, *QUICK, "--json"]) == 0
     assert len(list(Path("runs").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_run_is_refused_and_resumed(folder, capsys):
     args = ["fit", *SMALL, *QUICK, "--out", "run"]
     assert cli.main(args) == 0
@@ -239,6 +243,7 @@ def test_show_says_what_a_fit_does(fitted, capsys):
     assert json.loads((fitted / "shown" / "layout.json").read_text())["elbo"] == "trace"
 
 
+@pytest.mark.slow
 def test_show_of_a_run_has_its_batches_and_its_estimator(folder, capsys):
     assert cli.main(["fit", *SMALL, *QUICK, "--elbo", "stl", "--shuffle", "False", "--out", "run"]) == 0
     capsys.readouterr()
@@ -308,6 +313,7 @@ def test_the_defaults_of_a_fit_are_the_same_in_commands():
                 assert option.default == names[option.name], (command, option.name)
 
 
+@pytest.mark.slow
 def test_list_of_a_name_has_its_options(capsys):
     assert cli.main(["list", "diag_normal"]) == 0
     out = capsys.readouterr().out
@@ -413,6 +419,7 @@ def test_the_main_job_with_all_its_defaults(folder):
     assert all((folder / path).is_file() for path in document["plots"]) and len(document["plots"]) >= 5
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_run_is_enough(fitted, folder, capsys):
     """Model, guide, data, seed and what was held out are in it; new data are scored on all their rows."""
     capsys.readouterr()

@@ -174,6 +174,7 @@ def test_bad_input_gives_one_line_and_leaves_nothing(case, folder, capsys):
     assert files(folder) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REAL)
 def test_the_real_command_gives_one_line_and_leaves_nothing(case, folder):
     """The same through a process of its own."""
@@ -183,6 +184,7 @@ def test_the_real_command_gives_one_line_and_leaves_nothing(case, folder):
     assert files(folder) == before
 
 
+@pytest.mark.slow
 def test_columns_of_a_table_are_chosen_and_kept_in_the_run(folder, capsys):
     args = [
         "--data",

@@ -66,6 +66,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> None:
         fit("own.py:model", "own.py:guide", "x.npy", out="run", progress=False, **OPTIONS)
 
 
+@pytest.mark.slow
 @in_main_thread
 def test_a_fit_of_own_programs_goes_on_from_another_folder(place, monkeypatch):
     whole = fit("own.py:model", "own.py:guide", "x.npy", progress=False, **OPTIONS)
@@ -76,6 +77,7 @@ def test_a_fit_of_own_programs_goes_on_from_another_folder(place, monkeypatch):
     assert Path.cwd() == place / "there" and not list(Path().iterdir())
 
 
+@pytest.mark.slow
 @in_main_thread
 def test_a_program_that_has_changed_is_named_and_may_be_allowed(place, monkeypatch):
     begun(monkeypatch)
@@ -124,6 +126,7 @@ def test_a_finished_run_takes_no_other_options(tmp_path):
     assert (out / "config.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_what_was_made_from_objects_needs_them(tmp_path):
     quick(
         out=tmp_path / "run", elbo="trace", optimizer=lambda parameters: __import__("torch").optim.SGD(parameters, 0.1)

@@ -46,6 +46,7 @@ def test_an_interval_covers_the_true_difference_in_95_of_100_cases():
     assert abs(inside / cases - 0.95) < 4 * math.sqrt(0.95 * 0.05 / cases)
 
 
+@pytest.mark.slow
 def test_of_equal_fits_the_best_is_told_apart_from_another_in_at_most_5_of_100_cases():
     """The best is chosen by the same numbers: without a correction for all 6 pairs it is 19 of 100."""
     cases = 1500

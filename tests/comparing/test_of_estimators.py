@@ -59,6 +59,7 @@ def global_one() -> Comparison:
     return compare(regression, "diag_normal", load(scalars(80)), **{**QUICK, "particles": 2000, "draws": 400})
 
 
+@pytest.mark.slow
 def test_all_fits_start_from_the_same_parameters():
     """And end elsewhere. Snapshots are of the first-named fit, so that each takes its turn."""
     data, starts, ends = load(columns(80)), [], []
@@ -72,6 +73,7 @@ def test_all_fits_start_from_the_same_parameters():
     assert fitted and all(not torch.equal(ends[0][name], ends[1][name]) for name in fitted)
 
 
+@pytest.mark.slow
 def test_a_fit_does_not_depend_on_those_before_it():
     """Under the second name a fit is what it is under the first."""
     data = load(columns(80))
@@ -83,6 +85,7 @@ def test_a_fit_does_not_depend_on_those_before_it():
             assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_audits_are_at_the_parameters_of_the_first_fit(linear):
     assert list(linear.audits) == [0, 3, 6]
     first = linear.results["trace"].run
@@ -113,6 +116,7 @@ def test_numbers_are_of_the_held_out_data_under_each_fit(linear):
         assert result.gap is not None and abs(result.gap - (float(exact) - result.elbo_mean)) < 1e-10
 
 
+@pytest.mark.slow
 def test_without_a_closed_form_the_evidence_is_sampled():
     found = compare("vae(latent_dim=2, hidden=(4,))", DIAGONAL, load(columns(80)), **FITS)
     for result in found.results.values():
@@ -167,6 +171,7 @@ def test_the_document_has_the_keys_and_types_of_the_design(linear):
     }
 
 
+@pytest.mark.slow
 def test_one_estimator_alone():
     found = compare(LINEAR, DIAGONAL, load(columns(80)), elbos=("mean_field",), **QUICK)
     assert list(found.results) == ["mean_field"]

@@ -115,6 +115,7 @@ def test_the_order_of_the_guides_changes_no_number():
         assert torch.equal(result.evaluation.elbo_per_datum, two.results[name].evaluation.elbo_per_datum)
 
 
+@pytest.mark.slow
 def test_a_guide_is_fitted_as_by_itself():
     """One of the guides draws random numbers when it is built; a model by name starts as in any fit of this seed."""
     data = load(columns(60))
@@ -149,6 +150,7 @@ class Greedier(Greedy):
         super().__init__(model, batch, size=11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [[Greedy, Greedier, "diag_normal"], ["diag_normal", Greedier, Greedy]])
 def test_all_start_from_the_same_model_on_the_same_batches(order, monkeypatch):
     starts, batches = {}, {}
@@ -173,6 +175,7 @@ def test_all_start_from_the_same_model_on_the_same_batches(order, monkeypatch):
     assert len(batches["Greedy"]) == 2 * 54
 
 
+@pytest.mark.slow
 def test_if_one_guide_needs_all_rows_all_get_them():
     """By itself, the other guide is fitted in batches of 128, and a tenth is held out."""
     options = {**QUICK, "batch_size": None, "steps": 2}
@@ -190,6 +193,7 @@ def silent(x: Tensor) -> None:
     """A guide without the site."""
 
 
+@pytest.mark.slow
 def test_a_refused_guide_loses_no_other():
     found = compare("vae(latent_dim=2, hidden=(4,))", [silent, DIAGONAL, "exact"], load(columns(60)), **QUICK)
     assert list(found.results) == [DIAGONAL]
@@ -216,6 +220,7 @@ def infinite(x: Tensor) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_fit_that_fails_loses_no_other():
     """The guide's mean is infinite as soon as a step has moved its parameter by 0.1."""
     found = compare(LEARNT, [infinite, DIAGONAL], load(columns(60)), **{**QUICK, "lr": 0.5})
@@ -224,6 +229,7 @@ def test_a_fit_that_fails_loses_no_other():
         compare(LEARNT, [infinite], load(columns(60)), elbos="mean_field", **{**QUICK, "lr": 0.5})
 
 
+@pytest.mark.slow
 def test_a_guide_that_fails_with_many_draws_loses_no_other():
     """Single draws of the 54 data are fewer numbers than 10 draws of those that are held out, which come after the fit."""
 
@@ -260,6 +266,7 @@ def point(x: Tensor) -> None:
     pyro.sample("w", dist.Delta(pyro.param("at", number(0.3))))
 
 
+@pytest.mark.slow
 def test_of_shared_latents_the_error_is_over_draws():
     """The whole gap is KL / N = (-log c + (c² - 1) / 2) / 72; a point estimate has no place in it."""
     guides = [conjugate(1.0, "right"), conjugate(2.0, "wide"), point]
@@ -290,6 +297,7 @@ def linear(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(slope * x, 0.7))
 
 
+@pytest.mark.slow
 def test_the_estimator_is_one_that_serves_the_guides():
     """`mean_field` cannot sum the site that is left to the estimator."""
     found = compare(marked, [linear, "diag_normal"], load(scalars(40)), **QUICK)
@@ -321,6 +329,7 @@ def test_what_cannot_be_is_refused(guides, options, text, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_comparison_is_resumed(tmp_path):
     """A guide is added by hand to what a comparison wrote: the first one's checkpoint is at its last step already."""
     out, data = tmp_path / "out", load(columns(60))
@@ -335,6 +344,7 @@ def test_a_comparison_is_resumed(tmp_path):
         compare(LEARNT, [DIAGONAL, "exact"], data, out=tmp_path / "none", resume=True, **QUICK)
 
 
+@pytest.mark.slow
 def test_seeds_repeat_the_comparison(tmp_path):
     """The second of two seeds is what it is alone; each has a folder."""
     data, guides = columns(60), [DIAGONAL, "exact"]

@@ -173,6 +173,7 @@ def networks(name: str) -> Callable[[], Any]:
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly_slow(NETWORKS, *FEW_NETWORKS))
 def test_networks_and_their_buffers(name):
     assert_captured_is_eager(networks(name), values=load(columns(ROWS), heldout=0.0))
@@ -195,6 +196,7 @@ LAWS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor], Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly_slow(LAWS, "categorical"))
 def test_draws(name):
     prior, posterior = LAWS[name]
@@ -228,6 +230,7 @@ PROGRAMS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly_slow(PROGRAMS, "clipped"))
 def test_options(name):
     options = {"values": load(columns(ROWS), heldout=0.0), **PROGRAMS[name]}
@@ -315,6 +318,7 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly_slow(OPTIMIZERS, "numbers in the state"))
 def test_optimizers(name):
     assert_captured_is_eager(small(), optimizer=OPTIMIZERS[name](), schedule="cosine")
@@ -461,6 +465,7 @@ class Jittered(nn.Module):
             pyro.sample("x", dist.Normal(self.w * factor[0, 0] * z, 1.0), obs=x.clamp(max=3))
 
 
+@pytest.mark.slow
 def test_where_an_operation_raises_the_eager_step_decides():
     """And the steps after it are captured again."""
     values = scalars(100)

@@ -834,6 +834,7 @@ def test_unknown_modes(mode):
     assert str(caught.value) == f"compile must be True, False, 'auto' or 'captured', not {mode!r}"
 
 
+@pytest.mark.slow
 def test_an_unknown_mode_of_a_fit(tmp_path):
     """In a process of its own, without the type checks of these tests; and no folder is left."""
     code = "import pyro_vi; pyro_vi.fit('vae', 'diag_normal', 'digits', steps=1, out='run', compile='yes')"

@@ -169,6 +169,7 @@ def surroundings() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("gradients", [True, False])
 def test_nothing_outlives_a_call(monkeypatch, fails, gradients):

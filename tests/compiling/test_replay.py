@@ -418,6 +418,7 @@ def fuzz(seed: int) -> None:
     assert own_memory(replay)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", range(4))
 def test_random_graphs(block):
     for seed in range(block * 25, block * 25 + 25):
@@ -445,6 +446,7 @@ def blocks(replay: Replay) -> list[Tensor]:
     return list({block.data_ptr(): block for block in replay._plan.pools.values()}.values())
 
 
+@pytest.mark.slow
 def test_memory_is_used_again():
     """Sixty values of 8 kB in the memory of a few."""
     weight, x = real(8, 8), real(128, 8, seed=1)

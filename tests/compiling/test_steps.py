@@ -129,6 +129,7 @@ def most_are_slow(*quick: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("name", names)
 
 
+@pytest.mark.slow
 @most_are_slow("trace")
 def test_estimators_as_machine_code_and_in_eager_steps_by_turns(name, one_length):
     kind = SERVES[name].pairs[-1]

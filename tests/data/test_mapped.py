@@ -69,6 +69,7 @@ def test_bits_are_those_of_the_array_in_memory(dtype: str, shape: tuple[int, ...
     assert_equal(load(on_disk(tmp_path / "y.npy", values), **wide), load(values, **wide))
 
 
+@pytest.mark.slow
 def test_views_and_raw_files(tmp_path: Path) -> None:
     values = numbers("int32", (120, 4))
     values.tofile(tmp_path / "raw")
@@ -99,6 +100,7 @@ def test_batches_are_moved_as_they_are_read(tmp_path: Path) -> None:
             assert [t.dtype for t in batch] == dtypes
 
 
+@pytest.mark.slow
 def test_only_what_is_wanted_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = load(on_disk(tmp_path / "x.npy", numbers("float32", (4000, 64))))
     read, preadv = [], os.preadv

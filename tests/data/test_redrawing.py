@@ -50,6 +50,7 @@ def test_a_failure_in_the_thread_is_raised_at_its_epoch(small: Data, monkeypatch
     assert not threads()
 
 
+@pytest.mark.slow
 def test_a_fit_has_the_same_bits_with_and_without_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"epochs": 3, "batch_size": 500, "progress": False, "compile": False}
     found = []

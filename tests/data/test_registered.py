@@ -203,6 +203,7 @@ def test_small_mnist_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert "put the original t10k-images-idx3-ubyte.gz there" in message(load, "mnist")
 
 
+@pytest.mark.slow
 @needs_folder
 def test_mnist() -> None:
     data, grey = load("mnist"), load("mnist(binarize=False)")
@@ -274,6 +275,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str | Path], No
 FOLDER = os.environ.get("PYRO_VI_DATA", "")
 
 
+@pytest.mark.slow
 @needs_folder
 def test_mnist_is_downloaded_once(cache: Path, serve: Callable[[str | Path], None], monkeypatch: Any) -> None:
     serve(Path(FOLDER) / "mnist")

@@ -14,6 +14,7 @@ def energy(q: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return 0.5 * torch.einsum("...i,...ij,...j", v, inertia_matrix(q), v)
 
 
+@pytest.mark.slow
 def test_a_free_arm_keeps_its_energy_and_angular_momentum() -> None:
     """Without torque and friction, E = ½ q̇ᵀ M q̇ and the momentum of the first angle, (M q̇)_1, are constant."""
     q, v = torch.tensor([[0.3, 1.1], [-1.0, -2.0]]).double(), torch.tensor([[1.0, -2.0], [0.5, 3.0]]).double()
@@ -35,6 +36,7 @@ def test_a_stretched_arm_turns_as_a_rod() -> None:
     assert float(matrix[0, 0]) == pytest.approx(whole)
 
 
+@pytest.mark.slow
 def test_the_arm_comes_to_rest_at_its_waypoint() -> None:
     q, v, goal = torch.zeros(1, 2).double(), torch.zeros(1, 2).double(), torch.tensor([[1.0, -0.7]]).double()
     for _ in range(3000):
@@ -42,6 +44,7 @@ def test_the_arm_comes_to_rest_at_its_waypoint() -> None:
     torch.testing.assert_close(q, goal, atol=1e-8, rtol=0)
 
 
+@pytest.mark.slow
 def test_trajectories_have_lengths_noise_and_a_seed() -> None:
     data = load("robot(sequences=60, steps=20, noise=0.0)", dtype=torch.float64)
     x, lengths = data.train()

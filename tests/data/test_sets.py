@@ -92,6 +92,7 @@ def test_labels_move_with_the_data_and_programs_do_not_see_them() -> None:
     assert torch.equal(data.to("cpu").labels, data.labels)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @needs_folder
 def test_labels_of_images() -> None:
     mnist = load("mnist")
@@ -154,6 +155,7 @@ def test_the_nile_is_one_series() -> None:
     assert float(scaled.std(correction=0)) == pytest.approx(1)
 
 
+@pytest.mark.slow
 @needs_folder
 def test_newsgroups_are_counts_of_words() -> None:
     data, whole = load("20ng(heldout_part='valid')"), load("20ng")

@@ -178,6 +178,7 @@ def test_a_guide_that_is_the_prior_is_at_fault_where_the_decoder_uses_the_unit()
     assert any("z[0]" in text and "guide has collapsed" in text for text in found.attrs["sentences"])
 
 
+@pytest.mark.slow
 def test_kl_of_a_layer_is_that_given_the_layer_above():
     """Of the prior as a guide every unit is at its prior, whatever its mean does; nothing is known about the datum."""
     model = HierarchicalVAE(

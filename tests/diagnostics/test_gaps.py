@@ -66,6 +66,7 @@ def test_rounding_is_no_reason_for_care():
         assert "below" not in " ".join(found.attrs["sentences"])
 
 
+@pytest.mark.slow
 def test_a_datum_that_is_not_a_number_leaves_no_gap():
     x = scalars(3)
     x[1] = math.nan
@@ -222,6 +223,7 @@ def drawn_guide(x):
         of_z(x)
 
 
+@pytest.mark.slow
 def test_enumerated_sites_are_summed_in_every_elbo():
     """The evidence is a sum of two normals; the best normal is found on a grid of means and widths, with E by quadrature."""
     x = scalars(3)

@@ -66,6 +66,7 @@ def test_the_sentence_of_one_datum_has_the_error_of_its_draws():
     assert "nan" not in " ".join(found.attrs["sentences"])
 
 
+@pytest.mark.slow
 def test_importance_sampling_estimates_the_evidence_within_its_own_error():
     x, model = columns(), linear_gaussian()
     found = evidence(model, WrongGuide(), x, method="iw", particles=200_000, seed=1)
@@ -77,6 +78,7 @@ def test_importance_sampling_estimates_the_evidence_within_its_own_error():
     assert ((found.ess > 1) & (found.ess < 200_000)).all()
 
 
+@pytest.mark.slow
 def test_the_bound_rises_to_the_evidence_with_the_number_of_particles():
     """E of the estimate: the ELBO at K = 1, below log p(x) at every K, and closer with more (Burda et al. 2016)."""
     runs = 4000

@@ -32,6 +32,7 @@ def both(model, guide, x: Tensor, **options):
     return found[0].attrs["note"].split(" ")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vae", "closure", "masked_rows", "auxiliary"])
 @pytest.mark.parametrize("cached", [1, 2**17])
 def test_captured_draws_are_the_eager_ones(name, cached, monkeypatch):

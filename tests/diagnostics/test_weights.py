@@ -335,6 +335,7 @@ class Jittered(nn.Module):
             pyro.sample("z", dist.Normal(x.clamp(max=1.0), factor[0, 0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("datum", [0, 4])
 def test_where_compiled_draws_raise_on_a_value_they_are_eager(datum, monkeypatch, interpreted):
     """In the block that they are proved on, and in a later one."""

@@ -71,6 +71,7 @@ def test_vectorizes_leaves_the_generator():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kl", ["analytic", "sampled"])
 @pytest.mark.parametrize("vectorized", [True, False])
 def test_the_mean_of_many_draws_is_the_exact_elbo(kl, vectorized):

@@ -27,6 +27,7 @@ from pyro_vi.programs.isolation import isolated
 from pyro_vi.programs.pair import Pair
 
 
+@pytest.mark.slow
 def test_a_pair_that_does_not_vectorize_is_evaluated_by_single_draws():
     """The coupled mean z[0, 0] + z_n: E log p(x_n | z) has variance 3 for every datum but the first, there 5."""
     pair = pair_of(model_with(lambda z: z[0, 0] + z.sum(-1)), standard_guide, (scalars(),))

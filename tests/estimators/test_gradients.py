@@ -61,6 +61,7 @@ def test_the_orders_of_the_variances_flip_with_a_guide_that_is_too_narrow():
     assert float(found["trace"][1].var()) == pytest.approx(0.0128, rel=0.06)
 
 
+@pytest.mark.slow
 def test_at_the_posterior_the_sampled_value_has_no_variance_and_the_analytic_one_has():
     def guide(x):
         with pyro.plate("data", len(x)):

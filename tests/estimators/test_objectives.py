@@ -245,6 +245,7 @@ def test_pyros_renyi_is_ours_with_its_draws():
     torch.testing.assert_close(found, slope, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_fit_and_an_audit_work_where_gradients_are_off():
     x = torch.linspace(-1, 1, 12)
 

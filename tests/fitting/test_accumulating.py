@@ -245,6 +245,7 @@ def test_each_batch_is_differentiated_before_the_next_is_evaluated():
     assert float(w.grad) == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_weights_count_steps_and_not_batches():
     run = quick(LINEAR, DIAGONAL, load(columns(48), heldout=0.0), steps=6, batch_size=4, accumulate=4, warmup=4)
     assert [record["beta"] for record in run.history] == [weight_at(step, 6, 1.0, 4) for step in range(6)]

@@ -81,6 +81,7 @@ def test_the_parameters_have_their_bits_again_after_an_evaluation():
     assert torch.equal(x, before)
 
 
+@pytest.mark.slow
 def test_the_result_is_the_average_and_the_last_iterate_is_there(few_records, tmp_path):
     plain = quick(steps=12, snapshots=(0.5, 1.0))
     run = quick(steps=12, average="polynomial", out=tmp_path / "run", snapshots=(0.5, 1.0))
@@ -113,6 +114,7 @@ def test_a_run_in_memory_is_saved_with_both(tmp_path):
         torch.testing.assert_close(value, run.pair.state_dict()[name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @in_main_thread
 def test_an_interrupted_fit_ends_with_the_same_bits(few_records, tmp_path):
     options: dict[str, Any] = {"steps": 12, "average": "polynomial(eta=2)", "snapshots": (0.25, 1.0)}
@@ -125,6 +127,7 @@ def test_an_interrupted_fit_ends_with_the_same_bits(few_records, tmp_path):
     assert same_fit(again, whole) and same(again.last.state_dict(), whole.last.state_dict())
 
 
+@pytest.mark.slow
 def test_a_run_without_an_average_goes_on_as_it_is_and_may_get_one(few_records, tmp_path):
     plain = quick(steps=12)
     quick(steps=6, out=tmp_path / "run", average="none")
@@ -137,6 +140,7 @@ def test_a_run_without_an_average_goes_on_as_it_is_and_may_get_one(few_records, 
     assert ended.last_state is None and ended.steps == 13 and plain.steps == 12
 
 
+@pytest.mark.slow
 def test_the_optimizers_without_a_rate_average_by_default(few_records):
     run, plain = quick(optimizer="dog"), quick(optimizer="dog", average="none")
     assert run.config["average"] == "polynomial(eta=8.0)" and plain.config["average"] is None

@@ -22,6 +22,7 @@ def test_each_record_is_told_and_the_fit_is_the_same():
     assert seen[-1]["elbo"] == plain.history[-1]["elbo"]
 
 
+@pytest.mark.slow
 def test_one_that_fails_stops_the_fit_with_a_line_and_a_checkpoint(tmp_path):
     def bad(record):
         if record["step"] == 3:

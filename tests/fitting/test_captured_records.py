@@ -158,6 +158,7 @@ def of_shared(x: Tensor) -> None:
     pyro.sample("slope", dist.Normal(loc, scale))
 
 
+@pytest.mark.slow
 def test_latents_that_all_data_share():
     """Held-out: the log predictive density."""
     data = load(scalars(30), heldout=0.2)
@@ -166,6 +167,7 @@ def test_latents_that_all_data_share():
     assert "heldout_lpd" in made(records, 0, replaying=True)
 
 
+@pytest.mark.slow
 def test_points():
     """Their record has log p(x, z), and depends on no draws."""
     data = load(scalars(30), heldout=0.2)
@@ -204,6 +206,7 @@ class Emitting(nn.Module):
             pyro.sample("x", dist.Normal(self.net(z[:, None])[:, 0], 1.0), obs=x)
 
 
+@pytest.mark.slow
 def test_running_statistics_and_dropout():
     data = load(scalars(30), heldout=0.2)
     run = quick(Emitting(), Normed(), data, steps=3, batch_size=8, check=False)
@@ -216,6 +219,7 @@ def test_running_statistics_and_dropout():
     assert made(records, 3, replaying=True) == made(records, 3, replaying=False) != before
 
 
+@pytest.mark.slow
 def test_a_parameter_that_lies_elsewhere():
     """Then the programs run; with its old place, the graph is replayed again."""
     data = load(columns(30), heldout=0.2)
@@ -289,6 +293,7 @@ class Buffered(Shared):
             pyro.sample("x", dist.Normal(slope, 1.0 + self.count), obs=x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [Reading, Counting, Elsewhere, Buffered])
 def test_programs_without_a_graph_run(make: Callable[[], Any]):
     data = load(scalars(30), heldout=0.2)
@@ -305,6 +310,7 @@ def test_programs_without_a_graph_run(make: Callable[[], Any]):
         assert found == [made(records, seed, replaying=False) for seed in SEEDS]
 
 
+@pytest.mark.slow
 def test_a_graph_with_other_numbers_is_refused(monkeypatch):
     data = load(columns(30), heldout=0.2)
     run = quick(LINEAR, DIAGONAL, data, steps=2, batch_size=8, check=False)
@@ -329,6 +335,7 @@ def test_a_graph_with_other_numbers_is_refused(monkeypatch):
 # ---- fits
 
 
+@pytest.mark.slow
 def test_nothing_is_replayed_with_eager_steps(monkeypatch):
     made_of: list[Any] = []
     init = Replayed.__init__
@@ -349,6 +356,7 @@ def test_nothing_is_replayed_with_eager_steps(monkeypatch):
             assert one[key] == two[key], (key, one["step"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("records", "asked"), [(30, True), (29, False)])
 def test_a_fit_with_few_records_takes_them_from_the_programs(records, asked, monkeypatch):
     """The interval is 2 steps in both cases."""
@@ -363,6 +371,7 @@ def test_a_fit_with_few_records_takes_them_from_the_programs(records, asked, mon
     assert bool(seen) is asked
 
 
+@pytest.mark.slow
 def test_a_graph_that_is_too_large_is_not_made(monkeypatch):
     run = quick(steps=2)
     records = records_of(run.pair, load(columns(50)))

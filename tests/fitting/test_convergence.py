@@ -86,6 +86,7 @@ def test_a_foreign_state_is_refused(state):
         Watch().restore(state)
 
 
+@pytest.mark.slow
 def test_a_simulated_fit_of_each_kind():
     """A few fits: the long table is in a slow test."""
     study = script("study_convergence")

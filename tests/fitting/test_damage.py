@@ -79,11 +79,13 @@ def outcome(folder: Path, whole: Run) -> str:
     return " / ".join(said)
 
 
+@pytest.mark.slow
 @in_main_thread
 def test_an_intact_run_is_resumed_without_a_word(stopped, whole, tmp_path):
     assert outcome(copied(stopped, tmp_path / "run"), whole) == ""
 
 
+@pytest.mark.slow
 @in_main_thread
 @pytest.mark.parametrize(
     ("damage", "text"),
@@ -129,6 +131,7 @@ def test_a_position_that_is_none_of_the_fit(changed, text, stopped, tmp_path):
         resumed(tmp_path / "run")
 
 
+@pytest.mark.slow
 @in_main_thread
 def test_a_checkpoint_of_another_run_is_not_taken(stopped, another, whole, tmp_path):
     folder = copied(stopped, tmp_path / "run")
@@ -143,6 +146,7 @@ def test_a_checkpoint_of_another_run_is_not_taken(stopped, another, whole, tmp_p
     assert "cannot be read: it is of another run" in outcome(folder, whole)
 
 
+@pytest.mark.slow
 @in_main_thread
 def test_what_is_allowed_to_change_changes(stopped, tmp_path):
     """A learning rate of zero leaves the parameters of the checkpoint, whatever the optimizer's state."""
@@ -162,6 +166,7 @@ def test_what_is_allowed_to_change_changes(stopped, tmp_path):
     assert all(torch.equal(value, state["pair"][name]) for name, value in run.pair.state_dict().items())
 
 
+@pytest.mark.slow
 @in_main_thread
 def test_another_rate_of_the_same_optimizer_is_used(tmp_path):
     with pytest.raises(KeyboardInterrupt):
@@ -194,6 +199,7 @@ def doing(action: Callable[[], object], step: int) -> Callable[..., torch.optim.
     return adam
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_in_the_midst_of_a_fit_loses_nothing(whole, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     fill = doing(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1])), STOP)
@@ -208,6 +214,7 @@ def test_a_disk_that_fills_in_the_midst_of_a_fit_loses_nothing(whole, tmp_path):
     assert outcome(tmp_path / "run", whole) == ""
 
 
+@pytest.mark.slow
 def test_a_folder_that_vanishes_in_the_midst_of_a_fit_is_one_line(tmp_path):
     with pytest.raises(
         InputError, match=r"^the folder '.*run' is gone, so '.*' cannot be written; put it back, or start"
@@ -216,6 +223,7 @@ def test_a_folder_that_vanishes_in_the_midst_of_a_fit_is_one_line(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_writes_is_left_alone(stopped, whole, tmp_path):
     folder = copied(stopped, tmp_path / "run")
     lock = Lock(folder)

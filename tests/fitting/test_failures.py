@@ -51,6 +51,7 @@ def test_a_guide_density_that_is_not_finite_is_named_too():
         fit(conjugate_model, guide, load(values, heldout=0.0), steps=2, check=False, progress=False)
 
 
+@pytest.mark.slow
 def test_a_draw_that_fails_is_made_again_to_find_the_site():
     """One draw in twenty is beyond the model: another one would show nothing."""
 

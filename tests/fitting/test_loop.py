@@ -101,6 +101,7 @@ def test_a_record_has_the_mean_loss_since_the_one_before(few_records):
         assert abs(found[step] - sum(some) / len(some)) < 1e-10
 
 
+@pytest.mark.slow
 def test_the_elbo_of_a_record_is_unannealed(few_records):
     """A fit with beta = 0 minimises the reconstruction alone; the ELBO beside has the whole KL."""
     run = fit(LINEAR, DIAGONAL, load(columns(100)), beta=0.0, steps=100, lr=0.1, progress=False)
@@ -136,6 +137,7 @@ def test_warmup_raises_the_weight_step_by_step():
     assert [record["beta"] for record in run.history] == [0.0, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0]
 
 
+@pytest.mark.slow
 def test_warmup_weighs_the_gradient_and_not_the_record_only():
     """The first step of a warm-up is that of beta = 0."""
     data = load(columns(50))

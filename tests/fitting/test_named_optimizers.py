@@ -70,6 +70,7 @@ def test_prodigy_finds_the_distance_to_the_minimum(installed):
     assert found == sorted(found) and 0.3 < found[-1] <= 3 and abs(float(x.detach()) - 3) < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_resumed_fit_has_the_same_bits(name, installed, few_records, tmp_path):
     options: dict[str, Any] = {"optimizer": name, "schedule": "constant", "snapshots": (1.0,)}
@@ -89,6 +90,7 @@ def test_a_resumed_fit_has_the_same_bits(name, installed, few_records, tmp_path)
     assert ("last_elbo" in whole.history[-1]) is different
 
 
+@pytest.mark.slow
 def test_a_new_rate_leaves_the_average_of_a_schedule_free_optimizer(installed, few_records, tmp_path):
     options: dict[str, Any] = {"optimizer": "schedule_free", "out": tmp_path / "run"}
     quick(steps=7, lr=0.01, **options)
@@ -100,6 +102,7 @@ def test_a_new_rate_leaves_the_average_of_a_schedule_free_optimizer(installed, f
     assert group["lr"] == 0.001 and sums[0] > 0 and sums[1] / sums[0] == pytest.approx(8 / 7)
 
 
+@pytest.mark.slow
 def test_records_do_not_change_the_steps_of_a_schedule_free_optimizer(installed, few_records, monkeypatch):
     many = quick(optimizer="schedule_free", steps=12)
     monkeypatch.setattr("pyro_vi.fitting.loop.LOGGED", 1)

@@ -217,6 +217,7 @@ def group_rates(lr: Any) -> dict[str, float]:
     return {name: by_id[id(p)] for name, (_, p) in run.pair.owned().items()}
 
 
+@pytest.mark.slow
 def test_rates_of_model_and_guide_and_by_name():
     owners = {name: owner for name, (owner, _) in quick(steps=1).pair.owned().items()}
     first = next(name for name, owner in owners.items() if owner == "guide")
@@ -245,6 +246,7 @@ SCHEDULERS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @in_main_thread
 @pytest.mark.parametrize("stop", [3, 4])
 @pytest.mark.parametrize("name", ["pyro", "clipped", *SCHEDULERS])
@@ -342,6 +344,7 @@ def test_an_optimizer_that_fails_is_named():
         quick(optimizer=fails)
 
 
+@pytest.mark.slow
 def test_names():
     assert {"adam", "adamw", "sgd", "rmsprop", "adagrad", "nadam", "clipped_adam"} <= OPTIMIZERS.keys()
     assert recipe_of("ClippedAdam").name == "ClippedAdam"

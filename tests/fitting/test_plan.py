@@ -223,6 +223,7 @@ def test_one_row_can_be_fitted_where_nothing_is_held_out():
         plan(local, local_guide, scalars(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [40, 80], ids=["few", "many"])
 @pytest.mark.parametrize("size", [None, 8], ids=["all", "minibatches"])
 @pytest.mark.parametrize("made", [False, True], ids=["function", "class"])

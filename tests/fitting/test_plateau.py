@@ -85,6 +85,7 @@ def noisy(**options: Any) -> Run:
     return quick(LINEAR, DIAGONAL, load(columns(50)), check=False, **settings)
 
 
+@pytest.mark.slow
 @in_main_thread
 def test_a_resumed_fit_lowers_its_rate_at_the_same_records(tmp_path):
     whole = noisy(optimizer=interrupting(lr=0.3))

@@ -52,6 +52,7 @@ def test_a_gradient_of_zero_moves_nothing(kind):
     assert torch.equal(x.detach(), torch.ones(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dog", "dowg"])
 def test_a_resumed_fit_has_the_same_bits(name, few_records, tmp_path):
     whole = quick(optimizer=name, steps=12, out=tmp_path / "whole")

@@ -30,6 +30,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return digits(tmp_path_factory.mktemp("whole") / "run")
 
 
+@pytest.mark.slow
 @in_main_thread
 @pytest.mark.parametrize("stops", [(1,), (6,), (8,), (3, 4), (14,)], ids=str)
 def test_a_resumed_fit_has_the_bits_of_an_uninterrupted_one(stops, whole, tmp_path):
@@ -78,6 +79,7 @@ def test_resuming_where_nothing_is_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @in_main_thread
 def test_what_was_logged_after_the_checkpoint_is_cut_off(whole, tmp_path):
     """As a killed process leaves it: records of steps that are taken again, and half a line."""
@@ -92,6 +94,7 @@ def test_what_was_logged_after_the_checkpoint_is_cut_off(whole, tmp_path):
     )
 
 
+@pytest.mark.slow
 @in_main_thread
 def test_a_fit_killed_before_its_first_checkpoint_leaves_no_records(whole, tmp_path):
     out = tmp_path / "run"

@@ -19,6 +19,7 @@ from pyro_vi.data.loading import load
 from pyro_vi.fitting import planned, settings
 
 
+@pytest.mark.slow
 def test_an_epoch_is_as_many_steps_as_it_has_batches(few_records, monkeypatch):
     data = load(columns(50))  # 45 of them to train on
     assert quick(data=data, steps=None, epochs=3, batch_size=16).steps == 9
@@ -86,6 +87,7 @@ def test_what_cannot_be_is_refused_in_one_line(options, text, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -151,6 +151,7 @@ def test_a_start_that_fails_is_left_out(few_records):
         run(seed=BAD, starts=2)
 
 
+@pytest.mark.slow
 def test_a_callback_that_fails_ends_the_fit_and_no_start_is_left_out(tmp_path):
     seen: list[int] = []
 

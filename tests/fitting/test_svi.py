@@ -49,6 +49,7 @@ from pyro_vi.models.linear_gaussian import LinearGaussian
 # ---- seeds, originals, global state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "guide", "data"),
     [
@@ -68,6 +69,7 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(model, guide, data, 
     assert first.history[-1]["loss"] != other.history[-1]["loss"]
 
 
+@pytest.mark.slow
 def test_a_fit_does_not_know_of_the_one_before():
     """Both pairs have parameters of the same names; Pyro's own store would hand the second fit those of the first."""
 
@@ -119,6 +121,7 @@ def test_networks_of_functions_are_not_changed(pair):
     assert all(not torch.equal(run.snapshots[0][name], run.snapshots[6][name]) for name in run.snapshots[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("records", "steps"),
     [(1, [1, 24]), (4, [1, 6, 12, 18, 24]), (5, [1, 4, 8, 12, 16, 20, 24]), (100, list(range(1, 25)))],
@@ -195,6 +198,7 @@ def test_the_default_optimizer_is_adam():
         torch.testing.assert_close(quick(lr=0.01).pair.state_dict()[name], value, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_device_and_dtype_of_the_data_are_kept():
     for dtype in (torch.float32, torch.float64):
         run = quick("vae(latent_dim=2, hidden=(4,))", data=load(columns(50).to(dtype)), device="cpu")
@@ -203,6 +207,7 @@ def test_device_and_dtype_of_the_data_are_kept():
         assert run.data.heldout[0].dtype == dtype
 
 
+@pytest.mark.slow
 def test_the_pair_at_a_step_is_that_of_the_snapshot():
     run = quick(snapshots=(0.0, 0.5, 1.0), schedule="constant")
     assert sorted(run.snapshots) == [0, 3, 6]
@@ -318,6 +323,7 @@ def pca() -> tuple[Any, float]:
     return data, float(PCA(8).fit(train).score(train))
 
 
+@pytest.mark.slow
 def test_svi_with_the_exact_guide_reaches_scikit_learns_pca(few_records, pca):
     """The gradient of `trace` with the exact guide has no variance: full batches climb the likelihood itself."""
     data, best = pca

@@ -74,6 +74,7 @@ def test_the_document_is_that_of_the_table() -> None:
     assert MATRIX.read_text(encoding="utf-8") == matrix(), "run python tests/shelf_catalogue.py"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:ConditionalAutoRegressiveNN input_dim = 1")  # of Pyro's flow of a single number
 @pytest.mark.parametrize(("guide", "column"), CELLS)
 def test_a_guide_serves_a_model_or_is_refused(guide: str, column: str) -> None:

@@ -67,6 +67,7 @@ def test_every_parameter_gets_a_gradient(name):
     assert all(bool((p.grad != 0).any()) for p in guide.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["full_normal", "low_rank_normal"])
 def test_normals_over_several_sites_have_closed_form_kls(name):
     """The KL of a site given the draws before it; its mean is that of log q − log p (4 standard errors)."""

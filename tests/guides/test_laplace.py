@@ -133,6 +133,7 @@ def test_rows_that_depend_on_each_other_get_one_normal():
     torch.testing.assert_close(elbo, exact, rtol=1e-10, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [Curved, Shared])
 def test_gradients_are_those_of_finite_differences(model):
     model = model()

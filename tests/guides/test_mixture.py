@@ -4,6 +4,7 @@ import math
 
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 from catalogue import number
 
@@ -60,6 +61,7 @@ def two_modes():
     pyro.sample("square", dist.Normal(z.square(), 0.3), obs=number(1.0))
 
 
+@pytest.mark.slow
 def test_free_parameters_start_at_both_modes():
     """A guide with one mode is log 2 below the evidence, by symmetry; a mixture is not, and gives each mode a half."""
     axis = torch.linspace(-6, 6, 6001).double()

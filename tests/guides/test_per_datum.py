@@ -198,6 +198,7 @@ def test_the_model_keeps_the_names_of_its_parameters_and_can_be_called_alone():
     assert torch.equal(run.model(x, numbers), run.model(x))
 
 
+@pytest.mark.slow
 def test_evidence_audit_and_check_of_fitted_rows():
     run = fitted(5, 2, "per_datum(init_scale=1.0)")
     batch, (x,) = run.data.example(6), given().example(6)
@@ -218,6 +219,7 @@ def test_rows_are_evaluated_a_few_at_a_time():
     assert torch.allclose(few.kl, all_rows.kl)
 
 
+@pytest.mark.slow
 @in_main_thread
 def test_a_resumed_fit_has_the_bits_of_an_uninterrupted_one(tmp_path):
     def run(name, *stops, resume=False):

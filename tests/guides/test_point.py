@@ -19,6 +19,7 @@ def model(x):
         pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
 
 
+@pytest.mark.slow
 def test_a_point_is_the_mode_of_the_density_on_the_support():
     """λ ~ Gamma(3, 2), n_i | λ ~ Poisson(λ): the mode of Gamma(3 + Σ n, 2 + N) is (2 + Σ n)/(2 + N)."""
     counts = torch.tensor([1.0, 4.0, 2.0, 3.0]).double()

@@ -65,6 +65,7 @@ def test_many_steps_from_an_untrained_encoder_reach_the_best_diagonal_normal():
     assert gaps[0].mean() > 3 * gaps[1].mean()
 
 
+@pytest.mark.slow
 def test_with_few_draws_only_the_means_are_refined():
     """The mean of a pair of opposite draws is exact for a quadratic log p: μ goes to the posterior's mean."""
     model, x = linear_gaussian(), columns()
@@ -215,6 +216,7 @@ def test_evidence_and_a_saved_state_in_float32():
     assert found == pytest.approx(model.log_evidence(x).mean().item(), abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_model_that_takes_no_draws_at_once_is_served():
     def model(x):
         with pyro.plate("data", len(x)):

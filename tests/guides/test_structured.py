@@ -33,6 +33,7 @@ def test_a_sequence_shares_its_networks_and_takes_any_length():
             assert list(guide(columns(6, steps))) == [f"z_{t}" for t in range(steps)]
 
 
+@pytest.mark.slow
 def test_a_site_depends_on_its_parents_in_every_row():
     x = scalars()
     guide = Structured(bind_one(collider, (x,)), (x,), hidden=(4,))

@@ -48,6 +48,7 @@ def test_diag_normal_reaches_the_best_mean_field_bound(name: str) -> None:
     reaches(fitted(TARGETS[name], "diag_normal"), TARGETS[name], TARGETS[name].mean_field)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLAIN)
 def test_diag_normal_reaches_the_best_mean_field_bound_without_data(name: str) -> None:
     reaches(fitted(TARGETS[name], "diag_normal", steps=60, draws=32), TARGETS[name], TARGETS[name].mean_field)

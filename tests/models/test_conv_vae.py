@@ -103,6 +103,7 @@ def test_what_is_no_image_or_out_of_range_is_refused(shape, options, words):
         ConvVAE(images(shape), **options)
 
 
+@pytest.mark.slow
 def test_its_options_are_those_of_the_vae_too():
     found = described("conv_vae")[0].options
     assert set(found) >= {"channels", "activation", "latent_dim", "likelihood", "prior", "components"}

@@ -99,6 +99,7 @@ def test_the_transition_is_gated() -> None:
         torch.testing.assert_close(transition(z)[0], wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", ["diag_normal", "full_normal", "structured", "flow", "mixture", "student", "prior"])
 def test_guides_of_the_shelf_serve_it(guide: str) -> None:
     data = sequences("boolean", torch.float32)

@@ -30,6 +30,7 @@ def test_its_joint_density_has_log_z_0():
     assert model.best_mean_field() == pytest.approx(-1.862847, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_it_is_fitted_without_data():
     run = pyro_vi.fit("funnel(dim=2)", "diag_normal", None, steps=1, compile=False, progress=False)
     assert pyro_vi.evidence(run.model, run.guide, ()).attrs["total"] == 0

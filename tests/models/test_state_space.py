@@ -93,6 +93,7 @@ def test_a_diffuse_start_is_the_limit_of_a_wide_one(form):
     torch.testing.assert_close(exact.smooth(x)[0], later, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @needs_folder
 def test_the_evidence_of_the_nile_series():
     """−632.5456 for observations 2 to 100 with a diffuse start (Durbin and Koopman 2012, section 2.10)."""

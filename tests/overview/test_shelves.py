@@ -16,6 +16,7 @@ from pyro_vi.overview.shelves import EXAMPLES
 from pyro_vi.programs.lookup import AUTOGUIDES, available
 
 
+@pytest.mark.slow
 def test_every_name_has_a_line_and_can_be_described():
     """Names are read from source: they and their lines are those of the tables and docstrings that an import gives."""
     found = names()
@@ -110,6 +111,7 @@ def test_examples_are_small_and_of_one_kind_each():
     assert all(make().spec.num_data <= 8 for make in EXAMPLES.values())
 
 
+@pytest.mark.slow
 def test_a_name_has_its_options_with_types_and_defaults():
     (guide,) = described("diag_normal(hidden=(3,))")
     assert guide.kind == "guide" and {"vae", "linear_gaussian"} <= {match.model for match in guide.pairs}
@@ -125,10 +127,12 @@ def test_a_name_has_its_options_with_types_and_defaults():
         described("vea")
 
 
+@pytest.mark.slow
 def test_a_name_of_two_tables_is_described_twice(monkeypatch):
     monkeypatch.setitem(guides.TABLE, "vae", guides.TABLE["diag_normal"])
     assert [one.kind for one in described("vae")] == ["model", "guide"]
 
 
+@pytest.mark.slow
 def test_a_guide_with_parameters_for_each_row_gets_row_numbers():
     assert {match.guide: match.reason for match in matches(guides=["per_datum"])} == {"per_datum": ""}

@@ -125,6 +125,7 @@ def test_arviz_gives_the_evidence_from_a_result_file(tmp_path):
     assert abs(elpd - evidence) < 4 * error
 
 
+@pytest.mark.slow
 def test_groups_of_a_fit_are_written_too(tmp_path):
     data = load(columns(50))
     run = fit("linear_gaussian(latent_dim=2)", "diag_normal(hidden=(4,))", data, steps=3, progress=False)

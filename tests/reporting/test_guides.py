@@ -205,6 +205,7 @@ def test_the_picture_shows_each_distance_with_its_interval(count):
     assert ("one seed" in [text.get_text() for text in figure.legends[0].get_texts()]) == (count > 1)
 
 
+@pytest.mark.slow
 def test_pictures_of_guides_are_saved(tmp_path):
     names = [path.name for path in save(made(THREE), tmp_path)]
     assert names[:3] == ["training_curves.png", "behind_the_best.png", "reconstructions.png"]

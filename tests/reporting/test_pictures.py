@@ -162,6 +162,7 @@ def test_components_that_are_the_classes_of_the_labels_have_their_names() -> Non
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["hare", "fox"]
 
 
+@pytest.mark.slow
 def test_a_latent_around_its_component_keeps_the_guides_draw() -> None:
     """infer_discrete takes event dimensions for batch dimensions, unless the guide's draws count as observed."""
     x = np.concatenate([vectors(60, 3) - 10, vectors(60, 3) + 10])
@@ -203,6 +204,7 @@ def test_an_intercept_and_a_bias_are_no_coefficients_though_they_are_as_many_as_
         coefficients(made)
 
 
+@pytest.mark.slow
 def test_of_a_single_column_the_coefficient_is_not_the_intercept() -> None:
     made = comparison("regression", "diag_normal", table(40, 1), features=("age",))
     (axes,) = coefficients(made).axes
@@ -261,6 +263,7 @@ def test_the_band_of_a_truth_value_is_that_of_its_probability() -> None:
     np.testing.assert_allclose(probability, 1 / (1 + np.exp(-2 * at)), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_of_classes_the_shares_of_the_predictions_are_stacked() -> None:
     def model(x: torch.Tensor, y: torch.Tensor) -> None:
         shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
@@ -294,6 +297,7 @@ def test_marginals_of_coefficients_have_the_names_of_their_columns() -> None:
     assert [axes.get_xlabel() for axes in figure.axes] == ["slopes[age]", "slopes[bmi]"]
 
 
+@pytest.mark.slow
 def test_marginals_of_groups_have_the_names_of_the_groups() -> None:
     frame = pd.DataFrame({"age": vectors(40, 1)[:, 0], "y": vectors(40, 2)[:, 1], "school": [7, 101] * 20})
     figure = marginals(comparison("regression", "diag_normal", load(frame, target="y", group="school")))

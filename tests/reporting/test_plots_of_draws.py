@@ -142,6 +142,7 @@ def test_single_numbers_share_one_panel() -> None:
     assert walk.axes[-1].get_xlabel() == "prior sd"
 
 
+@pytest.mark.slow
 def test_prior_samples_are_decoded_draws_from_the_prior() -> None:
     made = comparison(VAE, "diag_normal", "digits", ("trace", "mean_field", "stl", "iwae"))
     figure = prior_samples(made)
@@ -239,6 +240,7 @@ def test_a_walk_is_refused_where_there_is_no_vector_to_walk_in(model: Any) -> No
         latent_traversal(comparison(model, "diag_normal", vectors(2), ("trace",)))
 
 
+@pytest.mark.slow
 def test_save_leaves_out_what_does_not_apply(tmp_path: Path) -> None:
     made = comparison(two, "diag_normal", vectors(2), ("trace",))
     written = ["training_curves", "reconstructions", "prior_samples", "latent_means"]
@@ -331,6 +333,7 @@ def test_nothing_is_changed(picture: Any) -> None:
     assert all(parameter.grad is None and parameter.requires_grad for parameter in pair.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("picture", PICTURES)
 @pytest.mark.parametrize("data", ["digits", "vectors"])
 @pytest.mark.parametrize("count", [1, 6])

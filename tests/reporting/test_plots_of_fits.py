@@ -150,6 +150,7 @@ def test_labels_read_as_numbers_within_a_decade() -> None:
     assert [float(axes.yaxis.get_major_formatter()(tick)) for tick in ticks] == pytest.approx(ticks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plot", PLOTS)
 @pytest.mark.parametrize("names", [NAMES[:1], tuple(f"{name}(num_particles=4)" for name in NAMES)], ids=len)
 def test_no_text_is_cut_off(plot: Any, names: tuple[str, ...]) -> None:

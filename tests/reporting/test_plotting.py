@@ -142,6 +142,7 @@ def test_nothing_global_changes() -> None:
     assert torch.equal(torch.get_rng_state(), state) and np.array_equal(np.random.get_state()[1], numbers)  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_equal_calls_give_equal_points() -> None:
     figures = [plot(comparison(copying, copy, vectors(30, 3)), only="latent_means") for _ in range(2)]
     one, other = (figure["latent_means"].axes[0].collections[0].get_offsets() for figure in figures)

@@ -105,6 +105,7 @@ def local_normal(rows: int) -> tuple:
     return model, guide, 2**0.5 * columns(rows, 1)[:, 0]
 
 
+@pytest.mark.slow
 def test_pit_values_of_new_data_are_those_of_the_marginal():
     """P(x_rep < x) = Φ(x / √2) for new data, and Φ((x − x/2) / √1.5) with the latents that have seen x."""
     model, guide, x = local_normal(40)
@@ -176,6 +177,7 @@ def test_figures_have_a_panel_for_each_site_and_leave_nothing_open():
     assert (np.random.get_state()[1] == state).all()
 
 
+@pytest.mark.slow
 def test_padding_that_is_masked_inside_an_event_is_no_data():
     """Zeros of the padding are no misfit of the exact pair, z | x ~ N(Σ x / (n + 1), 1 / (n + 1)) with n unmasked entries."""
     draw = torch.Generator().manual_seed(0)

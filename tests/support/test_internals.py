@@ -277,6 +277,7 @@ def test_the_evidence_is_of_the_same_draws_and_says_what_is_missing(name, withou
         pyro_vi.evidence(*pair(), values(), compile=True, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in OPTIONAL if "profiler" in name.lower()])
 def test_peak_memory_that_is_not_recorded_is_nan(name, without):
     assert peak_bytes(lambda: torch.ones(1000)) >= 4000
@@ -401,6 +402,7 @@ def process(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_package_is_imported_without_any_of_them():
     """Here they are taken from torch and Pyro too, but for what cannot be: what objects are given as they are made."""
     names = [*STEPS[:2], *TRACING[:2], *COMPILING, *PYRO, *OPTIONAL, MEASURING]
@@ -537,6 +539,7 @@ def test_what_counts_as_a_private_use(code, uses):
     assert private_uses(ast.parse(code), {"_mine"}) == uses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in FILES if path.name not in INTERNALS], ids=lambda path: path.stem)
 def test_no_other_module_uses_private_parts(path, own=own_names()):  # noqa: B008
     assert private_uses(parsed(path), own) == []

@@ -30,6 +30,7 @@ def test_each_name_is_found_and_listed(package):
         _ = module.nothing
 
 
+@pytest.mark.slow
 def test_import_is_of_nothing_else():
     """Before a name is used; then a name, a module and a version are there without an import of the module."""
     code = (

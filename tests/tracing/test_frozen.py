@@ -391,6 +391,7 @@ def test_cycles_end():
         two.n = 1
 
 
+@pytest.mark.slow
 def test_large_things_end_soon():
     large = made(tensor=torch.zeros(2 * MOST), array=np.zeros(2 * MOST), numbers=list(range(2 * MOST)))
     for change in (lambda: large.tensor.add_(1), lambda: large.numbers.append(0)):
