@@ -11,6 +11,8 @@ autograd would do nothing, and would take 20 to 40 microseconds in each call.
 
 import gc
 import logging
+import os
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -212,12 +214,23 @@ def why_not(device: torch.device) -> str:
 
 @cache
 def _no_compiler() -> str:
+    # Inductor would find the same one, but its import takes two seconds, and kept code does not need it.
+    unloaded = sys.platform == "linux" and "torch._inductor" not in sys.modules
+    if unloaded and _answers(os.environ.get("CXX", "g++")):
+        return ""
     look = inductor_internals.cpp_compiler()
     try:
         look()  # asks it for its version
     except Exception:
         return "there is no C++ compiler that works; install g++ (or set CXX to a C++ compiler)"
     return ""
+
+
+def _answers(command: str) -> bool:
+    try:
+        return subprocess.run([command, "--version"], capture_output=True, timeout=60).returncode == 0
+    except (OSError, subprocess.SubprocessError):
+        return False
 
 
 def replayed(compiled: Compiled, kept: Sequence[Tensor], source: Sequence[Tensor]) -> Compiled:

@@ -69,6 +69,10 @@ class Replay:
         self.recorded: Any = None
         self.kept = [value.detach() for value in inputs[:kept]]
         given = list(inputs[kept:])
+        # One tensor that is given twice may be two in a later call.
+        where = [memory(value) for value in given]
+        twice = {i for i, one in enumerate(where) if where.count(one) > 1}
+        copied = sorted({*copied, *twice})
         self._places = {i: given[i].clone() for i in copied}
         self._last: list[Any] = list(given)
         given = [self._places.get(i, value) for i, value in enumerate(given)]

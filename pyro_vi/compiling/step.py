@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from pyro_vi.compiling.losses import Losses, LossGraph
 from pyro_vi.errors import NoGraph
-from pyro_vi.support.torch_internals import as_compiling, has_step_hooks, stepped_by_scheduler, untraced
-from pyro_vi.tracing import reason, trace
+from pyro_vi.support.torch_internals import as_compiling, has_step_hooks, stepped_by_scheduler, take_step, untraced
+from pyro_vi.tracing import Recording, flat, reason
 from pyro_vi.tracing.reach import Walk
 
 Optimizer = torch.optim.Optimizer
@@ -106,7 +106,7 @@ class WholeStep:
                 if "step" in state:
                     state["step"].fill_(float(self.count))
 
-    def trace(self, losses: LossGraph, source: Sequence[Tensor]) -> fx.GraphModule:
+    def trace(self, losses: LossGraph, source: Sequence[Tensor]) -> Recording:
         """Return the graph of a step as a function of ``(*tensors, control, *source)``.
 
         The graph returns the loss and the norm of the gradient.
@@ -123,7 +123,7 @@ class WholeStep:
         with torch.random.fork_rng(devices=sorted({t.get_device() for t in inputs if t.is_cuda})):
             for foreach in (False, True):
                 try:
-                    return trace(self._function(losses, foreach), *inputs, state=len(self.tensors))
+                    return flat(self._function(losses, foreach), *inputs, state=len(self.tensors))
                 except Exception as error:
                     # Some optimizers accept a tensor as the learning rate in only one of these two implementations.
                     if foreach or isinstance(error, NoGraph):
@@ -201,7 +201,7 @@ class WholeStep:
             own = Walk(twin)
         try:
             with as_compiling():
-                twin.step()
+                take_step(twin)
         finally:
             with untraced():
                 changed = own.changed()

@@ -22,7 +22,7 @@ from pyro_vi.compiling.step import MANY, WholeStep
 from pyro_vi.data import Batch
 from pyro_vi.errors import NoGraph, first_line
 from pyro_vi.support import generators, set_generators
-from pyro_vi.tracing import Recording, reason, same_twice
+from pyro_vi.tracing import reason, same_twice
 
 SMALL = 1e-3
 """Fraction of the largest gradient below which an element of a parameter is not compared. Adam divides a gradient by its size,
@@ -134,7 +134,7 @@ class CompiledSteps:
             raise NoGraph(missing)
         losses = self.whole.losses.graph(length, sources)
         with _put_back(self.whole), collecting_later():
-            graph = same_twice(lambda: Recording.of(self.whole.trace(losses, sources[0])), pair.model, pair.guide)
+            graph = same_twice(lambda: self.whole.trace(losses, sources[0]), pair.model, pair.guide)
         return graph.module()
 
     def add(self, length: int, graph: fx.GraphModule, sources: Sequence[Sequence[Tensor]]) -> None:

@@ -72,7 +72,7 @@ def _tried(call: Callable[[], Tensor]) -> Tensor | None:
     with torch.no_grad():
         try:
             return call()
-        except (NotImplementedError, RuntimeError):  # there is no closed form, or it has another shape
+        except (NotImplementedError, RuntimeError, ValueError):  # there is no closed form, or it has another shape
             return None
 
 

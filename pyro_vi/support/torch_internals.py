@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache, partial
+from types import FunctionType
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -71,7 +72,11 @@ def has_gradient_hooks(parameter: Tensor) -> bool:
 
 def stepped_by_scheduler(optimizer: torch.optim.Optimizer) -> bool:
     """True if a scheduler counts an optimizer's steps; it replaces the method for that, which changes no step."""
-    return bool(getattr(optimizer.step, "_wrapped_by_lr_sched", False))
+    step: Any = vars(optimizer).get("step")
+    marked = bool(getattr(step, "_wrapped_by_lr_sched", False))
+    return (
+        marked and getattr(step, "__wrapped__", None) is type(optimizer).step
+    )  # and not a method that a user put there
 
 
 def take_step(optimizer: torch.optim.Optimizer) -> None:
@@ -90,20 +95,31 @@ def take_step(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _bare_step(optimizer: torch.optim.Optimizer) -> Callable[[Any], Any] | None:
-    """What the method ``step`` of torch's own classes wraps, or None if a wrapper does more than to turn gradients off."""
-    one: Any = type(optimizer).step
-    if type(optimizer).__module__.partition(".")[0] != "torch" or optimizer.defaults.get("differentiable", True):
+    """What the method ``step`` of torch's own classes wraps; None if there is more to a step than that.
+
+    More are hooks, a method of the optimizer's own, a wrapper that is not torch's, gradients through the step, and a profiler.
+    """
+    kind, module = type(optimizer), sys.modules[torch.optim.Optimizer.__module__]
+    if kind.__module__.partition(".")[0] != "torch" or optimizer.defaults.get("differentiable", True):
         return None
     if "step" in vars(optimizer) and not stepped_by_scheduler(optimizer):
         return None
-    module = sys.modules[torch.optim.Optimizer.__module__]
     everywhere = [getattr(module, f"_global_optimizer_{when}_hooks", None) for when in ("pre", "post")]
-    if has_step_hooks(optimizer) or any(hooks is None or hooks for hooks in everywhere):
+    try:
+        if has_step_hooks(optimizer) or _part("torch.autograd", "_profiler_enabled")():
+            return None
+    except Missing:
         return None
-    while one is not None and one.__code__.co_name != "_use_grad":
-        one = getattr(one, "__wrapped__", None)
-    bare: Callable[[Any], Any] | None = getattr(one, "__wrapped__", None)
-    return bare
+    if any(hooks is None or hooks for hooks in everywhere):
+        return None
+    one: Any = kind.step
+    while isinstance(one, FunctionType) and one.__globals__ is vars(module):
+        within: Any = getattr(one, "__wrapped__", None)
+        if one.__code__.co_name == "_use_grad":
+            bare: Callable[[Any], Any] | None = within
+            return bare
+        one = within
+    return None
 
 
 @contextmanager
@@ -124,7 +140,8 @@ def without_compiler() -> Iterator[None]:
         yield
     finally:
         for one in changed:
-            delattr(one, "__dynamo_disable")
+            with suppress(AttributeError):  # another thread was faster
+                delattr(one, "__dynamo_disable")
 
 
 def fused_adam(decoupled: bool) -> Callable[..., Any]:
@@ -231,7 +248,8 @@ def each_operation(handle: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
     class Handled(base):
         @classmethod
         def _should_skip_dynamo(cls) -> bool:
-            return False  # else torch wraps the method below so that it imports torch's compiler, which takes a second
+            # If true, torch wraps the method below so that the compiler leaves it alone; for that it imports the compiler.
+            return COMPILER in sys.modules
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             return handle(func, args, kwargs or {})

@@ -565,6 +565,18 @@ def test_another_stored_column():
     assert all(map(same, replay([columns[-1], rows]), run(graph, [weight, columns[-1], rows], 0)))
 
 
+def test_one_column_given_twice_may_be_two_later():
+    column, other = real(6, 3), real(6, 3, seed=1)
+
+    def both(one: Tensor, two: Tensor) -> list[Tensor]:
+        return [(one.t() @ two).sum() + (one[1:] - two[1:]).exp().sum()]
+
+    graph = graph_of(both, [column, column])
+    replay = Replay(graph, [column, column], 0, copied=())
+    for given in ([column, column], [column, other], [other, column], [other, other]):
+        assert all(map(same, replay(given), run(graph, given, 0)))
+
+
 def test_a_stored_column_that_does_not_fit_is_an_error_in_each_call():
     """And not the numbers of the column before it."""
     weight, rows, column = real(3), torch.tensor([1, 0]), real(6, 3)

@@ -1,8 +1,12 @@
 """Steps of torch's optimizers without the import of torch's compiler: the same bits, hooks and counts as `step()` has."""
 
+import functools
 import subprocess
 import sys
+import types
 import warnings
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
 from pyro_vi.support import torch_internals
 from pyro_vi.support.torch_internals import take_step, without_compiler
+from pyro_vi.tracing import record
 
 MADE = {
     "adam": lambda p: Adam(p, 0.1),
@@ -74,6 +79,64 @@ def test_what_else_hangs_on_a_step_is_done(not_imported):
     optimizer.step = lambda: seen.append("own")
     take_step(optimizer)
     assert seen == ["all", "before", "after", "own"]
+
+
+@pytest.mark.parametrize("schedule", [True, False], ids=["schedule", "constant"])
+def test_a_method_or_a_wrapper_of_a_user_is_called(schedule, not_imported, monkeypatch):
+    """Also if a scheduler wraps it once more, and if it keeps the marks of what it wraps."""
+    calls = []
+
+    def counted(function):
+        @functools.wraps(function)
+        def step(*given):
+            calls.append(None)
+            return function(*given)
+
+        return step
+
+    def made(own: bool) -> SGD:
+        optimizer = optimizer_of()
+        if own:
+            optimizer.step = types.MethodType(counted(SGD.step), optimizer)
+        if schedule:
+            torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        return optimizer
+
+    take_step(made(own=True))
+    assert len(calls) == 1
+    late = made(own=False)
+    late.step = counted(late.step)
+    take_step(late)
+    assert len(calls) == 2
+    take_step(made(own=False))
+    assert len(calls) == 2
+    monkeypatch.setattr(SGD, "step", counted(SGD.step))
+    take_step(made(own=False))
+    assert len(calls) == 3
+    monkeypatch.setattr(SGD, "step", mock.Mock())
+    take_step(optimizer_of())
+    assert SGD.step.called
+
+
+def test_a_profiler_sees_the_step(not_imported):
+    with torch.autograd.profiler.profile() as found:
+        take_step(optimizer_of())
+    assert "Optimizer.step#SGD.step" in {event.name for event in found.function_events}
+
+
+@pytest.mark.slow
+def test_the_recorder_is_not_compiled_itself(monkeypatch):
+    """A program may have a part under `torch.compile`, whose compiler would take the recorder for a part of it."""
+    laws: Any = torch.distributions.Distribution
+    monkeypatch.setattr(laws, "_validate_args", laws._validate_args)  # which torch's compiler turns off for good
+    from torch._dynamo.utils import counters
+
+    part = torch.compile(lambda x: (x * 2).tanh() + 1, backend="eager")
+    part(torch.ones(3))
+    before = counters["frames"]["total"]
+    x = torch.linspace(0, 1, 3)
+    assert torch.equal(record(lambda x: part(x).exp(), x).module()(x)[0], part(x).exp()[0])
+    assert counters["frames"]["total"] - before <= 2
 
 
 def test_gradients_go_through_a_step_that_is_differentiable(not_imported):
