@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyro_vi.support.torch_internals import add_to_each, fused_adam, has_step_hooks, stepped_by_scheduler, take_step
+from pyro_vi.support.torch_internals import add_to_each, bare_step, fused_adam, take_step
 
 Direct = Callable[[Sequence[Tensor], float], None]
 
@@ -36,9 +36,7 @@ def direct_update(optimizer: Optimizer, parameters: Sequence[Tensor], fitted: Se
 
 
 def _made(optimizer: Optimizer, parameters: Sequence[Tensor], fitted: Sequence[int]) -> Direct | None:
-    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or has_step_hooks(optimizer):
-        return None
-    if "step" in vars(optimizer) and not stepped_by_scheduler(optimizer):
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or bare_step(optimizer) is None:
         return None
     places = {id(parameters[i]): at for at, i in enumerate(fitted)}
     groups = []

@@ -84,7 +84,7 @@ def take_step(optimizer: torch.optim.Optimizer) -> None:
 
     That method begins with the import, which takes a second, to have the compiler leave it alone.
     """
-    bare = None if COMPILER in sys.modules else _bare_step(optimizer)
+    bare = None if COMPILER in sys.modules else bare_step(optimizer)
     if bare is None:
         optimizer.step()
         return
@@ -94,7 +94,7 @@ def take_step(optimizer: torch.optim.Optimizer) -> None:
         bare(optimizer)
 
 
-def _bare_step(optimizer: torch.optim.Optimizer) -> Callable[[Any], Any] | None:
+def bare_step(optimizer: torch.optim.Optimizer) -> Callable[[Any], Any] | None:
     """What the method ``step`` of torch's own classes wraps; None if there is more to a step than that.
 
     More are hooks, a method of the optimizer's own, a wrapper that is not torch's, gradients through the step, and a profiler.

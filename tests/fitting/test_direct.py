@@ -1,5 +1,6 @@
 """The fused step of Adam and AdamW called directly: the bits of ``step()``, or nothing where that is not sure."""
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
+import pyro_vi
 from pyro_vi.fitting import direct
 from pyro_vi.fitting.direct import direct_update
 
@@ -129,6 +131,22 @@ OTHERS: dict[str, Make] = {
 def test_others_have_no_direct_step(name):
     optimizer, own = begun(OTHERS[name])
     assert direct_update(optimizer, own, (0, 1, 2)) is None
+
+
+def test_a_wrapper_around_the_method_of_the_class_is_called(monkeypatch):
+    calls = []
+
+    @functools.wraps(Adam.step)
+    def counted(*given):
+        calls.append(None)
+        return step(*given)
+
+    run = partial(pyro_vi.fit, "ppca", "diag_normal", torch.randn(40, 3), steps=12, compile="captured", progress=False)
+    expected, step = run(), Adam.step
+    monkeypatch.setattr(Adam, "step", counted)
+    found = run()
+    assert len(calls) >= 12
+    assert all(map(torch.equal, found.pair.parameters(), expected.pair.parameters()))
 
 
 def test_without_a_state_there_is_no_direct_step():
