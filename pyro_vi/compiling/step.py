@@ -1,9 +1,9 @@
 """One optimisation step as a pure function: loss, gradients, clipping, schedule and optimizer in one flat graph.
 
-* `WholeStep` holds the tensors that a step changes (parameters, optimizer states, buffers), and traces the step for a batch of
+* `WholeStep` holds the tensors that a step changes (parameters, optimizer states, buffers), and records the step for a batch of
   one length. The graph changes these tensors in place, and returns the loss and the norm of the gradient.
 
-The optimizer's own code is traced. This works for every `torch.optim` optimizer whose update consists of tensor operations.
+The optimizer's own code is recorded. This works for every `torch.optim` optimizer whose update consists of tensor operations.
 """
 
 from collections import defaultdict
