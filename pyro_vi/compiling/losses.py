@@ -92,12 +92,12 @@ class Losses:
 
                 def capture() -> Recording:
                     facts.append(self._capture(sources[0]))
+                    without_values(facts[-1].recording.graph)  # now, so that there is memory for the second capture
                     return facts[-1].recording
 
                 with collecting_later():
                     same_twice(capture, pair.model, pair.guide)
             found = facts[0]
-            without_values(found.recording.graph)
             for source in sources:
                 with self._put_back():
                     self._compare(found, source)

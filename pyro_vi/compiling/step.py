@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_vi.compiling.losses import Losses, LossGraph
 from pyro_vi.errors import NoGraph
 from pyro_vi.support.torch_internals import as_compiling, has_step_hooks, stepped_by_scheduler, take_step, untraced
-from pyro_vi.tracing import Recording, flat, reason
+from pyro_vi.tracing import Recording, flat, reason, without_values
 from pyro_vi.tracing.reach import Walk
 
 Optimizer = torch.optim.Optimizer
@@ -123,7 +123,9 @@ class WholeStep:
         with torch.random.fork_rng(devices=sorted({t.get_device() for t in inputs if t.is_cuda})):
             for foreach in (False, True):
                 try:
-                    return flat(self._function(losses, foreach), *inputs, state=len(self.tensors))
+                    found = flat(self._function(losses, foreach), *inputs, state=len(self.tensors))
+                    without_values(found.graph)
+                    return found
                 except Exception as error:
                     # Some optimizers accept a tensor as the learning rate in only one of these two implementations.
                     if foreach or isinstance(error, NoGraph):

@@ -16,10 +16,12 @@ from pyro_vi.data import Batch
 from pyro_vi.errors import NoGraph
 from pyro_vi.programs import Pair, evaluating, isolated, swapped
 from pyro_vi.support.torch_internals import times_changed
-from pyro_vi.tracing import flat, same_twice, without_values
+from pyro_vi.tracing import Recording, flat, same_twice, without_values
 
 MOST = 5000
 """Most operations of a graph: to make a larger one ready takes longer than the records save."""
+LARGE = 2**22
+"""Most bytes of the rows. To make a graph ready keeps the values of all its operations, and on large rows saves little time."""
 
 Numbers = Callable[[Batch, int | None], Mapping[str, Tensor]]
 
@@ -39,11 +41,12 @@ class Replayed:
     def __init__(self, pair: Pair, rows: Batch, numbers: Numbers) -> None:
         if not all(isinstance(value, Tensor) for value in rows):
             raise NoGraph("the rows are not tensors alone")
+        if sum(value.nbytes for value in rows) > LARGE:
+            raise NoGraph("the rows are so large that to keep the values of all operations takes much memory")
         self.pair, self.rows, self.held = pair, rows, Held(pair, list(pair.parameters()))
         self.names: list[str] = []
         with torch.no_grad(), isolated(0, validation=False), evaluating(pair):
-            graph = same_twice(lambda: flat(self._function(numbers), *copies(self._kept()), state=self._many()), pair)
-            without_values(graph.graph)
+            graph = same_twice(lambda: self._captured(numbers), pair)
             if len(graph.graph.nodes) > MOST:
                 raise NoGraph("the graph is so large that to make it ready takes longer than records without it")
             self.replay = Replay(graph, self._kept(), self._many(), ())
@@ -64,6 +67,11 @@ class Replayed:
             return None
         with torch.no_grad(), isolated(seed, validation=False):
             return {name: value.clone() for name, value in zip(self.names, self.replay(()), strict=True)}
+
+    def _captured(self, numbers: Numbers) -> Recording:
+        found = flat(self._function(numbers), *copies(self._kept()), state=self._many())
+        without_values(found.graph)
+        return found
 
     def _kept(self) -> list[Tensor]:
         return [*self.held.tensors, *self.rows]

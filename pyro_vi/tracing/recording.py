@@ -22,6 +22,8 @@ from pyro_vi.tracing.shapes import refuse_varying_shapes
 
 READING = "It appears that you're trying to get value out of a tracing tensor"
 """Start of the message of make_fx, which `pyro_vi.tracing.graph.reason` explains."""
+MOST = 2**29
+"""Bytes of the values of all operations, which a recording keeps, beyond which it fails: a trace keeps none of them."""
 READ = "aten::_local_scalar_dense"
 """The operation by which Python reads a number from a tensor."""
 SAME = (torch.ops.aten.detach.default, torch.ops.aten.lift_fresh.default, torch.ops.aten.alias.default)
@@ -55,6 +57,7 @@ class Recorder:
         self.raised = ""
         self._nodes: dict[int, fx.Node] = {}
         self._memory: set[int] = set()
+        self._bytes = 0
         self._constant: set[int] = set()
         self._settled: set[int] = set()
         self._kept: list[Tensor] = []
@@ -142,7 +145,11 @@ class Recorder:
     def _place(self, node: fx.Node, value: Tensor) -> None:
         node.meta["val"] = value
         self._nodes[id(value)] = node
-        self._memory.add(_address(value))
+        if _address(value) not in self._memory:
+            self._memory.add(_address(value))
+            self._bytes += value.untyped_storage().nbytes() if _address(value) else 0
+            if self._bytes > MOST:
+                raise NotImplementedError("the values of all operations together take too much memory")
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:

@@ -380,3 +380,14 @@ def test_a_graph_that_is_too_large_is_not_made(monkeypatch):
         Replayed(run.pair, records.train, records._means)
     assert made(records, 3, replaying=True) == made(records, 3, replaying=False)
     assert graphs(records) == []
+
+
+def test_large_rows_are_not_captured(monkeypatch):
+    """What makes a graph ready keeps the values of all operations on them."""
+    run = quick(steps=2)
+    records = records_of(run.pair, load(columns(50)))
+    monkeypatch.setattr(captured_records, "LARGE", sum(value.nbytes for value in records.train) - 1)
+    with pytest.raises(NoGraph, match="the rows are so large"):
+        Replayed(run.pair, records.train, records._means)
+    monkeypatch.undo()
+    assert Replayed(run.pair, records.train, records._means)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_vi.tracing import flat, lifted, record, without_values
+from pyro_vi.tracing import flat, lifted, record, recording, without_values
 
 OUTSIDE = torch.tensor([1.0, -2.0, 0.5])
 
@@ -54,6 +54,21 @@ def test_a_dtype_is_no_value():
 
     inputs = (torch.tensor([1.5]), torch.tensor([0.5], dtype=torch.float64))
     assert torch.equal(record(function, *inputs).module()(*inputs), function(*inputs))
+
+
+def test_large_values_are_traced_and_not_kept(monkeypatch):
+    """A recording keeps the values of all operations; each memory counts once."""
+
+    def function(x: Tensor) -> Tensor:
+        return x.exp().t().reshape(-1).tanh().tanh().sum()
+
+    x = torch.ones(50, 20)
+    monkeypatch.setattr(recording, "MOST", 5 * x.nbytes + 4)
+    record(function, x)
+    monkeypatch.setattr(recording, "MOST", 5 * x.nbytes)
+    with pytest.raises(NotImplementedError, match="too much memory"):
+        record(function, x)
+    assert torch.equal(flat(function, x).module()(2 * x), function(2 * x))
 
 
 def branches(x: Tensor) -> Tensor:
