@@ -77,6 +77,7 @@ PYRO = [
 MEASURING = "torch.utils._python_dispatch.TorchDispatchMode"
 """Without it nothing tells what compiling would save."""
 OPTIONAL = [
+    "torch.autograd._profiler_enabled",
     "torch._inductor.lowering.lowerings",
     "torch._inductor.ir",
     "torch._inductor.mkldnn_ir.LinearUnary",
@@ -278,12 +279,26 @@ def test_the_evidence_is_of_the_same_draws_and_says_what_is_missing(name, withou
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in OPTIONAL if "profiler" in name.lower()])
+@pytest.mark.parametrize("name", [name for name in OPTIONAL if "profiler" in name.lower() and "enabled" not in name])
 def test_peak_memory_that_is_not_recorded_is_nan(name, without):
     assert peak_bytes(lambda: torch.ones(1000)) >= 4000
     without(name)
     assert np.isnan(peak_bytes(lambda: torch.ones(1000)))
     assert np.isnan(pyro_vi.audit(*pair(), values(), elbos="trace", draws=20).peak_bytes).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["torch.autograd._profiler_enabled", "torch.optim.Optimizer._optimizer_step_pre_hooks"]
+)
+def test_a_step_is_the_optimizers_own_where_torch_does_not_say_what_hangs_on_it(name, without):
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([parameter], 0.5)
+    assert torch_internals.bare_step(optimizer) is not None
+    without(name)
+    assert torch_internals.bare_step(optimizer) is None
+    parameter.grad = torch.ones(2)
+    torch_internals.take_step(optimizer)
+    assert parameter.tolist() == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(
