@@ -216,6 +216,7 @@ def plan_of(model: Source, guide: Source, data: Any, options: Options, initial: 
     return plan(model, guide, data, **{name: getattr(options, name) for name in names}, initial=initial)
 
 
+@without_compiler()
 def fit_pair(
     planned: Plan,
     name: str,
@@ -277,7 +278,7 @@ def fit_pair(
         "versions": versions(),
     }
     example = data.example(batch_size)
-    with fitting_threads(pair, example), without_compiler():
+    with fitting_threads(pair, example):
         if options.check:
             refuse(findings_of(planned, estimator, options))
         with isolated(validation=False):
@@ -290,8 +291,7 @@ def fit_pair(
     if options.out is not None:
         folder = RunFolder(options.out, config, resume=options.resume, allow=options.allow)
     try:
-        with without_compiler():
-            loop.run(title or name, folder, resume=options.resume, progress=options.progress, note=planned.note)
+        loop.run(title or name, folder, resume=options.resume, progress=options.progress, note=planned.note)
     finally:
         if folder is not None:
             folder.close()

@@ -73,10 +73,9 @@ def has_gradient_hooks(parameter: Tensor) -> bool:
 def stepped_by_scheduler(optimizer: torch.optim.Optimizer) -> bool:
     """True if a scheduler counts an optimizer's steps; it replaces the method for that, which changes no step."""
     step: Any = vars(optimizer).get("step")
-    marked = bool(getattr(step, "_wrapped_by_lr_sched", False))
-    return (
-        marked and getattr(step, "__wrapped__", None) is type(optimizer).step
-    )  # and not a method that a user put there
+    # A scheduler also wraps a method that a user has put there, and a user's wrapper may keep the mark of a scheduler.
+    own = getattr(step, "__wrapped__", None) is type(optimizer).step
+    return own and bool(getattr(step, "_wrapped_by_lr_sched", False))
 
 
 def take_step(optimizer: torch.optim.Optimizer) -> None:
@@ -95,9 +94,10 @@ def take_step(optimizer: torch.optim.Optimizer) -> None:
 
 
 def bare_step(optimizer: torch.optim.Optimizer) -> Callable[[Any], Any] | None:
-    """What the method ``step`` of torch's own classes wraps; None if there is more to a step than that.
+    """Return the function that computes the step of a class of torch, without torch's wrappers; None if they are needed.
 
-    More are hooks, a method of the optimizer's own, a wrapper that is not torch's, gradients through the step, and a profiler.
+    They are needed for hooks, for gradients through the step, and under a profiler. A method that a user has put in the place
+    of ``step``, or around it, is never left out.
     """
     kind, module = type(optimizer), sys.modules[torch.optim.Optimizer.__module__]
     if kind.__module__.partition(".")[0] != "torch" or optimizer.defaults.get("differentiable", True):

@@ -383,7 +383,7 @@ def test_a_graph_that_is_too_large_is_not_made(monkeypatch):
 
 
 def test_large_rows_are_not_captured(monkeypatch):
-    """What makes a graph ready keeps the values of all operations on them."""
+    """A capture keeps the values of all operations, which are as large as the rows."""
     run = quick(steps=2)
     records = records_of(run.pair, load(columns(50)))
     monkeypatch.setattr(captured_records, "LARGE", sum(value.nbytes for value in records.train) - 1)
