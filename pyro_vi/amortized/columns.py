@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 
 from pyro_vi.amortized.series import NUMBERED
@@ -68,6 +69,25 @@ class Column:
         # Along a plate whose rows are features, an element counts as present if any of them is.
         moved = value.permute(*places, *rest)
         return moved.flatten(len(places)).any(-1) if rest else moved
+
+    def present(self, data: Mapping[str, Datum], value: Tensor) -> Tensor | None:
+        """Return which entries of a batch's column count, by the masks of the observed sites; None if none has a mask."""
+        if self.site is not None:
+            datum = data.get(self.site)
+            if datum is None or not isinstance(datum.mask, Tensor):
+                return None
+            return self.like(datum, datum.mask)
+        steps = value.shape[len(self.plates)] if self.observed else 0
+        found = [data.get(self.observed_at(step)) for step in range(steps)]
+        if not any(datum is not None and isinstance(datum.mask, Tensor) for datum in found):
+            return None
+        seen = []
+        for datum in found:
+            mask = torch.tensor(True) if datum is None or datum.mask is None else torch.as_tensor(datum.mask)
+            seen.append(mask.reshape((1,) * len(self.plates)) if datum is None else self.like(datum, mask))
+        device = next(datum.value.device for datum in found if datum is not None)
+        wide = broadcast_shape(*(mask.shape for mask in seen))
+        return torch.stack([mask.to(device).expand(wide) for mask in seen], len(self.plates))
 
 
 @dataclass

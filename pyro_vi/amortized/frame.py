@@ -12,7 +12,6 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 
 from pyro_vi.amortized.columns import Column, columns_of, read_apart
@@ -207,7 +206,7 @@ class Frame:
         sites = self._of_length(args, kwargs, columns) if read is None else self._served(read)
         present: list[Tensor | None] = [None] * len(columns)
         if read is not None and self._masked:
-            present = [self._present(column, read, value) for column, value in zip(self.columns, columns, strict=True)]
+            present = [column.present(read.data, value) for column, value in zip(self.columns, columns, strict=True)]
         return Call(values, plates, index, sites, columns, present, {} if read is None else read.plates)
 
     def _numbers(self, values: Batch) -> Tensor:
@@ -226,7 +225,7 @@ class Frame:
         if not self._masked:
             return [None] * len(self.columns)
         read = self.read(batch, {}, {})
-        return [self._present(column, read, column.of(batch)) for column in self.columns]
+        return [column.present(read.data, column.of(batch)) for column in self.columns]
 
     def read(
         self,
@@ -299,24 +298,6 @@ class Frame:
             centre, _ = self.centre(name)
             found[name] = self.shapes[name].to_site(centre.to(device).expand(*rows, len(centre)))
         return found
-
-    def _present(self, column: Column, read: Reading, value: Tensor) -> Tensor | None:
-        if column.site is not None:
-            datum = read.data.get(column.site)
-            if datum is None or not isinstance(datum.mask, Tensor):
-                return None
-            return column.like(datum, datum.mask)
-        steps = value.shape[len(column.plates)] if column.observed else 0
-        found = [read.data.get(column.observed_at(step)) for step in range(steps)]
-        if not any(datum is not None and isinstance(datum.mask, Tensor) for datum in found):
-            return None
-        seen = []
-        for datum in found:
-            mask = torch.tensor(True) if datum is None or datum.mask is None else torch.as_tensor(datum.mask)
-            seen.append(mask.reshape((1,) * len(column.plates)) if datum is None else column.like(datum, mask))
-        device = next(datum.value.device for datum in found if datum is not None)
-        wide = broadcast_shape(*(mask.shape for mask in seen))
-        return torch.stack([mask.to(device).expand(wide) for mask in seen], len(column.plates))
 
     def _rows(self, columns: list[Tensor]) -> dict[str, int]:
         """The rows of the data plate and of the plates of elements in a batch."""
